@@ -1,0 +1,8 @@
+// The Python face of the native kernels: numpy buffers in, numpy buffers out, the GIL released while they run.
+#include <nanobind/nanobind.h>
+
+namespace nb = nanobind;
+
+NB_MODULE(_native, m) {
+    m.doc() = "headrace native kernels";
+}

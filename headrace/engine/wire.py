@@ -1,0 +1,110 @@
+"""Messages between the API process and the engine process: msgspec structs in length-capped msgpack frames."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from headrace.engine.sampling_params import SamplingParams
+
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+
+
+class Submit(msgspec.Struct, tag="submit", frozen=True):
+    """Start a request. ``deadline`` is seconds from arrival. ``embed`` asks for the pooled hidden state only."""
+
+    request_id: int
+    prompt: list[int]
+    params: SamplingParams
+    deadline: float | None = None
+    embed: bool = False
+
+
+class Cancel(msgspec.Struct, tag="cancel", frozen=True):
+    """Stop a request (or one of its choices) and give its pages back within one step. Unknown ids are ignored."""
+
+    request_id: int
+    choice: int | None = None
+
+
+class Drain(msgspec.Struct, tag="drain", frozen=True):
+    """Finish what runs, take nothing new, then exit 0."""
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Logprob of one token and the best alternatives as (token, logprob), best first."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
+    """What one choice of one request got in one step. ``finish`` set means: nothing more comes for this choice."""
+
+    request_id: int
+    choice: int
+    tokens: list[int]
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
+    finish: FinishReason | None = None
+    stop_token: int | None = None
+    cached_tokens: int = 0
+    embedding: list[float] | None = None
+
+
+class Gauges(msgspec.Struct, frozen=True):
+    """The engine's state after a step, for metrics and health."""
+
+    running: int = 0
+    waiting: int = 0
+    pages_total: int = 0
+    pages_free: int = 0
+    steps: int = 0
+    step_seconds: float = 0.0
+    overhead_seconds: float = 0.0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    recomputed_tokens: int = 0
+
+
+class StepOutputs(msgspec.Struct, tag="outputs", frozen=True):
+    """Everything a step produced, in one message."""
+
+    outputs: list[TokenOutput]
+    gauges: Gauges
+
+
+class Refused(msgspec.Struct, tag="refused", frozen=True):
+    """The engine can't run a request: ``code`` is a row of the error table."""
+
+    request_id: int
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Ready(msgspec.Struct, tag="ready", frozen=True):
+    """The engine has loaded its model and serves."""
+
+    model: str
+    context_length: int
+    vocab: int
+    hidden: int
+    pages_total: int
+    page_tokens: int
+    load_seconds: float
+
+
+class Failed(msgspec.Struct, tag="failed", frozen=True):
+    """The engine can't go on (or could not start): the last message before a non-zero exit."""
+
+    code: str
+    message: str
+
+
+EngineInbound = Submit | Cancel | Drain
+EngineOutbound = StepOutputs | Refused | Ready | Failed

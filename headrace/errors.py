@@ -1,0 +1,68 @@
+"""The one error table: every refusal that a user can meet, with its HTTP status and meaning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorKind:
+    """One row of the error table.
+
+    ``code`` is the stable machine-readable name, ``status`` the HTTP status, ``type`` the OpenAI error type,
+    ``retry_after`` seconds to wait before the same call may succeed (``None``: never by waiting).
+    """
+
+    code: str
+    status: int
+    type: str
+    meaning: str
+    retry_after: int | None = None
+
+
+ERROR_TABLE: dict[str, ErrorKind] = {
+    kind.code: kind
+    for kind in (
+        ErrorKind("invalid_json", 400, "invalid_request_error", "The body is not valid JSON."),
+        ErrorKind("unknown_parameter", 400, "invalid_request_error", "The request has a field that does not exist here."),
+        ErrorKind("unsupported_parameter", 400, "invalid_request_error", "The field exists, this server or model can't honour it."),
+        ErrorKind("invalid_value", 400, "invalid_request_error", "A field's value is of the wrong type or out of bounds."),
+        ErrorKind("missing_parameter", 400, "invalid_request_error", "A required field is absent."),
+        ErrorKind("context_length_exceeded", 400, "invalid_request_error", "Prompt and wanted output don't fit the model's context."),
+        ErrorKind("invalid_grammar", 400, "invalid_request_error", "The schema, regex or choice list can't be compiled within limits."),
+        ErrorKind("invalid_template", 400, "invalid_request_error", "The chat template refused the messages."),
+        ErrorKind("invalid_api_key", 401, "authentication_error", "No API key, or one that the server does not know."),
+        ErrorKind("permission_denied", 403, "permission_error", "The key may not do this."),
+        ErrorKind("not_found", 404, "not_found_error", "No such route."),
+        ErrorKind("model_not_found", 404, "not_found_error", "No model of this name is served."),
+        ErrorKind("method_not_allowed", 405, "invalid_request_error", "The route exists, the method does not."),
+        ErrorKind("body_too_large", 413, "invalid_request_error", "The body is over the size limit."),
+        ErrorKind("queue_full", 429, "rate_limit_error", "Too many requests are waiting.", retry_after=1),
+        ErrorKind("internal_error", 500, "api_error", "A bug in the server; the request id finds it in the log."),
+        ErrorKind("engine_dead", 503, "api_error", "The engine process has ended.", retry_after=5),
+        ErrorKind("loading", 503, "api_error", "The model is still loading.", retry_after=1),
+        ErrorKind("draining", 503, "api_error", "The server is shutting down and takes no new requests.", retry_after=5),
+        ErrorKind("deadline_exceeded", 504, "timeout_error", "The request's own deadline passed before it finished."),
+        ErrorKind("model_file", 400, "model_error", "A model file is damaged, lies about its contents or is of an unknown kind."),
+        ErrorKind("unsupported_machine", 400, "machine_error", "This CPU or system lacks something that is required."),
+        ErrorKind("invalid_setting", 400, "settings_error", "An option, file key or environment variable is unknown or out of bounds."),
+    )
+}
+
+
+class HeadraceError(Exception):
+    """A refusal with a row in :data:`ERROR_TABLE`.
+
+    ``message`` is safe to show to a client: no paths, addresses or tracebacks. ``param`` names the field at fault.
+    """
+
+    def __init__(self, code: str, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.kind = ERROR_TABLE[code]
+        self.message = message
+        self.param = param
+
+    @property
+    def code(self) -> str:
+        """The stable name of the row."""
+        return self.kind.code

@@ -1,0 +1,62 @@
+"""Item: a unit of work with a token target, the only thing that ever takes part in a step."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+class ItemKind(enum.Enum):
+    """What an item's tokens are computed for."""
+
+    GENERATE = "generate"
+    EMBED = "embed"
+
+
+class ItemState(enum.Enum):
+    """Where an item stands. Only RUNNING items hold pages."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One sequence that catches up to its token target.
+
+    ``tokens`` is prompt plus everything sampled so far; ``computed`` of them have their KV in ``pages``. There is no
+    prefill or decode phase: each step computes some of ``tokens[computed:]``, and when the last token's row has been
+    computed a new token is sampled and appended, so the target moves one ahead.
+
+    ``score_from``: the first position whose logits are wanted besides the last (prompt logprobs); ``None`` for none.
+    """
+
+    item_id: int
+    kind: ItemKind
+    tokens: list[int]
+    prompt_length: int
+    max_tokens: int
+    arrival: float = 0.0
+    deadline: float | None = None
+    score_from: int | None = None
+    state: ItemState = ItemState.WAITING
+    computed: int = 0
+    pages: list[int] = field(default_factory=list)
+    preemptions: int = 0
+    recomputed: int = 0
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are known and not yet computed."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def generated(self) -> int:
+        """Tokens sampled so far."""
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def is_decoding(self) -> bool:
+        """True when exactly the newest token is missing, so that one row yields the next one."""
+        return self.pending == 1 and self.computed > 0
