@@ -1,0 +1,1 @@
+"""Measuring: load, statistics, machine facts, and the experiments that ``headrace reproduce`` runs."""
