@@ -1,0 +1,72 @@
+"""Weights as their file holds them: raw bytes with a kind and a shape, under the canonical names of ModelConfig."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.errors import HeadraceError
+
+RawBytes = npt.NDArray[np.uint8]
+RowOrder = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RawTensor:
+    """One tensor in its source encoding, not copied: ``data`` is a view into the mapped file wherever possible.
+
+    ``kind``: name of the encoding in the GGUF tables (``"F32"``, ``"F16"``, ``"BF16"``, ``"Q4_1"``, ``"Q8_0"``, …).
+    ``shape``: ``(outputs, inputs)`` or ``(n,)``, row-major, one row's codes consecutive.
+    ``data``: 1-D bytes of exactly the encoded size; read-only when it maps a file.
+    ``row_order``: output row *i* comes from stored row ``row_order[i]`` (``None``: as stored).
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    data: RawBytes
+    row_order: RowOrder | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of a matrix; 1 for a vector."""
+        return self.shape[0] if len(self.shape) > 1 else 1
+
+    @property
+    def row_bytes(self) -> int:
+        """Encoded bytes of one stored row."""
+        return self.data.size // self.rows
+
+
+class WeightSource(Protocol):
+    """Where a model's tensors come from, by canonical name (``embedding``, ``layer.0.attention.q``, …)."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Encoded bytes of all tensors together."""
+
+    def names(self) -> Iterable[str]:
+        """Every name that :meth:`tensor` knows, in file order."""
+
+    def tensor(self, name: str) -> RawTensor:
+        """The tensor of that name; :class:`HeadraceError` ``model_file`` when the file has none."""
+
+
+def dequantise(raw: RawTensor) -> npt.NDArray[np.float32]:
+    """The tensor's values as float32 in canonical row order, by the GGUF tables: slow and exact, an oracle for kernels.
+
+    Raises ``model_file`` for a kind that the tables cannot decode.
+    """
+    import gguf
+
+    stored = raw.data.reshape(raw.rows, raw.row_bytes)
+    try:
+        values = gguf.quants.dequantize(stored, gguf.GGMLQuantizationType[raw.kind])
+    except (KeyError, NotImplementedError) as error:
+        raise HeadraceError("model_file", f"weights of kind {raw.kind!r} can't be decoded") from error
+    if raw.row_order is not None:
+        values = values[raw.row_order]
+    return np.ascontiguousarray(values, dtype=np.float32).reshape(raw.shape)
