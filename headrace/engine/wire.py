@@ -7,9 +7,16 @@ from typing import Literal
 import msgspec
 
 from headrace.engine.sampling_params import SamplingParams
+from headrace.engine.settings import EngineSettings
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+
+
+class Start(msgspec.Struct, tag="start", frozen=True):
+    """The first message to an engine process: what to load. Answered by Ready or Failed."""
+
+    settings: EngineSettings
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True):
@@ -106,5 +113,5 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
     message: str
 
 
-EngineInbound = Submit | Cancel | Drain
+EngineInbound = Start | Submit | Cancel | Drain
 EngineOutbound = StepOutputs | Refused | Ready | Failed

@@ -1,0 +1,296 @@
+"""The API process's side of the engine: starts the engine process and turns its step messages into streams."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+
+from headrace.engine.settings import EngineSettings
+from headrace.engine.transport import FrameError, Outbound, encode_frame
+from headrace.engine.wire import Cancel, Drain, EngineInbound, EngineOutbound, Failed, Gauges, Ready, Refused, Start, StepOutputs
+from headrace.engine.wire import Submit, TokenOutput
+from headrace.errors import ERROR_TABLE, HeadraceError
+
+logger = logging.getLogger("headrace.engine.client")
+
+
+class RequestStream(AsyncIterator[list[TokenOutput]]):
+    """What one request gets, as it comes: each ``async for`` turn yields everything since the last one.
+
+    A turn is a non-empty list of :class:`TokenOutput` in the order of the steps, of any of the request's choices; one
+    wake-up a step, never one a token. The stream ends after every choice (``params.n``; 1 for an embedding) has had
+    its output with ``finish`` set. Raises HeadraceError when the engine refuses the request (its row of the error
+    table) or dies (``engine_dead``). As ``async with stream:`` it cancels on the way out whatever has not finished.
+    """
+
+    def __init__(self, client: EngineClient, request_id: int, choices: int) -> None:
+        self.request_id = request_id
+        self._client = client
+        self._open = set(range(choices))
+        self._ready: list[TokenOutput] = []
+        self._error: HeadraceError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """True when nothing more will arrive (what has arrived may still be unread)."""
+        return not self._open or self._error is not None
+
+    def __aiter__(self) -> RequestStream:
+        return self
+
+    async def __anext__(self) -> list[TokenOutput]:
+        while not self._ready:
+            if self._error is not None:
+                raise self._error
+            if not self._open:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        outputs, self._ready = self._ready, []
+        return outputs
+
+    def cancel(self, choice: int | None = None) -> None:
+        """Stop one choice or (``None``) the whole request; the engine frees its pages within one step.
+
+        Nothing more is delivered for what was cancelled, not even outputs that were under way. Calling it again, or
+        after the end, does nothing.
+        """
+        stopped = self._open & ({choice} if choice is not None else self._open)
+        if self.finished or not stopped:
+            return
+        self._open -= stopped
+        self._ready = [output for output in self._ready if output.choice not in stopped]
+        self._client._send_cancel(self.request_id, choice if self._open else None)
+        self._settle()
+
+    async def __aenter__(self) -> RequestStream:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.cancel()
+
+    def _push(self, output: TokenOutput) -> None:
+        if output.choice not in self._open:
+            return
+        if output.finish is not None:
+            self._open.discard(output.choice)
+        self._ready.append(output)
+        self._settle()
+
+    def _fail(self, error: HeadraceError) -> None:
+        if not self.finished:
+            self._error = error
+            self._settle()
+
+    def _settle(self) -> None:
+        if self.finished:
+            self._client._forget(self.request_id)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class EngineClient:
+    """One engine process, seen from an asyncio program. Not thread-safe: use it from its event loop only.
+
+    ``on_death`` is called once, with the ``engine_dead`` error, when the engine ends without having been told to.
+    """
+
+    def __init__(self, on_death: Callable[[HeadraceError], None] | None = None) -> None:
+        self._on_death = on_death
+        self._streams: dict[int, RequestStream] = {}
+        self._gauges = Gauges()
+        self._ready: Ready | None = None
+        self._started: asyncio.Future[Ready] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._transport: asyncio.WriteTransport | None = None
+        self._failed: Failed | None = None
+        self._dead: HeadraceError | None = None
+        self._leaving = False
+        self._last_id = 0
+
+    async def start(self, settings: EngineSettings) -> Ready:
+        """Start the engine process and wait until its model is loaded.
+
+        Raises the engine's own HeadraceError (``model_file``, ``model_not_found``, ``invalid_setting`` …) when it can't
+        load, ``engine_dead`` when it ends without a word. Until this returns, :attr:`ready` is ``None``.
+        """
+        if self._started is not None:
+            raise RuntimeError("an EngineClient starts one engine")
+        loop = asyncio.get_running_loop()
+        self._started = loop.create_future()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        command = (sys.executable, "-m", "headrace.engine.process", str(theirs.fileno()))
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.DEVNULL, pass_fds=(theirs.fileno(),)
+            )
+        except OSError as error:
+            ours.close()
+            raise HeadraceError("engine_dead", f"the engine process can't be started: {error.strerror}") from error
+        finally:
+            theirs.close()
+        transport, _ = await loop.create_unix_connection(lambda: _Connection(self), sock=ours)
+        self._transport = transport
+        self._send(Start(settings))
+        return await asyncio.shield(self._started)
+
+    @property
+    def ready(self) -> Ready | None:
+        """What the engine said when it had loaded; ``None`` while it loads and after its death."""
+        return self._ready if self._dead is None else None
+
+    @property
+    def dead(self) -> HeadraceError | None:
+        """Why the engine is gone, or ``None`` while it lives."""
+        return self._dead
+
+    @property
+    def gauges(self) -> Gauges:
+        """The engine's state after its newest step."""
+        return self._gauges
+
+    @property
+    def live(self) -> int:
+        """Requests submitted from here that have not ended."""
+        return len(self._streams)
+
+    def new_request_id(self) -> int:
+        """A fresh id for :class:`Submit`."""
+        self._last_id += 1
+        return self._last_id
+
+    def submit(self, request: Submit) -> RequestStream:
+        """Send a request (``request_id`` from :meth:`new_request_id`) and return its stream at once.
+
+        Raises ``engine_dead``, ``loading`` or ``draining``; what the engine itself refuses is raised by the stream.
+        """
+        self._check_serving()
+        if request.request_id in self._streams:
+            raise ValueError(f"request id {request.request_id} is in use")
+        stream = RequestStream(self, request.request_id, 1 if request.embed else request.params.n)
+        try:
+            frame = encode_frame(request)
+        except FrameError as error:
+            raise HeadraceError("body_too_large", str(error)) from error
+        self._streams[request.request_id] = stream
+        self._write(frame)
+        return stream
+
+    def cancel(self, request_id: int, choice: int | None = None) -> None:
+        """Stop a request or one choice of it (see :meth:`RequestStream.cancel`). Unknown ids are ignored."""
+        stream = self._streams.get(request_id)
+        if stream is not None:
+            stream.cancel(choice)
+
+    async def drain(self, timeout: float | None = None) -> bool:
+        """Let what runs finish, take nothing new, and wait for the engine's end; True when it ended in time (seconds)."""
+        self._leaving = True
+        if self._dead is None:
+            self._send(Drain())
+        return await self._wait_exit(timeout)
+
+    async def stop(self) -> int | None:
+        """End the engine now: close the connection, wait 5 s, kill. Open streams raise ``engine_dead``. Returns the exit code."""
+        self._leaving = True
+        if self._transport is not None:
+            self._transport.close()
+        if not await self._wait_exit(5.0) and self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+        return self._process.returncode if self._process is not None else None
+
+    async def _wait_exit(self, timeout: float | None) -> bool:
+        if self._process is None:
+            return True
+        try:
+            await asyncio.wait_for(self._process.wait(), timeout)
+        except TimeoutError:
+            return False
+        return True
+
+    def _check_serving(self) -> None:
+        if self._dead is not None:
+            raise self._dead
+        if self._ready is None:
+            raise HeadraceError("loading", ERROR_TABLE["loading"].meaning)
+        if self._leaving:
+            raise HeadraceError("draining", ERROR_TABLE["draining"].meaning)
+
+    def _send(self, message: EngineInbound) -> None:
+        self._write(encode_frame(message))
+
+    def _write(self, frame: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frame)
+
+    def _send_cancel(self, request_id: int, choice: int | None) -> None:
+        self._send(Cancel(request_id, choice))
+
+    def _forget(self, request_id: int) -> None:
+        self._streams.pop(request_id, None)
+
+    def _handle(self, message: EngineOutbound) -> None:
+        match message:
+            case StepOutputs():
+                self._gauges = message.gauges
+                for output in message.outputs:
+                    stream = self._streams.get(output.request_id)
+                    if stream is not None:
+                        stream._push(output)
+            case Refused():
+                stream = self._streams.get(message.request_id)
+                if stream is not None:
+                    stream._fail(HeadraceError(message.code, message.message, param=message.param))
+            case Ready():
+                self._ready = message
+                if self._started is not None and not self._started.done():
+                    self._started.set_result(message)
+            case Failed():
+                self._failed = message
+
+    def _lost(self, reason: str) -> None:
+        if self._dead is not None:
+            return
+        failed = self._failed
+        self._dead = HeadraceError("engine_dead", failed.message if failed else reason)
+        if self._started is not None and not self._started.done():
+            code = failed.code if failed and failed.code in ERROR_TABLE else "engine_dead"
+            self._started.set_exception(HeadraceError(code, self._dead.message))
+        for stream in list(self._streams.values()):
+            stream._fail(HeadraceError("engine_dead", self._dead.message))
+        if not self._leaving and self._on_death is not None:
+            self._on_death(self._dead)
+
+
+class _Connection(asyncio.Protocol):
+    """Feeds received bytes to the client; any nonsense closes the connection with one log line."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self._client = client
+        self._inbound = Outbound()
+        self._transport: asyncio.BaseTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._inbound.feed(data):
+                self._client._handle(message)
+        except FrameError as error:
+            logger.error("connection to the engine closed: %s", error)
+            if self._transport is not None:
+                self._transport.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._client._lost("the engine process has ended")

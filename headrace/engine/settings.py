@@ -1,0 +1,29 @@
+"""The engine's options: what it loads and how much of the machine it may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headrace.settings.declaration import option, validate
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Options of one engine. Raises HeadraceError ``invalid_setting`` for a value out of bounds."""
+
+    model: str = option("smollm2", help="Model to serve: a name from `headrace list`, a GGUF file, or a folder with safetensors.")
+    device: str = option(
+        "cpu", choices=("cpu", "torch"), help="cpu: own native kernels. torch: torch blocks in fp32 (extra `torch`)."
+    )
+    threads: int | None = option(None, minimum=1, maximum=256, help="Compute threads. Default: the cores this process may use.")
+    pool_mib: int | None = option(
+        None, unit="MiB", minimum=1, maximum=4_194_304,
+        help="Memory for KV pages. Default: what 32 sequences of full context need, at most a quarter of the machine's memory.",
+    )  # fmt: skip
+    context_length: int | None = option(
+        None, unit="tokens", minimum=16, maximum=1_048_576, help="Longest prompt plus output. Default: the model's own limit."
+    )
+    seed: int = option(0, minimum=0, maximum=2**63 - 1, help="Base mixed into the seed of every request.")
+
+    def __post_init__(self) -> None:
+        validate(self)
