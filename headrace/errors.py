@@ -37,6 +37,8 @@ ERROR_TABLE: dict[str, ErrorKind] = {
         ErrorKind("model_not_found", 404, "not_found_error", "No model of this name is served."),
         ErrorKind("method_not_allowed", 405, "invalid_request_error", "The route exists, the method does not."),
         ErrorKind("body_too_large", 413, "invalid_request_error", "The body is over the size limit."),
+        ErrorKind("headers_too_large", 431, "invalid_request_error", "The request's headers are over the size limit."),
+        ErrorKind("body_timeout", 408, "invalid_request_error", "The request's body did not arrive in time."),
         ErrorKind("queue_full", 429, "rate_limit_error", "Too many requests are waiting.", retry_after=1),
         ErrorKind("internal_error", 500, "api_error", "A bug in the server; the request id finds it in the log."),
         ErrorKind("engine_dead", 503, "api_error", "The engine process has ended.", retry_after=5),

@@ -49,7 +49,10 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
-    """What one choice of one request got in one step. ``finish`` set means: nothing more comes for this choice."""
+    """What one choice of one request got in one step. ``finish`` set means: nothing more comes for this choice.
+
+    ``queue_seconds``, in the request's first output: from arrival until a step first computed something of it.
+    """
 
     request_id: int
     choice: int
@@ -60,6 +63,7 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
     stop_token: int | None = None
     cached_tokens: int = 0
     embedding: list[float] | None = None
+    queue_seconds: float | None = None
 
 
 class Gauges(msgspec.Struct, frozen=True):

@@ -1,0 +1,1 @@
+"""What travels over HTTP: bodies, answers, their bounds, and the decoder that enforces them."""

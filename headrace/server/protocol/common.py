@@ -1,0 +1,96 @@
+"""Fields that several endpoints share, with their bounds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from headrace.server.protocol import limits
+
+Name = Annotated[str, Meta(min_length=1, max_length=limits.MAX_NAME_LENGTH)]
+StopString = Annotated[str, Meta(min_length=1, max_length=limits.MAX_STOP_LENGTH)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
+ShortText = Annotated[str, Meta(max_length=limits.MAX_NAME_LENGTH)]
+
+
+class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request body. A field that a client sends as null counts as absent.
+
+    A field typed ``None`` exists in the API but can't be honoured here: null is accepted, a value is refused.
+    """
+
+
+class StreamOptions(Body, frozen=True, kw_only=True):
+    """Extras of a stream."""
+
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class SamplingBody(Body, frozen=True, kw_only=True):
+    """Sampling fields of both generating endpoints, with the fields that OpenAI clients send and that mean nothing here."""
+
+    model: Name | None = None
+    n: Annotated[int, Meta(ge=1, le=limits.MAX_CHOICES)] | None = None
+    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
+    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
+    top_k: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    min_p: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0.0, le=2.0)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]] | None = None
+    seed: Annotated[int, Meta(ge=0, le=limits.MAX_SEED)] | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=limits.MAX_TOKENS)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=limits.MAX_TOKENS)] | None = None
+    stop: StopString | Annotated[list[StopString], Meta(max_length=limits.MAX_STOP_STRINGS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=limits.MAX_STOP_TOKEN_IDS)] | None = None
+    ignore_eos: bool | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    deadline_ms: Annotated[int, Meta(ge=1, le=limits.MAX_DEADLINE_MS)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    regex: Annotated[str, Meta(min_length=1, max_length=limits.MAX_GRAMMAR_CHARS)] | None = None
+    choice: Annotated[list[Annotated[str, Meta(min_length=1, max_length=4096)]], Meta(min_length=1, max_length=256)] | None = None
+    grammar: Annotated[str, Meta(min_length=1, max_length=limits.MAX_GRAMMAR_CHARS)] | None = None
+    user: ShortText | None = None
+    metadata: dict[str, str] | None = None
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    safety_identifier: ShortText | None = None
+    prompt_cache_key: ShortText | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory"] | None = None
+
+
+IGNORED: dict[str, str] = {
+    "user": "Accepted and not used: nothing here is kept per end user.",
+    "metadata": "Accepted and not used: answers are not stored.",
+    "store": "Only false: answers are never stored.",
+    "service_tier": "Only auto or default: there is one tier.",
+    "safety_identifier": "Accepted and not used.",
+    "prompt_cache_key": "Accepted and not used: shared prompt pages are found by their content.",
+    "prompt_cache_retention": "Only in_memory: prompt pages live as long as there is room.",
+}
+"""Fields that clients send and that are meaningless here, with what is allowed; the docs table is made from it."""
+
+UNSUPPORTED: dict[str, str] = {
+    "audio": "text output only",
+    "function_call": "use tool_choice",
+    "functions": "use tools",
+    "modalities": "only [\"text\"] is served",
+    "moderation": "no moderation model is served",
+    "prediction": "predicted output is not served",
+    "prompt_cache_options": "prompt pages are shared automatically",
+    "reasoning_effort": "no reasoning model is served; only \"none\"",
+    "suffix": "no fill-in-the-middle template is served",
+    "verbosity": "the model has no such control; only \"medium\"",
+    "web_search_options": "the server never fetches from the network",
+    "store": "answers are never stored; only false",
+    "service_tier": "there is one tier; only \"auto\" or \"default\"",
+    "prompt_cache_retention": "only \"in_memory\"",
+    "include_obfuscation": "only false",
+}
+"""Fields of the API that can't be honoured, wholly or beyond one value; a refused value gives ``unsupported_parameter``."""

@@ -1,0 +1,89 @@
+"""Bodies and answers of tokenising, detokenising and rendering, and of the model list."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from headrace.server.protocol import limits
+from headrace.server.protocol.common import Body, Name, TokenId
+
+
+class TokenizeRequest(Body, frozen=True, kw_only=True):
+    """Body of ``POST /tokenize``. ``parse_special``: text like ``<|im_end|>`` becomes that special token."""
+
+    text: str
+    model: Name | None = None
+    add_special: bool | None = None
+    parse_special: bool | None = None
+
+
+class TokenInfo(msgspec.Struct, frozen=True):
+    """One token; ``start`` and ``end`` are character offsets into the text."""
+
+    id: int
+    token: str
+    start: int
+    end: int
+    special: bool
+
+
+class TokenizeAnswer(msgspec.Struct, frozen=True):
+    """Ids, and each token with its place in the text."""
+
+    count: int
+    max_model_len: int
+    ids: list[int]
+    tokens: list[TokenInfo]
+
+
+class DetokenizeRequest(Body, frozen=True, kw_only=True):
+    """Body of ``POST /detokenize``."""
+
+    ids: Annotated[list[TokenId], Meta(max_length=limits.MAX_PROMPT_TOKENS)]
+    model: Name | None = None
+    skip_special: bool | None = None
+
+
+class DetokenizeAnswer(msgspec.Struct, frozen=True):
+    """The text of the ids."""
+
+    text: str
+
+
+class Rendered(msgspec.Struct, frozen=True):
+    """A prompt as the model would see it, without running it."""
+
+    prompt: str
+    ids: list[int]
+    count: int
+
+
+class RenderedList(msgspec.Struct, frozen=True, kw_only=True):
+    """Rendered prompts of one call, in order."""
+
+    data: list[Rendered]
+    model: str
+    object: str = "list"
+
+
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    """A served model. ``state``: hot when its weights are loaded."""
+
+    id: str
+    created: int
+    owned_by: str = "headrace"
+    object: str = "model"
+    root: str
+    parent: str | None = None
+    max_model_len: int
+    state: str
+
+
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    """All served models."""
+
+    data: list[ModelCard]
+    object: str = "list"

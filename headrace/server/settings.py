@@ -1,0 +1,31 @@
+"""Options of the HTTP server, declared once; flags, YAML keys, environment and docs come from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headrace.settings.declaration import option, validate
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """How the server listens, whom it lets in, and when it says no. Raises ``invalid_setting`` at construction."""
+
+    host: str = option("127.0.0.1", help="Address to listen on.")
+    port: int = option(8000, minimum=0, maximum=65_535, help="TCP port; 0 takes a free one and prints it.")
+    api_key_file: str | None = option(None, help="File with one API key a line (# comments); every route but /livez then wants a key.")
+    served_name: str | None = option(None, help="Name of the model in the API (default: the model's own name).")
+    max_queue: int = option(256, unit="requests", minimum=1, maximum=100_000, help="Requests in flight before new ones get 429.")
+    max_body_kib: int = option(8192, unit="KiB", minimum=1, maximum=1_048_576, help="Largest request body; more gets 413.")
+    keepalive: float = option(10.0, unit="s", minimum=0.05, maximum=3600.0, help="Silence before a stream gets a comment line.")
+    drain: float = option(30.0, unit="s", minimum=0.0, maximum=3600.0, help="Longest wait for running requests at shutdown.")
+    log_requests: bool = option(False, help="Log one line a request.")
+    max_json_depth: int = option(64, minimum=4, maximum=512, help="Deepest nesting of a JSON body.", public=False)
+    body_timeout: float = option(30.0, unit="s", minimum=0.1, maximum=3600.0, help="Longest wait for a whole body.", public=False)
+    text_threads: int = option(1, minimum=1, maximum=8, help="Threads that tokenise large prompts.", public=False)
+    send_timeout: float = option(
+        60.0, unit="s", minimum=0.1, maximum=3600.0, help="Longest wait for a client that doesn't read its stream.", public=False
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
