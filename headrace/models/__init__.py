@@ -1,0 +1,1 @@
+"""Models from files: readers that believe nothing, families as rows of data, the catalogue of what can be opened."""

@@ -1,0 +1,46 @@
+"""Files from outside: mapped read-only, refused in one way."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+
+from headrace.errors import HeadraceError
+from headrace.models.weights import RawBytes
+
+
+def refuse(message: str) -> HeadraceError:
+    """The error for a model file that is damaged, lies or is of an unknown kind (to be raised by the caller)."""
+    return HeadraceError("model_file", message)
+
+
+def map_file(path: Path) -> RawBytes:
+    """The file's bytes, mapped read-only; ``model_file`` when it is missing, empty or no regular file.
+
+    The mapping lives as long as any view of it.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise refuse(f"{path.name!r} can't be opened: {error.strerror}") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise refuse(f"{path.name!r} is not a regular file")
+        if status.st_size == 0:
+            raise refuse(f"{path.name!r} is empty")
+        return np.frombuffer(mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ), np.uint8)
+    finally:
+        os.close(descriptor)
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """A small file whole; ``model_file`` when it has more than ``limit`` bytes."""
+    data = map_file(path)
+    if data.size > limit:
+        raise refuse(f"{path.name!r} has {data.size} bytes, the limit is {limit}")
+    return data.tobytes()
