@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "formats.hpp"
+#include "row_kernels.hpp"
 
 namespace headrace {
 
@@ -16,8 +17,7 @@ using PanelKernel = void (*)(const PanelProduct&);
 struct KernelTable {
     const char* isa = nullptr;
     PanelKernel panel[kFormats] = {};  // by Format
-
-    // Entries of other kernels (norm, row quantisation, rope, attention, …) follow.
+    RowKernels rows = {};              // norms, row quantisation, rotary positions, attention
 };
 
 struct IsaSupport {
@@ -27,9 +27,9 @@ struct IsaSupport {
 };
 
 // Fillers, one per ISA and kernel file; each sets its own entries only. Declared for every ISA, called if compiled in.
-namespace portable { void fill_matmul(KernelTable&); }
-namespace avx2 { void fill_matmul(KernelTable&); }
-namespace avx512 { void fill_matmul(KernelTable&); }
+namespace portable { void fill_matmul(KernelTable&); void fill_rows(KernelTable&); }
+namespace avx2 { void fill_matmul(KernelTable&); void fill_rows(KernelTable&); }
+namespace avx512 { void fill_matmul(KernelTable&); void fill_rows(KernelTable&); }
 
 std::vector<IsaSupport> isa_support();       // best first
 const KernelTable& best_kernels();           // by cpuid

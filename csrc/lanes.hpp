@@ -222,6 +222,25 @@ HEADRACE_INLINE void store_bf16(uint16_t* p, F16 a) {
 HEADRACE_INLINE F16 operator-(F16 a) { return as_float(as_int(a) + splat_int(INT32_MIN)); }
 HEADRACE_INLINE F16 abs(F16 a) { return as_float(as_int(a) & splat_int(INT32_MAX)); }
 
+// The planes of sixteen quantised inputs, 32 bytes: per 4 inputs a dword of `high` bytes, then a dword of `low` bytes.
+HEADRACE_INLINE void store_planes(void* p, I16 high, I16 low) {
+    uint8_t h[16], l[16];
+    store_bytes(h, high);
+    store_bytes(l, low);
+    for (int i = 0; i < 4; ++i) {
+        std::memcpy(static_cast<uint8_t*>(p) + 8 * i, h + 4 * i, 4);
+        std::memcpy(static_cast<uint8_t*>(p) + 8 * i + 4, l + 4 * i, 4);
+    }
+}
+
+HEADRACE_INLINE int32_t sum(I16 a) {
+    int32_t lane[16];
+    store(lane, a);
+    int32_t total = 0;
+    for (int i = 0; i < 16; ++i) total += lane[i];
+    return total;
+}
+
 // Fixed trees: lane i meets i + 8, then i + 4, i + 2, i + 1.
 #if defined(HEADRACE_LANES_512) || defined(HEADRACE_LANES_256)
 HEADRACE_INLINE float sum(F16 a) {

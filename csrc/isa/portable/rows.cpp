@@ -1,0 +1,2 @@
+// Row kernels and attention, compiled for portable.
+#include "rows_impl.hpp"

@@ -1,0 +1,76 @@
+// Row kernels on lanes: norms, quantisation, activations. Included once per ISA.
+#pragma once
+
+#include "math.hpp"
+#include "row_kernels.hpp"
+#include "formats.hpp"
+
+namespace headrace::HEADRACE_ISA {
+
+// Squares are summed in four accumulators of sixteen lanes (vector i goes to accumulator i mod 4), then by a fixed tree.
+HEADRACE_INLINE float square_sum(const float* x, int n) {
+    F16 part[4] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
+    int i = 0;
+    for (; i + 64 <= n; i += 64)
+        for (int j = 0; j < 4; ++j) {
+            const F16 value = load(x + i + 16 * j);
+            part[j] = fma(value, value, part[j]);
+        }
+    for (int j = 0; i < n; i += 16, ++j) {
+        const F16 value = load(x + i);
+        part[j] = fma(value, value, part[j]);
+    }
+    return sum((part[0] + part[1]) + (part[2] + part[3]));
+}
+
+HEADRACE_INLINE void norm_row(const float* x, const float* gain, float eps, int n, float* out) {
+    const F16 inverse = splat(1.0f / __builtin_sqrtf(square_sum(x, n) / static_cast<float>(n) + eps));
+    for (int i = 0; i < n; i += 16) store(out + i, load(x + i) * inverse * load(gain + i));
+}
+
+HEADRACE_INLINE void quantise_row(const float* x, int n, const QuantisedRow& to) {
+    F16 peak_a = splat(0.0f), peak_b = splat(0.0f);
+    for (int i = 0; i < n; i += 32) {
+        peak_a = max(abs(load(x + i)), peak_a);
+        peak_b = max(abs(load(x + i + 16)), peak_b);
+    }
+    const float peak = maximum(max(peak_a, peak_b));
+    const bool live = peak > 1e-30f;  // below, the inverse could overflow: the row counts as zero
+    const F16 inverse = splat(live ? static_cast<float>(kActivationPeak) / peak : 0.0f);
+    *to.scale = live ? peak / static_cast<float>(kActivationPeak) : 0.0f;
+    for (int i = 0; i < n; i += 32) {
+        int32_t sums[2];
+        for (int j = 0; j < 2; ++j) {
+            const I16 code = to_int(load(x + i + 16 * j) * inverse);
+            const I16 high = shift_right<8>(code + splat_int(128));
+            store_planes(to.planes + 2 * (i + 16 * j), high, code - shift_left<8>(high));
+            sums[j] = sum(code);
+            to.sums16[i / 16 + j] = sums[j];
+        }
+        to.sums32[i / 32] = sums[0] + sums[1];
+    }
+}
+
+HEADRACE_INLINE void add_row(const float* x, int n, float* to) {
+    for (int i = 0; i < n; i += 16) store(to + i, load(to + i) + load(x + i));
+}
+
+HEADRACE_INLINE void scale_row(float factor, int n, float* x) {
+    for (int i = 0; i < n; i += 16) store(x + i, load(x + i) * splat(factor));
+}
+
+HEADRACE_INLINE void gate_row(ActivationKind kind, const float* pairs, int panels, float* out) {
+    for (int i = 0; i < panels; ++i) {
+        const F16 gate = load(pairs + 32 * i), up = load(pairs + 32 * i + 16);
+        store(out + 16 * i, (kind == ActivationKind::silu ? silu(gate) : gelu_tanh(gate)) * up);
+    }
+}
+
+HEADRACE_INLINE void map_row(int function, const float* x, int n, float* out) {
+    for (int i = 0; i < n; i += 16) {
+        const F16 value = load(x + i);
+        store(out + i, function == 0 ? exp(value) : function == 1 ? silu(value) : gelu_tanh(value));
+    }
+}
+
+}  // namespace headrace::HEADRACE_ISA

@@ -1,0 +1,89 @@
+// Kernels on single rows (norms, quantisation, rotary positions, activations) and attention, as entries of the kernel
+// table. Plain data only: included by translation units of every ISA.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace headrace {
+
+inline constexpr int kPageTokens = 16;      // positions of one KV page
+inline constexpr int kMaxQueries = 48;      // query vectors (rows × heads of a group) of one attention tile
+inline constexpr int kSpanKeys = 512;       // keys whose sums are folded on their own, at absolute multiples
+
+// Row quantisation as formats.hpp defines it. `inputs` is a multiple of 32.
+struct QuantisedRow {
+    std::int8_t* planes;
+    float* scale;
+    std::int32_t* sums32;
+    std::int32_t* sums16;
+};
+
+// What follows the Q/K/V product of one row: biases, per-head norms, rotation, and K and V going into their page.
+struct QkvRow {
+    float* q;             // [heads][head_dim], finished in place (and multiplied by `scale`)
+    float* k;             // [kv_heads][head_dim], finished in place
+    float* v;
+    const float* q_bias;  // each may be null
+    const float* k_bias;
+    const float* v_bias;
+    const float* q_norm;
+    const float* k_norm;
+    const float* cosine;  // [head_dim/2] at the row's position
+    const float* sine;
+    float eps;
+    float scale;
+    int heads;
+    int kv_heads;
+    int head_dim;
+    std::uint16_t* page;  // this layer's part of the page: per KV head [head_dim][16] K, then [16][head_dim] V
+    int slot;             // position % 16
+};
+
+// Attention of `rows` consecutive positions of one slice by the query heads that share one KV head.
+struct AttentionTile {
+    const float* q;        // first row, first head of the group
+    std::size_t q_stride;  // floats from row to row
+    float* out;
+    std::size_t out_stride;
+    int rows;
+    int group;             // query heads per KV head; rows·group ≤ kMaxQueries
+    int head_dim;
+    int position;          // of the first row
+    int window;            // keys a row sees, itself included; 0: all
+    const std::uint8_t* pool;
+    std::size_t page_bytes;
+    std::size_t head_offset;    // bytes from a page's start to this layer's and head's K
+    const std::int32_t* pages;  // of the slice
+    float* scratch;             // attention_scratch(head_dim) floats
+};
+
+// One span of keys of one row, for long contexts split over threads: partial sums instead of the finished row.
+struct AttentionSpan {
+    AttentionTile tile;  // rows == 1; `out` takes group × (head_dim + 2): sums, then maximum and weight
+    int first_key;       // a multiple of kSpanKeys
+};
+
+constexpr std::size_t attention_scratch(int head_dim) {
+    return static_cast<std::size_t>(kMaxQueries) * head_dim + 2 * 64 * static_cast<std::size_t>(head_dim);
+}
+
+enum class ActivationKind : std::uint8_t { silu, gelu_tanh };
+
+struct RowKernels {
+    // out = x / rms(x) · gain; x may be out.
+    void (*norm)(const float* x, const float* gain, float eps, int n, float* out);
+    void (*quantise)(const float* x, int n, const QuantisedRow& to);
+    void (*add)(const float* x, int n, float* to);  // to += x
+    void (*scale)(float factor, int n, float* x);
+    // out[16·i …] = activation(gate)·up of a row of interleaved panels: 16 gates, 16 ups, …
+    void (*gate)(ActivationKind kind, const float* pairs, int panels, float* out);
+    void (*finish_qkv)(const QkvRow& row);
+    void (*attend)(const AttentionTile& tile);
+    void (*attend_span)(const AttentionSpan& span);
+    // Merge `spans` partial results of `group` heads, in order: partial [spans][group][head_dim + 2].
+    void (*merge_spans)(const float* partial, int spans, int group, int head_dim, float* out);
+    void (*map)(int function, const float* x, int n, float* out);  // 0 exp, 1 silu, 2 gelu_tanh: for tests
+};
+
+}  // namespace headrace
