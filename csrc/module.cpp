@@ -3,6 +3,11 @@
 
 namespace nb = nanobind;
 
+namespace headrace {
+void bind_sampler(nb::module_& m);
+}
+
 NB_MODULE(_native, m) {
     m.doc() = "headrace native kernels";
+    headrace::bind_sampler(m);
 }
