@@ -1,0 +1,1 @@
+"""Pages: who holds which, and the one mapping that their bytes live in."""

@@ -30,6 +30,11 @@ class Item:
     computed a new token is sampled and appended, so the target moves one ahead.
 
     ``score_from``: the first position whose logits are wanted besides the last (prompt logprobs); ``None`` for none.
+
+    The last six fields are the scheduler's own: ``order`` is the place in order of arrival, ``reserved`` the pages
+    promised and not yet taken, ``writable`` the position up to which the held pages may be written without asking,
+    ``scored`` the position up to which wanted logits were delivered, ``goal`` the positions that are ever computed,
+    ``forks`` the items that wait for this one's prompt.
     """
 
     item_id: int
@@ -45,6 +50,12 @@ class Item:
     pages: list[int] = field(default_factory=list)
     preemptions: int = 0
     recomputed: int = 0
+    order: int = 0
+    reserved: int = 0
+    writable: int = 0
+    scored: int = 0
+    goal: int = 0
+    forks: list[Item] = field(default_factory=list)
 
     @property
     def pending(self) -> int:

@@ -1,0 +1,203 @@
+"""Composition of a step: which items take part and with how many tokens each.
+
+The filling rules are those of Dynamic SplitFuse ("DeepSpeed-FastGen: High-throughput Text Generation for LLMs via MII and
+DeepSpeed-Inference"): running streams first, one row each; then prompts, cut so that the step has its target size. Added
+here, because the paper argues for them and its code leaves them out: a prompt that needs several steps is spread evenly over
+them, and the bound is time predicted by Cost, not rows alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from headrace.scheduling.cost import Cost
+from headrace.scheduling.item import Item, ItemKind
+from headrace.scheduling.registry import Registry
+from headrace.scheduling.residency import Residency
+from headrace.scheduling.roster import Roster
+from headrace.scheduling.step import PageCopy, Slice
+
+ROW_TILE = 16  # rows that the kernels compute together
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Bounds of one step.
+
+    ``tokens``: rows it aims at. ``seconds``: how long it may take while streams wait for their next token, ``None``: no
+    bound. ``capacity``: rows that the engine's buffers hold. ``logit_rows``: rows that pass through the head.
+    ``items``: slices.
+    """
+
+    tokens: int
+    seconds: float | None
+    capacity: int
+    logit_rows: int
+    items: int
+
+
+class Draft:
+    """A step in the making. Policies call ``add_decodes`` and ``add_prompts`` in the order they want."""
+
+    __slots__ = (
+        "_budget", "_cost", "_first_decode", "_residency", "_roster",
+        "copies", "decodes", "logit_rows", "pairs", "slices", "tokens",
+    )  # fmt: skip
+
+    def __init__(self, roster: Roster, residency: Residency, cost: Cost, budget: Budget, first_decode: int) -> None:
+        self.slices: list[Slice] = []
+        self.copies: list[PageCopy] = []
+        self.decodes = 0
+        self.tokens = 0
+        self.pairs = 0
+        self.logit_rows = 0
+        self._roster = roster
+        self._residency = residency
+        self._cost = cost
+        self._budget = budget
+        self._first_decode = first_decode
+
+    def add_decodes(self) -> None:
+        """One row for each running stream.
+
+        When the budget is smaller than the number of streams they take turns, and a quarter of it (at most one tile of
+        rows) is left to prompts, so that neither side can starve.
+        """
+        roster, budget = self._roster, self._budget
+        decodes = roster.decodes
+        room = min(budget.tokens, budget.items, budget.logit_rows)
+        if len(decodes) >= budget.tokens and (roster.prompts or roster.waiting):
+            room = min(room, budget.tokens - min(budget.tokens // 4, ROW_TILE))
+        if roster.prompts:
+            room = min(room, budget.logit_rows - 1)
+        chosen = decodes.copy() if len(decodes) <= room else _turn(decodes, self._first_decode, room)
+        residency, copies, append, new = self._residency, self.copies, self.slices.append, tuple.__new__
+        pairs = 0
+        for item in chosen:
+            start = item.computed
+            if start >= item.writable and not residency.make_writable(item, copies):
+                continue
+            append(new(Slice, (item, start, 1, 1)))
+            pairs += start
+        self.decodes = added = len(self.slices)
+        self.pairs += pairs + added
+        self.tokens += added
+        self.logit_rows += added
+
+    def add_prompts(self, *, whole: bool = False) -> None:
+        """Chunks of prompts in order of arrival, running ones first, then as many waiting ones as are admitted.
+
+        ``whole``: as large as the buffers allow, without a bound on time and without splitting evenly.
+        """
+        roster, residency, budget = self._roster, self._residency, self._budget
+        limit = (budget.capacity if whole else budget.tokens) - self.tokens
+        if limit <= 0 or not (roster.prompts or roster.waiting):
+            return
+        room = limit if whole else min(limit, self._even_share(limit))
+        seconds = None if whole or not self.slices else budget.seconds
+        for item in roster.prompts:
+            if room <= 0 or len(self.slices) >= budget.items:
+                return
+            taken = self._add_chunk(item, room, limit, seconds)
+            room -= taken
+            limit -= taken
+        while room > 0 and roster.waiting and len(self.slices) < budget.items and not residency.preempted:
+            item = roster.waiting[0]
+            if not residency.admit(item):
+                return
+            roster.admit_first()
+            taken = self._add_chunk(item, room, limit, seconds)
+            if taken == 0:
+                return
+            room -= taken
+            limit -= taken
+
+    def _even_share(self, limit: int) -> int:
+        """Rows for prompts in this step, so that the steps until the backlog is done are equally long.
+
+        The sum over 8 steps' worth is enough: beyond that the even share is the limit itself, give or take a tile.
+        """
+        backlog = 0
+        for item in self._roster.prompts:
+            backlog += len(item.tokens) - item.computed
+        for item in self._roster.waiting:
+            if backlog > 8 * limit:
+                return limit
+            backlog += len(item.tokens)
+        steps = -(-backlog // limit)
+        total = self.tokens + -(-backlog // steps)
+        return -(-total // ROW_TILE) * ROW_TILE - self.tokens
+
+    def _add_chunk(self, item: Item, room: int, limit: int, seconds: float | None) -> int:
+        start = item.computed
+        pending = len(item.tokens) - start
+        count = min(pending, room)
+        page = self._residency.pool.page_tokens
+        if count < pending:
+            count = min(pending, limit, count + -(start + count) % page)
+        count = self._within_logit_rows(item, count, pending)
+        if seconds is not None and count > 0:
+            bound = self._cost.max_tokens_within(seconds, self.tokens, self.pairs, self.logit_rows, start)
+            least = ROW_TILE if self.tokens == self.decodes else 0  # a tile of prompt in each step, or prompts could starve
+            count = min(count, max(bound, least))
+        spare = (start + count) % page
+        if count < pending and 0 < spare <= count // ROW_TILE:
+            count -= spare  # a chunk that ends with a page costs little here and lets full pages be shared and moved
+        if count > 0:
+            self._append(item, start, count)
+        return max(count, 0)
+
+    def _within_logit_rows(self, item: Item, count: int, pending: int) -> int:
+        """``count`` cut so that the rows which want logits fit."""
+        left = self._budget.logit_rows - self.logit_rows
+        if item.score_from is not None:
+            unscored = max(item.computed, item.score_from, item.scored)
+            count = min(count, unscored - item.computed + left)
+        if count == pending and left < 1 and item.kind is not ItemKind.EMBED:
+            count -= 1
+        return count
+
+    def _append(self, item: Item, start: int, count: int) -> None:
+        end = start + count
+        rows = 1 if end == len(item.tokens) else 0
+        if item.score_from is not None:
+            rows = max(rows, end - max(start, item.score_from, item.scored))
+        if item.kind is ItemKind.EMBED:
+            rows = 0
+        if end > item.writable:
+            self._residency.extend(item, end)
+        self.slices.append(Slice(item, start, count, rows))
+        self.tokens += count
+        self.pairs += count * start + count * (count + 1) // 2
+        self.logit_rows += rows
+
+
+class Policy(Protocol):
+    """Fills a draft."""
+
+    def __call__(self, draft: Draft) -> None:
+        """Add slices to ``draft``."""
+
+
+def first_come(draft: Draft) -> None:
+    """Every stream goes on in every step; prompts fill what is left, in order of arrival."""
+    draft.add_decodes()
+    draft.add_prompts()
+
+
+def prompts_whole_first(draft: Draft) -> None:
+    """Continuous batching as it was before prompts were split: whole prompts run alone and first, streams wait for them."""
+    draft.add_prompts(whole=True)
+    if not draft.slices:
+        draft.add_decodes()
+
+
+POLICIES: Registry[Policy] = Registry("policy", {"fcfs": first_come, "prompts_whole_first": prompts_whole_first})
+
+
+def _turn(decodes: list[Item], first: int, room: int) -> list[Item]:
+    """``room`` streams from index ``first`` on, round the end, in order of arrival (the last to arrive is preempted first)."""
+    first %= len(decodes)
+    wrapped = first + room - len(decodes)
+    return decodes[:wrapped] + decodes[first:] if wrapped > 0 else decodes[first : first + room]

@@ -1,0 +1,235 @@
+"""Cost: the fitted time of a step, learnt online from the steps that ran."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from headrace.errors import HeadraceError
+
+# Up to some rows a step is bound by reading the weights, then by computing: two hinges let the fit bend upwards there.
+_HINGES = (8.0, 32.0)
+_NAMES = ("base", "token", "token_beyond_8", "token_beyond_32", "pair", "logit_row")
+_SCALES = (1.0, 64.0, 64.0, 64.0, 16384.0, 16.0)  # typical feature sizes, so that the normal equations are well conditioned
+_SIZE = len(_NAMES)
+_FORGETTING = 0.998
+_ANCHOR = 1e-4  # information that always pulls to the present coefficients: unexcited directions stay where they are
+_FIRST_GUESS = (5e-3, 1e-4, 3e-4, 0.0, 1e-8, 1e-4)  # seconds; before anything was measured
+_EAGER = 64  # observations after which the equations are solved only every _SOLVE_EVERY-th time
+_SOLVE_EVERY = 8
+_CLIP = 3.0  # residuals beyond this many typical ones count less and less (Huber)
+_RECENT = 1000
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CostErrors:
+    """How well predictions made before each step met its measured time, over the last steps.
+
+    ``within_tenth``: fraction within ±10 %. ``median`` and ``p95``: absolute relative error.
+    """
+
+    count: int
+    within_tenth: float
+    median: float
+    p95: float
+
+
+class Cost:
+    """T = a + b·tokens + b8·max(0, tokens - 8) + b32·max(0, tokens - 32) + c·pairs + d·rows, in seconds, none negative.
+
+    ``tokens``: rows computed; ``pairs``: query-key pairs, the sum over rows of the keys they see; ``rows``: rows through the
+    head. Recursive least squares with forgetting on relative errors, kept as normal equations so that the non-negative
+    solution is exact. A step that took far longer than foreseen (its thread was preempted) has little weight, a lasting
+    change of speed is learnt all the same, because then such steps become typical.
+    """
+
+    __slots__ = ("_coefficients", "_information", "_observed", "_recent", "_spread", "_target")
+
+    def __init__(self) -> None:
+        self._coefficients = list(_FIRST_GUESS)
+        self._information = [[0.0] * _SIZE for _ in range(_SIZE)]
+        self._target = [0.0] * _SIZE
+        self._observed = 0
+        self._spread = 0.1
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._pull_to_present(1.0)
+
+    @property
+    def observed(self) -> int:
+        """Steps learnt from, also in earlier lives."""
+        return self._observed
+
+    def coefficients(self) -> dict[str, float]:
+        """Seconds by term: base, token, token_beyond_8, token_beyond_32, pair, logit_row."""
+        return dict(zip(_NAMES, self._coefficients, strict=True))
+
+    def predict(self, tokens: int, pairs: int, rows: int) -> float:
+        """Expected seconds of a step."""
+        base, token, beyond_low, beyond_high, pair, row = self._coefficients
+        seconds = base + token * tokens + pair * pairs + row * rows
+        if tokens > _HINGES[0]:
+            seconds += beyond_low * (tokens - _HINGES[0])
+            if tokens > _HINGES[1]:
+                seconds += beyond_high * (tokens - _HINGES[1])
+        return seconds
+
+    def max_tokens_within(self, seconds: float, tokens: int, pairs: int, rows: int, start: int) -> int:
+        """Most rows that a prompt chunk from position ``start`` may add to a step of ``tokens``, ``pairs``, ``rows``.
+
+        Convex in the chunk, so each straight piece between hinges is a quadratic equation. 0 when the step is full already.
+        """
+        left = seconds - self.predict(tokens, pairs, rows)
+        if left <= 0.0:
+            return 0
+        _, slope, beyond_low, beyond_high, pair, _ = self._coefficients
+        count = 0.0
+        for hinge, beyond in ((_HINGES[0], beyond_low), (_HINGES[1], beyond_high), (math.inf, 0.0)):
+            width = hinge - (tokens + count)
+            if width > 0.0:
+                line = slope + pair * (start + count + 0.5)
+                step = _root(pair, line, left)
+                if step <= width:
+                    return int(min(count + step, 1e9))
+                left -= line * width + 0.5 * pair * width * width
+                count += width
+            slope += beyond
+        return int(min(count, 1e9))
+
+    def observe(self, tokens: int, pairs: int, rows: int, seconds: float) -> None:
+        """Learn from one measured step. Raises ``ValueError`` unless ``seconds`` is positive and finite."""
+        if not (seconds > 0.0 and math.isfinite(seconds)):
+            raise ValueError(f"a step takes a positive time, not {seconds}")
+        predicted = self.predict(tokens, pairs, rows)
+        error = seconds / predicted - 1.0
+        self._recent.append(error)
+        self._observed += 1
+        early = self._observed <= _SIZE * 2
+        size = abs(error)
+        clip = _CLIP * self._spread
+        influence = 1.0 if early or size <= clip else clip / size
+        self._spread += 0.05 * (min(size, 2.0 * clip) - self._spread)
+        self._spread = max(self._spread, 0.01)
+        # early predictions mean nothing, so the measured time sets the scale of the error
+        self._absorb(_features(tokens, pairs, rows), seconds, influence / (seconds if early else max(predicted, 1e-7)) ** 2)
+        if self._observed <= _EAGER or self._observed % _SOLVE_EVERY == 0:
+            self._coefficients = _solve_non_negative(self._information, self._target, self._coefficients)
+
+    def errors(self) -> CostErrors:
+        """Statistics of the last 1,000 predictions made by this object."""
+        sizes = sorted(abs(error) for error in self._recent)
+        if not sizes:
+            return CostErrors(0, 0.0, 0.0, 0.0)
+        within = sum(1 for size in sizes if size <= 0.1) / len(sizes)
+        return CostErrors(len(sizes), within, sizes[len(sizes) // 2], sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a file; :meth:`from_dict` continues from it."""
+        return {
+            "format": _FORMAT, "coefficients": self.coefficients(), "observed": self._observed, "spread": self._spread,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Cost:
+        """The inverse of :meth:`to_dict`. Raises :class:`HeadraceError` ``invalid_value`` for anything else."""
+        cost = cls()
+        coefficients = data.get("coefficients")
+        if data.get("format") != _FORMAT or not isinstance(coefficients, Mapping) or set(coefficients) != set(_NAMES):
+            raise HeadraceError("invalid_value", "the stored step times have an unknown form", param="coefficients")
+        values = [coefficients[name] for name in _NAMES]
+        numbers = [*values, data.get("spread"), data.get("observed")]
+        if not all(isinstance(value, int | float) and math.isfinite(value) and value >= 0 for value in numbers) or sum(values) <= 0:
+            raise HeadraceError("invalid_value", "the stored step times are not finite and positive", param="coefficients")
+        cost._coefficients = [float(value) for value in values]
+        cost._observed = int(data["observed"])
+        cost._spread = float(data["spread"])
+        cost._information = [[0.0] * _SIZE for _ in range(_SIZE)]
+        cost._target = [0.0] * _SIZE
+        cost._pull_to_present(1.0)
+        return cost
+
+    def _absorb(self, features: tuple[float, ...], seconds: float, weight: float) -> None:
+        """One step of the recursion: forget a little, pull to the present, add what was seen."""
+        for i in range(_SIZE):
+            row, weighted = self._information[i], weight * features[i]
+            for j in range(_SIZE):
+                row[j] = _FORGETTING * row[j] + weighted * features[j]
+            self._target[i] = _FORGETTING * self._target[i] + weighted * seconds
+        self._pull_to_present(1.0 - _FORGETTING)
+
+    def _pull_to_present(self, share: float) -> None:
+        """Information worth ``share`` of the anchor for the coefficients as they are, relative to the time of a small step."""
+        weight = share * _ANCHOR / max(self._coefficients[0] + self._coefficients[1], 1e-7) ** 2
+        for i in range(_SIZE):
+            self._information[i][i] += weight
+            self._target[i] += weight * self._coefficients[i] * _SCALES[i]
+
+
+def _features(tokens: int, pairs: int, rows: int) -> tuple[float, ...]:
+    low, high = max(0.0, tokens - _HINGES[0]), max(0.0, tokens - _HINGES[1])
+    raw = (1.0, float(tokens), low, high, float(pairs), float(rows))
+    return tuple(value / scale for value, scale in zip(raw, _SCALES, strict=True))
+
+
+def _root(pair: float, line: float, left: float) -> float:
+    """Largest x ≥ 0 with pair/2·x² + line·x ≤ left."""
+    if pair > 0.0:
+        return 2.0 * left / (line + math.sqrt(line * line + 2.0 * pair * left))
+    return left / line if line > 0.0 else math.inf
+
+
+def _solve_non_negative(information: list[list[float]], target: list[float], present: list[float]) -> list[float]:
+    """Minimise ½xᵀAx - bᵀx over x ≥ 0 by the active-set method of Lawson and Hanson; returns unscaled coefficients.
+
+    Keeps ``present`` when the equations are singular.
+    """
+    free: list[int] = []
+    x = [0.0] * _SIZE
+    for _ in range(3 * _SIZE):
+        gradient = [target[i] - sum(information[i][j] * x[j] for j in free) for i in range(_SIZE)]
+        outside = [i for i in range(_SIZE) if i not in free]
+        best = max(outside, key=lambda i: gradient[i] / math.sqrt(information[i][i]), default=None)
+        if best is None or gradient[best] <= 1e-9 * abs(target[best]):
+            break
+        free.append(best)
+        while True:
+            solution = _solve(information, target, free)
+            if solution is None:
+                return present
+            if all(value > 0.0 for value in solution):
+                x = [0.0] * _SIZE
+                for i, value in zip(free, solution, strict=True):
+                    x[i] = value
+                break
+            steps = [x[i] / (x[i] - value) for i, value in zip(free, solution, strict=True) if value <= 0.0]
+            alpha = min(steps)
+            for i, value in zip(free, solution, strict=True):
+                x[i] += alpha * (value - x[i])
+            free = [i for i in free if x[i] > 1e-15]
+    found = [value / scale for value, scale in zip(x, _SCALES, strict=True)]
+    return found if found[0] + found[1] > 0.0 else present
+
+
+def _solve(information: list[list[float]], target: list[float], free: list[int]) -> list[float] | None:
+    """Gaussian elimination with pivoting on the free rows and columns; ``None`` when they are singular."""
+    rows = [[information[i][j] for j in free] + [target[i]] for i in free]
+    size = len(free)
+    for column in range(size):
+        pivot = max(range(column, size), key=lambda r: abs(rows[r][column]))
+        if abs(rows[pivot][column]) < 1e-300:
+            return None
+        rows[column], rows[pivot] = rows[pivot], rows[column]
+        top = rows[column]
+        for r in range(column + 1, size):
+            factor = rows[r][column] / top[column]
+            if factor:
+                for c in range(column, size + 1):
+                    rows[r][c] -= factor * top[c]
+    solution = [0.0] * size
+    for r in range(size - 1, -1, -1):
+        known = sum(rows[r][c] * solution[c] for c in range(r + 1, size))
+        solution[r] = (rows[r][size] - known) / rows[r][r]
+    return solution

@@ -1,0 +1,50 @@
+"""The proof that a scheduler's items, lists and pages agree."""
+
+from __future__ import annotations
+
+from headrace.memory.page_pool import PagePool
+from headrace.scheduling.item import Item, ItemState
+from headrace.scheduling.roster import Roster
+
+
+def check_items(roster: Roster, pool: PagePool) -> None:
+    """Every live item is in one place, in order, with pages that match what it has computed; the pool agrees.
+
+    Raises ``AssertionError`` naming the first fault.
+    """
+    items = roster.items.values()
+    forks = [child for item in items for child in item.forks]
+    places = [*roster.waiting, *roster.prompts, *roster.decodes, *roster.parked.values(), *forks]
+    _require(len(places) == len(items), f"{len(items)} live items stand in {len(places)} places")
+    _require({id(item) for item in places} == {id(item) for item in items}, "an item stands in two places or in none")
+    for queue in (roster.waiting, roster.prompts, roster.decodes):
+        orders = [item.order for item in queue]
+        _require(orders == sorted(orders), "a list is not in order of arrival")
+    for item in (*roster.waiting, *forks):
+        _require(item.state is ItemState.WAITING, f"item {item.item_id} waits and is {item.state.value}")
+        _require(not item.pages and not item.reserved and not item.computed, f"item {item.item_id} waits and holds pages")
+    for item in (*roster.prompts, *roster.decodes, *roster.parked.values()):
+        _require(item.state is ItemState.RUNNING, f"item {item.item_id} runs and is {item.state.value}")
+        _check_running(item, pool)
+    _require(all(item.is_decoding for item in roster.decodes), "a decode misses more than its newest token")
+    _require(not any(item.is_decoding for item in roster.prompts), "a prompt misses only its newest token")
+    _require(pool.reserved == sum(item.reserved for item in items), "reservations don't add up")
+    pool.check_integrity([item.pages for item in items])
+
+
+def _check_running(item: Item, pool: PagePool) -> None:
+    name = f"item {item.item_id}"
+    held = len(item.pages) * pool.page_tokens
+    _require(0 <= item.computed <= len(item.tokens), f"{name} computed {item.computed} of {len(item.tokens)} tokens")
+    _require(item.computed <= held, f"{name} computed {item.computed} tokens in pages for {held}")
+    _require(item.writable in (held, item.computed), f"{name} may write up to {item.writable} of {held}")
+    _require(len(set(item.pages)) == len(item.pages), f"{name} holds a page twice")
+    _require(not item.forks or item.generated == 0, f"{name} is past its prompt and still has forks")
+    if item.writable > item.computed:
+        owners = {pool.references(page) for page in item.pages[item.computed // pool.page_tokens :]}
+        _require(owners <= {1}, f"{name} may write into a shared page")
+
+
+def _require(holds: bool, problem: str) -> None:
+    if not holds:
+        raise AssertionError(problem)

@@ -1,0 +1,114 @@
+"""Who stands where: the live items of a scheduler in four lists, each in order of arrival."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from operator import attrgetter
+
+from headrace.scheduling.item import Item, ItemState
+
+_ORDER = attrgetter("order")
+
+
+class Roster:
+    """Live items. Each is in exactly one place.
+
+    ``waiting`` hold no pages. ``prompts`` and ``decodes`` run: a decode misses exactly its newest token, everything else
+    that runs is a prompt (also an item that catches up after a preemption). ``parked`` items have nothing left to compute
+    and wait for the engine to finish them. ``forks`` wait inside their leader's ``forks`` and are only in ``items``.
+    """
+
+    __slots__ = ("decodes", "items", "parked", "prompts", "waiting")
+
+    def __init__(self) -> None:
+        self.items: dict[int, Item] = {}
+        self.waiting: list[Item] = []
+        self.prompts: list[Item] = []
+        self.decodes: list[Item] = []
+        self.parked: dict[int, Item] = {}
+
+    @property
+    def running(self) -> int:
+        """Items that take part in steps now."""
+        return len(self.prompts) + len(self.decodes)
+
+    def last_running(self) -> Item | None:
+        """The running item that arrived last: the one to preempt."""
+        prompt = self.prompts[-1] if self.prompts else None
+        decode = self.decodes[-1] if self.decodes else None
+        if prompt is None or (decode is not None and decode.order > prompt.order):
+            return decode
+        return prompt
+
+    def is_queued(self, item: Item) -> bool:
+        """True when the item itself waits for admission (a fork waits for its leader instead)."""
+        index = bisect_left(self.waiting, item.order, key=_ORDER)
+        return index < len(self.waiting) and self.waiting[index] is item
+
+    def wait(self, item: Item) -> None:
+        """Queue an item in order of arrival."""
+        item.state = ItemState.WAITING
+        _insert(self.waiting, item)
+
+    def admit_first(self) -> None:
+        """The first waiting item runs from now on."""
+        item = self.waiting.pop(0)
+        item.state = ItemState.RUNNING
+        _insert(self.prompts, item)
+
+    def run_decode(self, item: Item) -> None:
+        """A fork starts to run with its prompt computed."""
+        item.state = ItemState.RUNNING
+        _insert(self.decodes, item)
+
+    def caught_up(self) -> None:
+        """Move prompts that miss only their newest token to the decodes."""
+        if any(item.is_decoding for item in self.prompts):
+            for item in self.prompts:
+                if item.is_decoding:
+                    _insert(self.decodes, item)
+            self.prompts = [item for item in self.prompts if not item.is_decoding]
+
+    def park(self, item: Item) -> None:
+        """Nothing is left to compute for a running item."""
+        self._leave(item)
+        self.parked[item.item_id] = item
+
+    def preempted(self, item: Item) -> None:
+        """A running item goes back to its place in the queue."""
+        self._leave(item)
+        self.wait(item)
+
+    def drop(self, item: Item) -> None:
+        """The item is no longer live."""
+        self._leave(item)
+        del self.items[item.item_id]
+        item.state = ItemState.FINISHED
+
+    def replace(self, item: Item, heir: Item) -> None:
+        """``heir`` (a waiting fork) takes the place of ``item``, which is no longer live."""
+        heir.state = item.state
+        self.drop(item)
+        if heir.state is ItemState.WAITING:
+            _insert(self.waiting, heir)
+        else:
+            _insert(self.decodes if heir.is_decoding else self.prompts, heir)
+
+    def _leave(self, item: Item) -> None:
+        if self.parked.pop(item.item_id, None) is None:
+            _ = _remove(self.decodes, item) or _remove(self.prompts, item) or _remove(self.waiting, item)
+
+
+def _insert(items: list[Item], item: Item) -> None:
+    if items and items[-1].order > item.order:
+        insort(items, item, key=_ORDER)
+    else:
+        items.append(item)
+
+
+def _remove(items: list[Item], item: Item) -> bool:
+    index = bisect_left(items, item.order, key=_ORDER)
+    if index < len(items) and items[index] is item:
+        del items[index]
+        return True
+    return False

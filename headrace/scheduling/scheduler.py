@@ -1,0 +1,268 @@
+"""The scheduler of one instance: who runs, with how many tokens, holding which pages. Pure policy with no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+from headrace.errors import HeadraceError
+from headrace.memory.page_pool import PagePool
+from headrace.scheduling.composer import Budget, Draft, Policy
+from headrace.scheduling.cost import Cost
+from headrace.scheduling.integrity import check_items
+from headrace.scheduling.item import Item, ItemKind, ItemState
+from headrace.scheduling.residency import Residency
+from headrace.scheduling.roster import Roster
+from headrace.scheduling.settings import SchedulingSettings
+from headrace.scheduling.step import Step
+
+DEFAULT_STEP_TOKENS = 128  # until the knee has been measured
+DEFAULT_CAPACITY = 2048
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a scheduler has done so far.
+
+    ``computed`` counts rows that ran, ``prompt_tokens`` those of them inside prompts, ``recomputed`` rows whose pages were
+    lost to a preemption and that have to run again.
+    """
+
+    steps: int = 0
+    computed: int = 0
+    prompt_tokens: int = 0
+    generated: int = 0
+    recomputed: int = 0
+    preemptions: int = 0
+    forks: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    refused: int = 0
+
+
+class Scheduler:
+    """plan → (the engine runs and samples) → commit → finish, once a step.
+
+    ``pool`` and ``cost`` belong to the caller and may be read or taught by it; ``policy`` composes each step. Time is
+    passed in. One thread only. ``budget`` may be replaced between steps.
+    """
+
+    def __init__(self, settings: SchedulingSettings, pool: PagePool, cost: Cost, policy: Policy) -> None:
+        self.settings = settings
+        self.pool = pool
+        self.cost = cost
+        self.counters = Counters()
+        self.budget = self._first_budget()
+        self._policy = policy
+        self._roster = Roster()
+        self._residency = Residency(pool, self._roster, settings.max_running)
+        self._arrivals = 0
+        self._turn = 0
+        self._deadlines: list[tuple[float, int, Item]] = []
+
+    @property
+    def live(self) -> int:
+        """Items added and not yet finished or cancelled."""
+        return len(self._roster.items)
+
+    @property
+    def waiting(self) -> int:
+        """Live items that hold no pages yet or again, forks of unfinished prompts included."""
+        return self.live - self.running
+
+    @property
+    def running(self) -> int:
+        """Items that hold pages."""
+        return self._roster.running + len(self._roster.parked)
+
+    def get(self, item_id: int) -> Item | None:
+        """The live item of that id."""
+        return self._roster.items.get(item_id)
+
+    def add(self, item: Item) -> None:
+        """Queue an item.
+
+        Raises :class:`HeadraceError`: ``invalid_value`` for an empty prompt, ``context_length_exceeded`` when the pool
+        could never hold it even alone, ``queue_full`` when ``max_waiting`` items wait already.
+        """
+        self._check_addable(item)
+        self._enter(item)
+        self._roster.wait(item)
+
+    def add_fork(self, leader: Item, item: Item) -> None:
+        """Queue another choice of ``leader``'s prompt, computed once for all of them.
+
+        The fork starts when the leader's prompt is done: its first token is then sampled from the same row, and it shares
+        the prompt's pages. ``item.tokens`` is replaced by a copy of the prompt at that time, so it may share the leader's
+        list before. When the leader is past its prompt or gone, the item computes its own prompt like any other. Raises as
+        :meth:`add`.
+        """
+        self._check_addable(item)
+        self._enter(item)
+        if leader.state is ItemState.FINISHED or leader.generated > 0 or leader.item_id not in self._roster.items:
+            item.tokens = item.tokens[: item.prompt_length]
+            self._roster.wait(item)
+            return
+        leader.forks.append(item)
+
+    def cancel(self, item_id: int) -> Item | None:
+        """Drop a live item and give its pages and reservation back at once; ``None`` when the id is not live.
+
+        When it computes a prompt for forks, the first fork takes its place with everything computed so far.
+        """
+        item = self._roster.items.get(item_id)
+        if item is not None:
+            self._remove(item)
+            self.counters.cancelled += 1
+        return item
+
+    def finish(self, item: Item) -> None:
+        """The engine has decided that a live item is complete (end token, stop string, length): its pages go back."""
+        if item.item_id not in self._roster.items:
+            raise ValueError(f"item {item.item_id} is not live")
+        self._residency.learn_length(item)
+        self._remove(item)
+        self.counters.finished += 1
+
+    def expired(self, now: float) -> list[Item]:
+        """Live items whose deadline has passed, each reported once; the engine then cancels or finishes them."""
+        late: list[Item] = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            item = heappop(self._deadlines)[2]
+            if item.state is not ItemState.FINISHED:
+                late.append(item)
+        return late
+
+    def plan(self) -> Step | None:
+        """The next step, or ``None`` when nothing can run before something is added or finished.
+
+        Every step that is returned computes at least one token. Commit it before planning again.
+        """
+        residency = self._residency
+        preempted: tuple[Item, ...] = ()
+        while True:
+            residency.preempted.clear()
+            draft = Draft(self._roster, residency, self.cost, self.budget, self._turn)
+            self._policy(draft)
+            preempted += tuple(residency.preempted)
+            if draft.slices or not residency.preempted:
+                break
+        self.counters.preemptions += len(preempted)
+        self.counters.recomputed = residency.recomputed
+        if not draft.slices:
+            return None
+        self._turn += draft.decodes
+        seconds = self.cost.predict(draft.tokens, draft.pairs, draft.logit_rows)
+        return Step(tuple(draft.slices), tuple(draft.copies), preempted, seconds)
+
+    def commit(self, step: Step, sampled: Mapping[int, int]) -> list[Item]:
+        """The step has run: advance its items, append sampled tokens, start forks.
+
+        ``sampled`` maps the id of each item whose slice completes, and of each fork of it, to its new token. Items that were
+        cancelled meanwhile are passed over. Returns the items with nothing left to compute (``max_tokens`` reached, or no
+        token was sampled for them: embeddings, scoring); they keep their pages until :meth:`finish`. Raises ``ValueError``
+        for a token sampled from an unfinished chunk.
+        """
+        spent: list[Item] = []
+        used = prompt_rows = computed = 0
+        running, take = ItemState.RUNNING, sampled.get
+        for item, start, count, _ in step.slices:
+            if item.state is not running or item.computed != start:
+                continue
+            item.computed = end = start + count
+            computed += count
+            tokens = item.tokens
+            if item.score_from is not None:
+                item.scored = max(item.scored, end)
+            if start < item.prompt_length:
+                prompt_rows += min(end, item.prompt_length) - start
+            if end < len(tokens):
+                continue
+            token = take(item.item_id)
+            if token is not None:
+                tokens.append(token)
+                used += 1
+                if item.forks:
+                    used += self._start_forks(item, sampled, spent)
+            if token is None or end >= item.goal:
+                self._roster.park(item)
+                spent.append(item)
+        self._roster.caught_up()
+        counters = self.counters
+        counters.steps += 1
+        counters.computed += computed
+        counters.prompt_tokens += prompt_rows
+        counters.generated += used
+        if used != len(sampled):
+            self._check_sampled(step, sampled)
+        return spent
+
+    def check_integrity(self) -> None:
+        """Prove that items, lists and pages agree. Raises ``AssertionError`` naming the first fault. O(items + pages)."""
+        check_items(self._roster, self.pool)
+
+    def _first_budget(self) -> Budget:
+        settings = self.settings
+        tokens = settings.step_tokens or DEFAULT_STEP_TOKENS
+        seconds = settings.gap_target_ms / 1000 if settings.gap_target_ms is not None else None
+        return Budget(tokens, seconds, max(DEFAULT_CAPACITY, tokens), settings.max_logit_rows, settings.max_running)
+
+    def _check_addable(self, item: Item) -> None:
+        try:
+            if not item.tokens:
+                raise HeadraceError("invalid_value", "the prompt is empty", param="prompt")
+            if self.waiting >= self.settings.max_waiting:
+                raise HeadraceError("queue_full", f"{self.waiting} requests are waiting, which is the limit")
+            positions = item.prompt_length + max(0, item.max_tokens - 1)
+            room = self.pool.total * self.pool.page_tokens
+            if positions > room:
+                message = f"prompt and max_tokens need {positions} positions, the page pool holds {room}"
+                raise HeadraceError("context_length_exceeded", message, param="max_tokens")
+        except HeadraceError:
+            self.counters.refused += 1
+            raise
+        if item.item_id in self._roster.items:
+            raise ValueError(f"item {item.item_id} is live already")
+
+    def _enter(self, item: Item) -> None:
+        self._arrivals += 1
+        item.order = self._arrivals
+        item.goal = item.prompt_length + (max(0, item.max_tokens - 1) if item.kind is ItemKind.GENERATE else 0)
+        self._roster.items[item.item_id] = item
+        if item.deadline is not None:
+            heappush(self._deadlines, (item.deadline, item.order, item))
+
+    def _remove(self, item: Item) -> None:
+        if item.forks:
+            heir, *others = item.forks
+            heir.tokens = item.tokens
+            heir.forks, item.forks = others, []
+            self._residency.inherit(item, heir)
+            self._roster.replace(item, heir)
+            return
+        if item.state is ItemState.WAITING and not self._roster.is_queued(item):
+            leader = next(other for other in self._roster.items.values() if item in other.forks)
+            leader.forks.remove(item)
+        self._residency.release(item)
+        self._roster.drop(item)
+
+    def _start_forks(self, leader: Item, sampled: Mapping[int, int], spent: list[Item]) -> int:
+        """The leader's prompt is done: its forks share the pages and start with their own first tokens."""
+        forks, leader.forks = leader.forks, []
+        for child in forks:
+            child.tokens = leader.tokens[: leader.prompt_length]
+            child.tokens.append(sampled[child.item_id])
+            child.scored = child.prompt_length
+            self._residency.fork(leader, child)
+            self._roster.run_decode(child)
+            if child.computed >= child.goal:
+                self._roster.park(child)
+                spent.append(child)
+        self.counters.forks += len(forks)
+        return len(forks)
+
+    def _check_sampled(self, step: Step, sampled: Mapping[int, int]) -> None:
+        for item, _, _, _ in step.slices:
+            if item.state is ItemState.RUNNING and item.pending > 0 and item.item_id in sampled and not item.is_decoding:
+                raise ValueError(f"a token was sampled for item {item.item_id}, whose slice does not complete it")

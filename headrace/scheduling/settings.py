@@ -1,0 +1,31 @@
+"""The options of scheduling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headrace.scheduling.composer import POLICIES
+from headrace.settings.declaration import option, validate
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulingSettings:
+    """What the next step may hold and how many items may wait for it.
+
+    ``step_tokens`` and ``gap_target_ms`` left open are measured at start: the knee of throughput over step size, and
+    no bound on the gap beyond what steps of that size cost.
+    """
+
+    step_tokens: int | None = option(
+        None, unit="tokens", minimum=16, maximum=8192, help="Rows a step aims at; none: the knee measured at start."
+    )
+    gap_target_ms: int | None = option(
+        None, unit="ms", minimum=1, maximum=60_000, help="Longest step while streams wait for a token; none: the knee's own time."
+    )
+    max_running: int = option(256, unit="items", minimum=1, maximum=4096, help="Items that hold pages at the same time.")
+    max_waiting: int = option(1024, unit="items", minimum=1, maximum=1_000_000, help="Items that queue before 429 is answered.")
+    max_logit_rows: int = option(256, unit="rows", minimum=16, maximum=8192, help="Rows of a step that pass through the head.")
+    policy: str = option("fcfs", choices=POLICIES.names, help="How a step is composed.")
+
+    def __post_init__(self) -> None:
+        validate(self)
