@@ -1,0 +1,110 @@
+"""The ``headrace`` command: finds the verb, runs it, and turns refusals into one clear line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+import headrace
+from headrace.errors import HeadraceError
+
+# verb → (module, attribute, one line of help). The module is imported only when its verb runs, so `--help` is instant.
+VERBS: dict[str, tuple[str, str, str]] = {
+    "serve": ("headrace.cli.serve", "serve", "Start the OpenAI-compatible server."),
+    "chat": ("headrace.cli.chat", "chat", "Talk to a model, in this process or at --url."),
+    "generate": ("headrace.cli.generate", "generate", "Complete one prompt in this process."),
+    "list": ("headrace.cli.models", "list_models", "List the models that this machine has."),
+    "show": ("headrace.cli.models", "show", "Describe one model."),
+    "pull": ("headrace.cli.models", "pull", "Get the package of a model."),
+    "bench": ("headrace.cli.bench", "bench", "Measure a server, the engine or the kernels."),
+    "reproduce": ("headrace.cli.reproduce", "reproduce", "Run an experiment: a mechanism with and without, on this machine."),
+    "doctor": ("headrace.cli.doctor", "doctor", "Check this machine and say what to change."),
+    "config": ("headrace.cli.config", "config", "Print the effective options and where each came from."),
+}
+_EXAMPLES = """
+Examples:
+
+\b
+  headrace serve                          serve the bundled model on port 8000
+  headrace serve --port 9000 --threads 2
+  headrace chat                           talk to it, nothing to start first
+  headrace generate "The capital of France is"
+  headrace bench serve --rate 2           load any OpenAI-compatible server
+  headrace doctor                         is this machine ready?
+"""
+
+
+class LazyGroup(click.Group):
+    """A group whose verbs are imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Verbs in the order of the table, which is the order of a newcomer's needs."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the verb's module, or ``None`` when there is no such verb."""
+        if cmd_name not in VERBS:
+            return None
+        module, attribute, _ = VERBS[cmd_name]
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb; an unknown one is refused with the nearest name."""
+        from headrace.settings.nearest import suggestion
+
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            raise click.UsageError(f"unknown command '{args[0]}'{suggestion(args[0], VERBS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table without importing a single verb."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(verb, text) for verb, (_, _, text) in VERBS.items()])
+
+
+@click.group(cls=LazyGroup, epilog=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(headrace.__version__, prog_name="headrace")
+def command() -> None:
+    """One server for models: exact, batched, paged serving on the hardware you have."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 a run that failed, 2 a request that can't be honoured, 130 interrupted."""
+    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line and return its exit code; refusals are one line on stderr."""
+    try:
+        code = command.main(args=arguments, prog_name="headrace", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 0
+    except click.UsageError as error:
+        where = f" ({error.ctx.command_path} --help)" if error.ctx is not None else ""
+        return _refuse(f"{' '.join(error.format_message().split())}{where}", 2)
+    except click.ClickException as error:
+        return _refuse(error.format_message(), 2)
+    except HeadraceError as error:
+        return _refuse(error.message, 2)
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has gone: give the interpreter something harmless to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _refuse(message: str, code: int) -> int:
+    click.echo(f"headrace: {message}", err=True)
+    return code
