@@ -5,6 +5,7 @@
 // function with external linkage, compiled for AVX-512, could be the copy that the linker keeps for everybody.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "formats.hpp"
@@ -32,6 +33,7 @@ namespace avx2 { void fill_matmul(KernelTable&); void fill_rows(KernelTable&); }
 namespace avx512 { void fill_matmul(KernelTable&); void fill_rows(KernelTable&); }
 
 std::vector<IsaSupport> isa_support();       // best first
+std::vector<std::string> cpu_features();     // those that choose kernels and are present
 const KernelTable& best_kernels();           // by cpuid
 const KernelTable& kernels_named(const char* isa);  // throws std::invalid_argument when unknown or not runnable
 

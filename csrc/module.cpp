@@ -4,10 +4,12 @@
 namespace nb = nanobind;
 
 namespace headrace {
+void bind_matmul(nb::module_& m);
 void bind_sampler(nb::module_& m);
 }
 
 NB_MODULE(_native, m) {
     m.doc() = "headrace native kernels";
+    headrace::bind_matmul(m);
     headrace::bind_sampler(m);
 }

@@ -36,7 +36,7 @@ class PackedMatrix {
   private:
     friend class Packer;
     struct Unmap {
-        std::size_t length = 0;
+        std::size_t length;
         void operator()(std::uint8_t* data) const;
     };
     int inputs_ = 0;

@@ -56,4 +56,10 @@ class ThreadPool {
     std::vector<std::thread> workers_;
 };
 
+// Mean seconds of a region of empty tiles: what a region costs by itself.
+double region_seconds(ThreadPool& pool, int tiles, int repeat);
+
+// Runs `regions` regions whose lengths step through 1 … tiles and counts how often each tile ran; a self-check.
+std::vector<int> cover_counts(ThreadPool& pool, int tiles, int regions);
+
 }  // namespace headrace

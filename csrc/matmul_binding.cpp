@@ -1,0 +1,126 @@
+// Python's view of the thread pool, the kernel tables and packed matrices.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "kernel_table.hpp"
+#include "pack.hpp"
+#include "packed_matrix.hpp"
+#include "rows.hpp"
+#include "threads.hpp"
+
+namespace nb = nanobind;
+
+namespace headrace {
+namespace {
+
+using Bytes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Order = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Result = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+using Source = std::tuple<Bytes, std::string, int, int, std::optional<Order>>;
+
+Result new_matrix(std::size_t rows, std::size_t columns) {
+    auto* data = new float[rows * columns];
+    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+    return Result(data, {rows, columns}, owner);
+}
+
+std::unique_ptr<PackedMatrix> pack(const std::vector<Source>& sources, ThreadPool& pool, bool interleave) {
+    std::vector<PackSource> views;
+    for (const auto& [data, kind, rows, inputs, order] : sources) {
+        if (order && order->shape(0) != static_cast<std::size_t>(rows)) throw PackError("the row order has not one entry a row");
+        views.push_back({data.data(), data.size(), kind, rows, inputs, order ? order->data() : nullptr});
+    }
+    nb::gil_scoped_release release;
+    return pack_matrix(pool, views, interleave);
+}
+
+Result product(const PackedMatrix& matrix, const Matrix& x, ThreadPool& pool, int repeat) {
+    if (x.shape(1) != static_cast<std::size_t>(matrix.inputs())) throw std::invalid_argument("x has not the matrix's inputs");
+    if (repeat < 1) throw std::invalid_argument("repeat must be at least 1");
+    const auto rows = static_cast<int>(x.shape(0)), columns = matrix.columns();
+    Result out = new_matrix(x.shape(0), static_cast<std::size_t>(columns));
+    float* to = out.data();
+    nb::gil_scoped_release release;
+    RowBuffer buffer(rows, matrix.inputs());
+    const Rows view = buffer.load(x.data(), matrix.needs_planes());
+    for (int i = 0; i < repeat; ++i) matmul(kernels(), pool, matrix, view, to, static_cast<std::size_t>(columns));
+    return out;
+}
+
+Result dequantize(const PackedMatrix& matrix, const Order& columns) {
+    Result out = new_matrix(columns.shape(0), static_cast<std::size_t>(matrix.inputs()));
+    for (std::size_t i = 0; i < columns.shape(0); ++i) {
+        const std::int32_t column = columns.data()[i];
+        if (column < 0 || column >= matrix.columns()) throw nb::index_error("column outside the matrix");
+        dequantize_column(matrix, column, out.data() + i * static_cast<std::size_t>(matrix.inputs()));
+    }
+    return out;
+}
+
+std::vector<std::string> format_names(const PackedMatrix& matrix) {
+    std::vector<std::string> names;
+    for (const Panel& panel : matrix.panels()) names.emplace_back(kFormatTraits[static_cast<int>(panel.format)].name);
+    return names;
+}
+
+void bind_tables(nb::module_& m) {
+    m.def("set_isa", [](const std::string& name) { set_isa(name.c_str()); }, nb::arg("name"),
+          "Compute with the kernels of one instruction set ('auto': the best). ValueError when this machine can't run it.");
+    m.def("isa", [] { return std::string(kernels().isa); }, "Name of the instruction set in use.");
+    m.def("isa_support", [] {
+        std::vector<std::tuple<std::string, bool, bool>> rows;
+        for (const IsaSupport& isa : isa_support()) rows.emplace_back(isa.name, isa.compiled, isa.runnable);
+        return rows;
+    }, "(name, compiled, runnable) of every instruction set, best first.");
+    m.def("cpu_features", &cpu_features, "Names of the CPU features that choose the kernels and are present here.");
+    m.def("format_traits", [] {
+        std::vector<std::tuple<std::string, int, int, int, bool, bool>> rows;
+        for (const FormatTraits& t : kFormatTraits) rows.emplace_back(t.name, t.bits, t.group, t.record_bytes, t.has_min, t.quantised);
+        return rows;
+    }, "(name, bits, group, record bytes, has minimum, quantised) of every runtime format.");
+    m.def("source_kinds", [] {
+        std::vector<std::tuple<std::string, int, int, std::string>> rows;
+        for (const SourceKind& kind : source_kinds())
+            rows.emplace_back(kind.name, kind.block, kind.block_bytes, kFormatTraits[static_cast<int>(kind.format)].name);
+        return rows;
+    }, "(kind, block inputs, block bytes, runtime format) of every encoding that can be packed.");
+}
+
+}  // namespace
+
+void bind_matmul(nb::module_& m) {
+    bind_tables(m);
+    nb::class_<ThreadPool>(m, "ThreadPool", "Threads that take small tiles from a counter; the caller is one of them.")
+        .def(nb::init<int>(), nb::arg("threads"))
+        .def_prop_ro("threads", &ThreadPool::threads)
+        .def("resize", &ThreadPool::resize, nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>())
+        .def("region_seconds", &region_seconds, nb::arg("tiles"), nb::arg("repeat"), nb::call_guard<nb::gil_scoped_release>(),
+             "Mean seconds of a region of empty tiles.")
+        .def("cover", &cover_counts, nb::arg("tiles"), nb::arg("regions"), nb::call_guard<nb::gil_scoped_release>(),
+             "How often each tile ran over that many regions of growing length: a self-check of the pool.");
+    nb::class_<PackedMatrix>(m, "PackedMatrix", "A weight matrix in its runtime form.")
+        .def_static("pack", &pack, nb::arg("sources"), nb::arg("pool"), nb::arg("interleave") = false)
+        .def_prop_ro("inputs", &PackedMatrix::inputs)
+        .def_prop_ro("columns", &PackedMatrix::columns)
+        .def_prop_ro("bytes", &PackedMatrix::bytes)
+        .def_prop_ro("formats", &format_names, "Format of each panel of 16 columns.")
+        .def_prop_ro("column_starts", &PackedMatrix::column_starts)
+        .def_prop_ro("source_rows", &PackedMatrix::source_rows)
+        .def_prop_ro("interleaved", &PackedMatrix::interleaved)
+        .def("matmul", &product, nb::arg("x"), nb::arg("pool"), nb::arg("repeat") = 1)
+        .def("dequantize", &dequantize, nb::arg("columns"));
+}
+
+}  // namespace headrace

@@ -1,0 +1,217 @@
+#include "pack.hpp"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <new>
+
+#include "gguf_blocks.hpp"
+
+namespace headrace {
+namespace {
+
+using DecodeGroup = bool (*)(const std::uint8_t* row, int group, GroupCodes& out);
+
+struct Decoder {
+    SourceKind kind;
+    DecodeGroup decode;  // null for float sources
+};
+
+const Decoder kDecoders[] = {
+    {{"F32", 1, 4, Format::f32}, nullptr},
+    {{"F16", 1, 2, Format::f16}, nullptr},
+    {{"BF16", 1, 2, Format::bf16}, nullptr},
+    {{"Q8_0", 32, 34, Format::w8}, decode_q8_0},
+    {{"Q4_0", 32, 18, Format::w4}, decode_q4_0},
+    {{"Q4_1", 32, 20, Format::w4}, decode_q4_1},
+    {{"Q5_0", 32, 22, Format::w8}, decode_q5_0},
+    {{"Q5_1", 32, 24, Format::w8m}, decode_q5_1},
+    {{"Q4_K", 256, 144, Format::w4}, decode_q4_k},
+    {{"Q6_K", 256, 210, Format::w8g16}, decode_q6_k},
+};
+
+const FormatTraits& traits_of(Format format) { return kFormatTraits[static_cast<int>(format)]; }
+
+const Decoder& decoder_for(const std::string& kind) {
+    for (const Decoder& decoder : kDecoders)
+        if (kind == decoder.kind.name) return decoder;
+    throw PackError("weights of kind " + kind + " have no kernel");
+}
+
+std::size_t row_bytes(const Decoder& decoder, int inputs) {
+    return static_cast<std::size_t>(inputs / decoder.kind.block) * decoder.kind.block_bytes;
+}
+
+void check_source(const PackSource& source, int inputs) {
+    const Decoder& decoder = decoder_for(source.kind);
+    const std::string shape = std::to_string(source.rows) + " x " + std::to_string(source.inputs);
+    if (source.rows < 1 || source.inputs < 1) throw PackError("a " + source.kind + " matrix of shape " + shape + " is empty");
+    if (source.inputs != inputs)
+        throw PackError("stacked matrices differ in inputs: " + std::to_string(inputs) + " and " + std::to_string(source.inputs));
+    if (source.inputs % decoder.kind.block != 0)
+        throw PackError(source.kind + " needs inputs in multiples of " + std::to_string(decoder.kind.block) + ", the shape is " + shape);
+    const std::size_t expected = row_bytes(decoder, source.inputs) * static_cast<std::size_t>(source.rows);
+    if (source.length != expected)
+        throw PackError("a " + source.kind + " matrix of shape " + shape + " takes " + std::to_string(expected) + " bytes, the file has " +
+                        std::to_string(source.length));
+    if (source.order == nullptr) return;
+    for (int row = 0; row < source.rows; ++row)
+        if (source.order[row] < 0 || source.order[row] >= source.rows)
+            throw PackError("row order " + std::to_string(source.order[row]) + " is outside a matrix of " + std::to_string(source.rows) + " rows");
+}
+
+// Scatters the codes of one channel into a record; see the drawing in formats.hpp.
+template <Format format>
+void place_codes(const GroupCodes& codes, int lane, std::uint8_t* record) {
+    constexpr FormatTraits traits = kFormatTraits[static_cast<int>(format)];
+    if constexpr (format == Format::w4) {
+        std::uint8_t both[16];
+        for (int i = 0; i < 16; ++i) both[i] = static_cast<std::uint8_t>(codes.q[i] | codes.q[i + 16] << 4);
+        for (int line = 0; line < 4; ++line) std::memcpy(record + 64 * line + 4 * lane, both + 4 * line, 4);
+    } else {
+        for (int line = 0; line < traits.group / 4; ++line) std::memcpy(record + 64 * line + 4 * lane, codes.q + 4 * line, 4);
+    }
+    std::uint8_t* scales = record + traits.record_bytes - (traits.has_min ? 64 : 32);
+    std::memcpy(scales + 2 * lane, &codes.d, 2);
+    if constexpr (traits.has_min) std::memcpy(scales + 32 + 2 * lane, &codes.m, 2);
+}
+
+// rows[lane] is null for padding channels, which get scale 0 and so the value 0.
+template <Format format>
+bool pack_quantised(const Decoder& decoder, const std::uint8_t* const* rows, int groups, std::uint8_t* panel) {
+    constexpr int record_bytes = kFormatTraits[static_cast<int>(format)].record_bytes;
+    bool finite = true;
+    for (int group = 0; group < groups; ++group, panel += record_bytes) {
+        for (int lane = 0; lane < kPanelWidth; ++lane) {
+            GroupCodes codes{};
+            if (rows[lane] != nullptr) finite &= decoder.decode(rows[lane], group, codes);
+            place_codes<format>(codes, lane, panel);
+        }
+    }
+    return finite;
+}
+
+template <class Word>
+bool pack_values(const std::uint8_t* const* rows, int inputs, Word exponent, std::uint8_t* panel) {
+    bool finite = true;
+    for (int lane = 0; lane < kPanelWidth; ++lane) {
+        for (int k = 0; k < inputs; ++k) {
+            Word word = 0;
+            if (rows[lane] != nullptr) std::memcpy(&word, rows[lane] + sizeof(Word) * static_cast<std::size_t>(k), sizeof(Word));
+            finite &= (word & exponent) != exponent;
+            std::memcpy(panel + sizeof(Word) * (static_cast<std::size_t>(k) * kPanelWidth + lane), &word, sizeof(Word));
+        }
+    }
+    return finite;
+}
+
+bool pack_panel(const Decoder& decoder, const std::uint8_t* const* rows, int inputs, std::uint8_t* panel) {
+    switch (decoder.kind.format) {
+        case Format::w4: return pack_quantised<Format::w4>(decoder, rows, inputs / 32, panel);
+        case Format::w8: return pack_quantised<Format::w8>(decoder, rows, inputs / 32, panel);
+        case Format::w8m: return pack_quantised<Format::w8m>(decoder, rows, inputs / 32, panel);
+        case Format::w8g16: return pack_quantised<Format::w8g16>(decoder, rows, inputs / 16, panel);
+        case Format::bf16: return pack_values<std::uint16_t>(rows, inputs, 0x7f80, panel);
+        case Format::f16: return pack_values<std::uint16_t>(rows, inputs, 0x7c00, panel);
+        case Format::f32: return pack_values<std::uint32_t>(rows, inputs, 0x7f800000u, panel);
+    }
+    return false;
+}
+
+struct PanelSource {
+    const PackSource* source;
+    int first_row;
+};
+
+constexpr std::size_t kHugePage = 2u << 20;
+
+}  // namespace
+
+const std::vector<SourceKind>& source_kinds() {
+    static const std::vector<SourceKind> kinds = [] {
+        std::vector<SourceKind> all;
+        for (const Decoder& decoder : kDecoders) all.push_back(decoder.kind);
+        return all;
+    }();
+    return kinds;
+}
+
+void PackedMatrix::Unmap::operator()(std::uint8_t* data) const { munmap(data, length); }
+
+class Packer {
+  public:
+    Packer(const std::vector<PackSource>& sources, bool interleave) : sources_(sources), interleave_(interleave) {
+        if (sources.empty()) throw PackError("a packed matrix needs at least one source");
+        for (const PackSource& source : sources) check_source(source, sources.front().inputs);
+        if (interleave && (sources.size() != 2 || sources[0].rows != sources[1].rows))
+            throw PackError("only two matrices of equal height can be interleaved");
+    }
+
+    std::unique_ptr<PackedMatrix> pack(ThreadPool& pool) {
+        auto matrix = std::make_unique<PackedMatrix>();
+        matrix->inputs_ = sources_.front().inputs;
+        matrix->interleaved_ = interleave_;
+        lay_out(*matrix);
+        allocate(*matrix);
+        std::atomic<bool> finite{true};
+        pool.parallel_for(matrix->panel_count(), [&](int panel, int) {
+            if (!fill(*matrix, panel)) finite.store(false, std::memory_order_relaxed);
+        });
+        if (!finite.load()) throw PackError("a weight or scale is infinite or not a number");
+        return matrix;
+    }
+
+  private:
+    void lay_out(PackedMatrix& matrix) {
+        for (std::size_t s = 0; s < sources_.size(); ++s) {
+            matrix.source_rows_.push_back(sources_[s].rows);
+            matrix.column_starts_.push_back(static_cast<int>(interleave_ ? s : order_.size()) * kPanelWidth);
+            if (interleave_) continue;
+            for (int row = 0; row < sources_[s].rows; row += kPanelWidth) order_.push_back({&sources_[s], row});
+        }
+        if (interleave_)
+            for (int row = 0; row < sources_[0].rows; row += kPanelWidth)
+                for (const PackSource& source : sources_) order_.push_back({&source, row});
+        for (const PanelSource& panel : order_) {
+            const Format format = decoder_for(panel.source->kind).kind.format;
+            const FormatTraits& traits = traits_of(format);
+            matrix.panels_.push_back({matrix.bytes_, format});
+            matrix.bytes_ += static_cast<std::size_t>(matrix.inputs_ / traits.group) * traits.record_bytes;
+            (traits.quantised ? matrix.needs_planes_ : matrix.needs_values_) = true;
+        }
+    }
+
+    // Huge pages where the system has them: a decode step walks the whole matrix once, 4 KiB pages cost a TLB miss each.
+    static void allocate(PackedMatrix& matrix) {
+        const std::size_t length = (matrix.bytes_ + 4095) / 4096 * 4096;
+        void* data = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (data == MAP_FAILED) throw std::bad_alloc();
+        if (length >= kHugePage) madvise(data, length, MADV_HUGEPAGE);  // advice: refusing it costs speed only
+        matrix.data_ = {static_cast<std::uint8_t*>(data), PackedMatrix::Unmap{length}};
+    }
+
+    bool fill(PackedMatrix& matrix, int panel) const {
+        const PackSource& source = *order_[static_cast<std::size_t>(panel)].source;
+        const int first = order_[static_cast<std::size_t>(panel)].first_row;
+        const Decoder& decoder = decoder_for(source.kind);
+        const std::size_t stride = row_bytes(decoder, source.inputs);
+        const std::uint8_t* rows[kPanelWidth] = {};
+        for (int lane = 0; lane < std::min(kPanelWidth, source.rows - first); ++lane) {
+            const int row = source.order != nullptr ? source.order[first + lane] : first + lane;
+            rows[lane] = source.data + stride * static_cast<std::size_t>(row);
+        }
+        return pack_panel(decoder, rows, source.inputs, matrix.data_.get() + matrix.panels_[static_cast<std::size_t>(panel)].offset);
+    }
+
+    const std::vector<PackSource>& sources_;
+    bool interleave_;
+    std::vector<PanelSource> order_;
+};
+
+std::unique_ptr<PackedMatrix> pack_matrix(ThreadPool& pool, const std::vector<PackSource>& sources, bool interleave) {
+    return Packer(sources, interleave).pack(pool);
+}
+
+}  // namespace headrace

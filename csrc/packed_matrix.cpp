@@ -1,0 +1,117 @@
+#include "packed_matrix.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "gguf_blocks.hpp"
+
+namespace headrace {
+namespace {
+
+constexpr int kTileRows = 64;     // rows of activations that stay in L1/L2 while a tile's panels pass
+constexpr int kTilePanels = 4;
+
+struct TileGrid {
+    int row_tiles, panel_tiles, rows, panels;
+};
+
+TileGrid grid_of(const PackedMatrix& matrix, int rows) {
+    const int row_tiles = (rows + kTileRows - 1) / kTileRows;
+    const int panel_tiles = (matrix.panel_count() + kTilePanels - 1) / kTilePanels;
+    return {row_tiles, panel_tiles, kTileRows, kTilePanels};
+}
+
+void panels_times_rows(const KernelTable& table, const PackedMatrix& matrix, const Rows& x, int m0, int m1, int panel0, int panel1,
+                       float* out, std::size_t out_stride) {
+    const int padded = (x.inputs + kGroup - 1) / kGroup * kGroup;
+    for (int panel = panel0; panel < panel1; ++panel) {
+        const Panel& place = matrix.panels()[static_cast<std::size_t>(panel)];
+        const FormatTraits& traits = kFormatTraits[static_cast<int>(place.format)];
+        PanelProduct product{};
+        product.panel = matrix.data() + place.offset;
+        product.groups = matrix.inputs() / traits.group;
+        product.rows = m1 - m0;
+        product.out = out + static_cast<std::size_t>(panel - panel0) * kPanelWidth;
+        product.out_stride = out_stride;
+        if (traits.quantised) {
+            product.plane_stride = static_cast<std::size_t>(padded) * 2;
+            product.planes = x.planes + product.plane_stride * static_cast<std::size_t>(m0);
+            product.sum_stride = static_cast<std::size_t>(padded / traits.group);
+            product.sums = (traits.group == 16 ? x.sums16 : x.sums32) + product.sum_stride * static_cast<std::size_t>(m0);
+            product.scale = x.scale + m0;
+        } else {
+            product.value_stride = x.value_stride;
+            product.values = x.values + x.value_stride * static_cast<std::size_t>(m0);
+        }
+        table.panel[static_cast<int>(place.format)](product);
+    }
+}
+
+void dequantize_group(Format format, const std::uint8_t* record, int lane, float* out) {
+    const FormatTraits& traits = kFormatTraits[static_cast<int>(format)];
+    const std::uint8_t* scales = record + traits.record_bytes - (traits.has_min ? 64 : 32);
+    std::uint16_t half[2] = {0, 0};
+    std::memcpy(&half[0], scales + 2 * lane, 2);
+    if (traits.has_min) std::memcpy(&half[1], scales + 32 + 2 * lane, 2);
+    const float d = float_of_half(half[0]), m = float_of_half(half[1]);
+    for (int i = 0; i < traits.group; ++i) {
+        int q;
+        if (format == Format::w4) q = record[64 * (i % 16 / 4) + 4 * lane + i % 4] >> (i / 16 * 4) & 15;
+        else q = record[64 * (i / 4) + 4 * lane + i % 4] - 128;
+        const float scaled = d * static_cast<float>(q);
+        out[i] = scaled + m;
+    }
+}
+
+float value_at(Format format, const std::uint8_t* panel, int lane, int k) {
+    const std::size_t index = static_cast<std::size_t>(k) * kPanelWidth + static_cast<std::size_t>(lane);
+    float value;
+    if (format == Format::f32) {
+        std::memcpy(&value, panel + 4 * index, 4);
+        return value;
+    }
+    std::uint16_t word;
+    std::memcpy(&word, panel + 2 * index, 2);
+    if (format == Format::f16) return float_of_half(word);
+    const std::uint32_t bits = static_cast<std::uint32_t>(word) << 16;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+}  // namespace
+
+void matmul_tile_local(const KernelTable& table, const PackedMatrix& matrix, const Rows& x, int m0, int m1, int panel0, int panel1,
+                       float* out, std::size_t out_stride) {
+    panels_times_rows(table, matrix, x, m0, m1, panel0, panel1, out, out_stride);
+}
+
+void matmul_tile(const KernelTable& table, const PackedMatrix& matrix, const Rows& x, int m0, int m1, int panel0, int panel1,
+                 float* out, std::size_t out_stride) {
+    float* corner = out + static_cast<std::size_t>(m0) * out_stride + static_cast<std::size_t>(panel0) * kPanelWidth;
+    panels_times_rows(table, matrix, x, m0, m1, panel0, panel1, corner, out_stride);
+}
+
+void matmul(const KernelTable& table, ThreadPool& pool, const PackedMatrix& matrix, const Rows& x, float* out,
+            std::size_t out_stride) {
+    const TileGrid grid = grid_of(matrix, x.count);
+    pool.parallel_for(grid.row_tiles * grid.panel_tiles, [&](int tile, int) {
+        const int m0 = tile % grid.row_tiles * grid.rows, panel0 = tile / grid.row_tiles * grid.panels;
+        matmul_tile(table, matrix, x, m0, std::min(m0 + grid.rows, x.count), panel0, std::min(panel0 + grid.panels, matrix.panel_count()),
+                    out, out_stride);
+    });
+}
+
+void dequantize_column(const PackedMatrix& matrix, int column, float* out) {
+    const Panel& place = matrix.panels()[static_cast<std::size_t>(column / kPanelWidth)];
+    const FormatTraits& traits = kFormatTraits[static_cast<int>(place.format)];
+    const std::uint8_t* panel = matrix.data() + place.offset;
+    const int lane = column % kPanelWidth;
+    if (!traits.quantised) {
+        for (int k = 0; k < matrix.inputs(); ++k) out[k] = value_at(place.format, panel, lane, k);
+        return;
+    }
+    for (int k = 0; k < matrix.inputs(); k += traits.group, panel += traits.record_bytes)
+        dequantize_group(place.format, panel, lane, out + k);
+}
+
+}  // namespace headrace
