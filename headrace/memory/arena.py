@@ -1,0 +1,128 @@
+"""The bytes of the page pool: one mapping of shared memory, private to the user, made once and never remapped."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.errors import HeadraceError
+
+_TOUCH_BYTES = 16 * 1024 * 1024  # about 14 ms of zeroing: short enough to stop at, long enough to cost nothing
+_MADV_POPULATE_WRITE = 23  # Linux 5.14: fault pages in without changing what they hold
+
+
+class Arena:
+    """``pages`` pages of ``page_bytes`` bytes in one memory file that only this user can open.
+
+    ``bytes`` is the numpy view, uint8 [pages, page_bytes]. Fresh memory is zero. The system zeroes each OS page when it is
+    first used, at about 1 GB/s; :meth:`touch` or :meth:`touch_in_background` do that before a step has to wait for it.
+    Huge pages are asked for and used where the system allows them for shared memory. Raises :class:`HeadraceError`
+    ``invalid_setting`` when the memory can't be mapped.
+    """
+
+    def __init__(self, pages: int, page_bytes: int) -> None:
+        if pages < 1 or page_bytes < 1:
+            raise HeadraceError("invalid_value", f"can't map {pages} pages of {page_bytes} bytes", param="pages")
+        self.pages = pages
+        self.page_bytes = page_bytes
+        size = pages * page_bytes
+        self._descriptor = os.memfd_create("headrace-pages", os.MFD_CLOEXEC)
+        try:
+            os.fchmod(self._descriptor, 0o600)
+            os.ftruncate(self._descriptor, size)
+            self._mapping = mmap.mmap(self._descriptor, size, mmap.MAP_SHARED)
+        except (OSError, ValueError, OverflowError) as error:
+            os.close(self._descriptor)
+            message = f"can't map a page pool of {size / 2**20:,.0f} MiB: {error}"
+            raise HeadraceError("invalid_setting", message, param="pages") from None
+        self.huge_pages = self._ask_for_huge_pages()
+        self.bytes: npt.NDArray[np.uint8] = np.frombuffer(self._mapping, dtype=np.uint8).reshape(pages, page_bytes)
+        self.touched_bytes = 0
+        self._stop = threading.Event()
+        self._toucher: threading.Thread | None = None
+        self._closed = False
+
+    def __enter__(self) -> Arena:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the mapping."""
+        return self.pages * self.page_bytes
+
+    def fileno(self) -> int:
+        """The memory file's descriptor, to be handed to another process of this user."""
+        return self._descriptor
+
+    def touch(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Fault all memory in, lowest pages first; contents stay as they are, so steps may run meanwhile.
+
+        ``progress`` is called with (bytes done, bytes in all) about every 16 MiB. Returns early when closed.
+        """
+        base = self.bytes.ctypes.data
+        populate = _populate()
+        for start in range(0, self.size, _TOUCH_BYTES):
+            if self._stop.is_set():
+                return
+            length = min(_TOUCH_BYTES, self.size - start)
+            if populate(base + start, length) == errno.EINVAL:  # an older kernel: reading faults shared memory in as well
+                self.bytes.reshape(-1)[start : start + length : mmap.PAGESIZE].max()
+            self.touched_bytes = start + length
+            if progress is not None:
+                progress(self.touched_bytes, self.size)
+
+    def touch_in_background(self) -> None:
+        """:meth:`touch` on a thread of its own; :meth:`close` ends it."""
+        if self._toucher is None:
+            self._toucher = threading.Thread(target=self.touch, name="headrace-touch", daemon=True)
+            self._toucher.start()
+
+    def close(self) -> None:
+        """Stop touching and give the memory back; views that others still hold keep it mapped until they go."""
+        if self._closed:
+            return
+        self._closed = True
+        self._stop.set()
+        if self._toucher is not None:
+            self._toucher.join()
+        self.bytes = np.empty((0, self.page_bytes), dtype=np.uint8)
+        del self._mapping  # unmapped with its last view; mmap.close() would refuse while one lives
+        os.close(self._descriptor)
+
+    def _ask_for_huge_pages(self) -> bool:
+        try:
+            with open("/sys/kernel/mm/transparent_hugepage/shmem_enabled", encoding="ascii") as file:
+                mode = file.read()
+            allowed = any(chosen in mode for chosen in ("[advise]", "[always]", "[within_size]"))
+            if allowed:
+                self._mapping.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            return False
+        return allowed
+
+
+def _populate() -> Callable[[int, int], int]:
+    """madvise through ctypes, because that releases the interpreter lock; returns an errno, 0 when done."""
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+    def populate(address: int, length: int) -> int:
+        start = address // mmap.PAGESIZE * mmap.PAGESIZE
+        failed = madvise(start, address + length - start, _MADV_POPULATE_WRITE)
+        code = ctypes.get_errno() if failed else 0
+        if code not in (0, errno.EINVAL):
+            message = f"the system has no memory left for the page pool: {os.strerror(code)}"
+            raise HeadraceError("invalid_setting", message, param="pages")
+        return code
+
+    return populate
