@@ -56,7 +56,7 @@ class WeightSource(Protocol):
 
 
 def dequantise(raw: RawTensor) -> npt.NDArray[np.float32]:
-    """The tensor's values as float32 in canonical row order, by the GGUF tables: slow and exact, an oracle for kernels.
+    """The tensor's values as float32 in canonical row order, a fresh array by the GGUF tables: slow and exact, an oracle for kernels.
 
     Raises ``model_file`` for a kind that the tables cannot decode.
     """
@@ -69,4 +69,4 @@ def dequantise(raw: RawTensor) -> npt.NDArray[np.float32]:
         raise HeadraceError("model_file", f"weights of kind {raw.kind!r} can't be decoded") from error
     if raw.row_order is not None:
         values = values[raw.row_order]
-    return np.ascontiguousarray(values, dtype=np.float32).reshape(raw.shape)
+    return np.require(values, np.float32, ["C", "W"]).reshape(raw.shape)

@@ -1,0 +1,126 @@
+"""Blocks in plain torch: attention over pages and the gated MLP, each with its norms and residual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from headrace.models.config import AttentionSpec, MlpSpec
+
+ReadTensor = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class PagedRows:
+    """Where one slice's rows and keys are: ``rows`` first and end in the batch, ``pages`` of the item, ``keys`` so far."""
+
+    first: int
+    end: int
+    pages: Tensor
+    keys: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlaces:
+    """A batch on the device: ``positions`` [T], each row's ``page`` and ``slot`` (on the pool's side), and its slices."""
+
+    positions: Tensor
+    page: Tensor
+    slot: Tensor
+    slices: tuple[PagedRows, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPages:
+    """One layer's part of the pool as views: ``keys`` [pages, heads, head_dim, 16], ``values`` [pages, heads, 16, head_dim]."""
+
+    keys: Tensor
+    values: Tensor
+
+
+def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """x / rms(x) · gain over the last axis, in at least float32."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * gain
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turn the pairs (i, i + head_dim/2) of ``x`` [T, heads, head_dim] by each row's angles [T, head_dim/2]."""
+    low, high = x.chunk(2, dim=-1)
+    cosine, sine = cosine[:, None].to(x.dtype), sine[:, None].to(x.dtype)
+    return torch.cat((low * cosine - high * sine, high * cosine + low * sine), dim=-1)
+
+
+class TorchAttention:
+    """Norm, Q/K/V, rotary positions, grouped-query attention over pages, output, residual."""
+
+    def __init__(self, spec: AttentionSpec, read: ReadTensor, eps: float) -> None:
+        self.spec, self._eps = spec, eps
+        names = ["norm", "q", "k", "v", "o"]
+        names += ["q_bias", "k_bias", "v_bias"] if spec.qkv_bias else []
+        names += ["q_norm", "k_norm"] if spec.qk_norm else []
+        names += ["post_norm"] if spec.post_norm else []
+        self._weights = {name: read(name) for name in names}
+
+    def __call__(self, x: Tensor, places: BatchPlaces, pages: LayerPages, angles: tuple[Tensor, Tensor]) -> Tensor:
+        """Residual stream [T, hidden] after the block. Writes K and V of all rows before any row reads them."""
+        weights, spec = self._weights, self.spec
+        normed = rms_norm(x, weights["norm"], self._eps)
+        query, key, value = (self._project(normed, name) for name in "qkv")
+        query, key = rotate(query, *angles), rotate(key, *angles)
+        pages.keys[places.page, :, :, places.slot] = key.to(pages.keys)
+        pages.values[places.page, :, places.slot] = value.to(pages.values)
+        mixed = torch.cat([self._attend(query, places, rows, pages) for rows in places.slices])
+        out = F.linear(mixed, weights["o"])
+        if spec.post_norm:
+            out = rms_norm(out, weights["post_norm"], self._eps)
+        return x + out
+
+    def _project(self, normed: Tensor, name: str) -> Tensor:
+        """Q, K or V as [T, heads, head_dim]."""
+        rows = F.linear(normed, self._weights[name], self._weights.get(f"{name}_bias")).unflatten(-1, (-1, self.spec.head_dim))
+        gain = self._weights.get(f"{name}_norm")
+        return rows if gain is None else rms_norm(rows, gain, self._eps)
+
+    def _attend(self, query: Tensor, places: BatchPlaces, rows: PagedRows, pages: LayerPages) -> Tensor:
+        """One slice's rows over its own pages: [t, heads · head_dim]."""
+        spec, count = self.spec, rows.end - rows.first
+        # Slots behind the newest key hold whatever was there before, NaN perhaps: they are cut off and not just masked.
+        keys = pages.keys[rows.pages].permute(1, 2, 0, 3).flatten(2)[..., : rows.keys].to(query)
+        values = pages.values[rows.pages].transpose(0, 1).flatten(1, 2)[:, : rows.keys].to(query)
+        # [t, heads, d] → [kv_heads, group · t, d]
+        grouped = query[rows.first : rows.end].unflatten(1, (spec.kv_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2)
+        scores = (grouped @ keys * spec.scale).unflatten(1, (-1, count))
+        scores = scores.masked_fill(self._hidden_keys(places.positions[rows.first : rows.end], rows.keys), -torch.inf)
+        mixed = torch.softmax(scores, dim=-1).flatten(1, 2) @ values
+        return mixed.unflatten(1, (-1, count)).permute(2, 0, 1, 3).flatten(1)
+
+    def _hidden_keys(self, positions: Tensor, keys: int) -> Tensor:
+        """True where a row may not look: later keys and keys that have left its window. [t, keys]."""
+        distance = positions[:, None] - torch.arange(keys, device=positions.device)
+        hidden = distance < 0
+        return hidden if self.spec.window is None else hidden | (distance >= self.spec.window)
+
+
+class TorchMlp:
+    """Norm, activation(gate) · up, down, residual."""
+
+    def __init__(self, spec: MlpSpec, read: ReadTensor, eps: float) -> None:
+        self._spec, self._eps = spec, eps
+        names = ["norm", "gate", "up", "down", *(["post_norm"] if spec.post_norm else [])]
+        self._weights = {name: read(name) for name in names}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Residual stream [T, hidden] after the block."""
+        weights = self._weights
+        normed = rms_norm(x, weights["norm"], self._eps)
+        gate = F.linear(normed, weights["gate"])
+        gate = F.silu(gate) if self._spec.activation == "silu" else F.gelu(gate, approximate="tanh")
+        out = F.linear(gate * F.linear(normed, weights["up"]), weights["down"])
+        if self._spec.post_norm:
+            out = rms_norm(out, weights["post_norm"], self._eps)
+        return x + out

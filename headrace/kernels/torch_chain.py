@@ -1,0 +1,151 @@
+"""A chain of blocks in plain torch: the slow oracle of the native kernels, and the path for any other device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from headrace.errors import HeadraceError
+from headrace.kernels.interface import Bytes, Float32, Int32, PageLayout, StepBatch
+from headrace.kernels.torch_blocks import BatchPlaces, LayerPages, PagedRows, TorchAttention, TorchMlp, rms_norm
+from headrace.models.config import AttentionSpec, ModelConfig, RopeScaling
+from headrace.models.rope import inverse_frequencies
+from headrace.models.weights import WeightSource, dequantise
+
+PAGE_TOKENS = 16
+
+KvDtype = Literal["bf16", "fp32"]
+_KV_TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_RopeKey = tuple[float, int, RopeScaling | None]
+
+
+class TorchChain:
+    """A :class:`~headrace.kernels.interface.ChainRunner` on dequantised weights in ``dtype`` on ``device``.
+
+    ``kv_dtype`` ``"bf16"`` is the page layout of all runners; ``"fp32"`` keeps K and V exact in pages of twice the size.
+    The pool stays in the host's memory, so a device other than the CPU gathers its pages for every layer.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: WeightSource,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        kv_dtype: KvDtype = "bf16",
+    ) -> None:
+        self.config = config
+        self._device, self._dtype, self._kv = torch.device(device), dtype, _KV_TYPES[kv_dtype]
+        elements = sum(_layer_elements(spec) for spec in config.attention_blocks)
+        self.page_layout = PageLayout(PAGE_TOKENS, elements * self._kv.itemsize)
+        self._weights = weights
+        self._blocks = self._build_blocks()
+        self._embedding = self._read("embedding")
+        self._final_gain = self._read("final_norm")
+        self._head = self._embedding if config.tied_head else self._read("head")
+        specs = {_rope_key(spec): spec for spec in config.attention_blocks}
+        self._frequencies = {key: torch.from_numpy(inverse_frequencies(spec)).to(self._device) for key, spec in specs.items()}
+        self._kept = torch.empty((0, config.hidden), device=self._device, dtype=dtype)
+
+    @torch.inference_mode()
+    def forward(self, batch: StepBatch, pool: Bytes) -> None:
+        """Run every block over the batch; see :class:`~headrace.kernels.interface.ChainRunner`.
+
+        ``pool``: writable, C-contiguous [pages, page_bytes].
+        """
+        views = self._views(pool)
+        places = self._places(batch)
+        angles = {key: self._angles(places.positions, frequency) for key, frequency in self._frequencies.items()}
+        tokens = torch.from_numpy(batch.token_ids.astype(np.int64)).to(self._device)
+        x = self._embedding[tokens] * self.config.embedding_scale
+        layer = 0
+        for block in self._blocks:
+            if isinstance(block, TorchAttention):
+                x = block(x, places, views[layer], angles[_rope_key(block.spec)])
+                layer += 1
+            else:
+                x = block(x)
+        rows = torch.from_numpy(batch.output_rows.astype(np.int64)).to(self._device)
+        self._kept = rms_norm(x[rows], self._final_gain, self.config.norm_eps)
+
+    def hidden(self) -> Float32:
+        """The kept rows after the final norm, [R, hidden]."""
+        return np.asarray(self._kept.float().cpu().numpy())
+
+    def logits(self, first: int, count: int) -> Float32:
+        """Logits of kept rows ``first … first + count``: [count, vocab]."""
+        return np.asarray(self._logits(first, count).cpu().numpy())
+
+    def greedy(self, first: int, count: int) -> Int32:
+        """Arg-max token of each of those rows; the lowest id wins a tie."""
+        # numpy promises the first maximum, torch does not
+        return np.asarray(self.logits(first, count).argmax(axis=-1), dtype=np.int32)
+
+    @torch.inference_mode()
+    def _logits(self, first: int, count: int) -> Tensor:
+        return F.linear(self._kept[first : first + count], self._head).float()
+
+    def _read(self, name: str) -> Tensor:
+        return torch.from_numpy(dequantise(self._weights.tensor(name))).to(self._device, self._dtype)
+
+    def _build_blocks(self) -> list[TorchAttention | TorchMlp]:
+        blocks: list[TorchAttention | TorchMlp] = []
+        layer, eps = -1, self.config.norm_eps
+        for spec in self.config.blocks:
+            if isinstance(spec, AttentionSpec):
+                layer += 1
+                blocks.append(TorchAttention(spec, self._reader(f"layer.{layer}.attention."), eps))
+            else:
+                blocks.append(TorchMlp(spec, self._reader(f"layer.{layer}.mlp."), eps))
+        return blocks
+
+    def _reader(self, prefix: str) -> Callable[[str], Tensor]:
+        return lambda name: self._read(prefix + name)
+
+    def _views(self, pool: Bytes) -> list[LayerPages]:
+        """Each layer's K and V inside the pool, sharing its memory."""
+        if pool.dtype != np.uint8 or pool.ndim != 2 or pool.shape[1] != self.page_layout.page_bytes or not pool.flags.c_contiguous:
+            raise HeadraceError("internal_error", f"the pool must be uint8 [pages, {self.page_layout.page_bytes}], C-contiguous")
+        memory = torch.from_numpy(pool).view(self._kv)
+        views, start = [], 0
+        for spec in self.config.attention_blocks:
+            size = _layer_elements(spec)
+            both = memory[:, start : start + size].view(len(pool), spec.kv_heads, 2, spec.head_dim * PAGE_TOKENS)
+            keys = both[:, :, 0].view(len(pool), spec.kv_heads, spec.head_dim, PAGE_TOKENS)
+            values = both[:, :, 1].view(len(pool), spec.kv_heads, PAGE_TOKENS, spec.head_dim)
+            views.append(LayerPages(keys, values))
+            start += size
+        return views
+
+    def _places(self, batch: StepBatch) -> BatchPlaces:
+        """Which page and slot each row writes, and which pages each slice reads."""
+        pages = np.empty(len(batch.positions), dtype=np.int64)
+        slices = []
+        for index in range(len(batch.slice_starts) - 1):
+            first, end = int(batch.slice_starts[index]), int(batch.slice_starts[index + 1])
+            if first == end:
+                continue
+            own = batch.page_ids[batch.page_starts[index] : batch.page_starts[index + 1]].astype(np.int64)
+            here = batch.positions[first:end]
+            pages[first:end] = own[here // PAGE_TOKENS]
+            slices.append(PagedRows(first, end, torch.from_numpy(own), int(here.max()) + 1))
+        positions = torch.from_numpy(batch.positions.astype(np.int64))
+        return BatchPlaces(positions.to(self._device), torch.from_numpy(pages), positions % PAGE_TOKENS, tuple(slices))
+
+    def _angles(self, positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+        angle = positions[:, None].float() * frequencies
+        return angle.cos(), angle.sin()
+
+
+def _rope_key(spec: AttentionSpec) -> _RopeKey:
+    return spec.rope_theta, spec.head_dim, spec.rope_scaling
+
+
+def _layer_elements(spec: AttentionSpec) -> int:
+    """K and V values of one layer in one page."""
+    return 2 * spec.kv_heads * spec.head_dim * PAGE_TOKENS
