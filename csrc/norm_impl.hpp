@@ -66,6 +66,17 @@ HEADRACE_INLINE void gate_row(ActivationKind kind, const float* pairs, int panel
     }
 }
 
+inline int arg_max_row(const float* x, int n) {
+    F16 top = splat(-__builtin_inff());
+    int i = 0;
+    for (; i + 16 <= n; i += 16) top = max(load(x + i), top);
+    float best = maximum(top);
+    for (; i < n; ++i) best = x[i] > best ? x[i] : best;
+    for (i = 0; i < n; ++i)
+        if (x[i] == best) return i;
+    return 0;
+}
+
 HEADRACE_INLINE void map_row(int function, const float* x, int n, float* out) {
     for (int i = 0; i < n; i += 16) {
         const F16 value = load(x + i);

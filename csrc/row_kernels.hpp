@@ -83,6 +83,7 @@ struct RowKernels {
     void (*attend_span)(const AttentionSpan& span);
     // Merge `spans` partial results of `group` heads, in order: partial [spans][group][head_dim + 2].
     void (*merge_spans)(const float* partial, int spans, int group, int head_dim, float* out);
+    int (*arg_max)(const float* x, int n);  // index of the largest, the lowest of equals; NaN is never the largest
     void (*map)(int function, const float* x, int n, float* out);  // 0 exp, 1 silu, 2 gelu_tanh: for tests
 };
 

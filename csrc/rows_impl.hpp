@@ -18,6 +18,7 @@ void fill_rows(KernelTable& table) {
     rows.attend = attend_rows;
     rows.attend_span = attend_one_span;
     rows.merge_spans = merge_partial_spans;
+    rows.arg_max = arg_max_row;
     rows.map = [](int function, const float* x, int n, float* out) { map_row(function, x, n, out); };
 }
 

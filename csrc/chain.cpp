@@ -1,0 +1,211 @@
+// Running a step: what happens between the token ids and the kept rows.
+#include "chain.hpp"
+
+#include <stdexcept>
+#include <string>
+
+#include "chain_regions.hpp"
+
+namespace headrace {
+namespace {
+
+constexpr std::size_t kProductScratch = static_cast<std::size_t>(kTileRows) * kTilePanels * kPanelWidth;
+
+// Tiles of the head are as wide for few rows as for many: their best values are merged one by one.
+constexpr int kHeadPanels = 16;
+constexpr int kHeadRows = 64;
+constexpr std::size_t kHeadScratch = static_cast<std::size_t>(kHeadRows) * kHeadPanels * kPanelWidth;
+
+std::size_t product(int a, std::size_t b) { return static_cast<std::size_t>(a) * b; }
+
+}  // namespace
+
+void Chain::Activations::reserve(int rows, int width) {
+    inputs = width;
+    const auto n = static_cast<std::size_t>(width);
+    planes.reserve(product(rows, 2 * n));
+    scale.reserve(static_cast<std::size_t>(rows));
+    sums32.reserve(product(rows, n / 32));
+    sums16.reserve(product(rows, n / 16));
+}
+
+QuantisedRow Chain::Activations::row(int index) {
+    const auto n = static_cast<std::size_t>(inputs);
+    return {planes.data() + product(index, 2 * n), scale.data() + index, sums32.data() + product(index, n / 32),
+            sums16.data() + product(index, n / 16)};
+}
+
+Rows Chain::Activations::rows(int count, const float* values) const {
+    return {count, inputs, planes.data(), scale.data(), sums32.data(), sums16.data(), values, static_cast<std::size_t>(inputs)};
+}
+
+void Chain::reserve(int rows) {
+    const auto hidden = static_cast<std::size_t>(shape_.hidden);
+    normed_.reserve(product(rows, hidden));
+    qkv_.reserve(product(rows, qkv_width_));
+    wide_.reserve(product(rows, wide_width_));
+    reserve_scratch();
+}
+
+void Chain::reserve_scratch() {
+    scratch_floats_ = std::max(kProductScratch, kHeadScratch);
+    scratch_.reserve(product(pool_->threads(), scratch_floats_));
+}
+
+void Chain::forward(const BatchView& batch, const PoolView& pages, int first, int last) {
+    std::lock_guard lock(busy_);
+    if (!embedding_) throw std::invalid_argument("the chain has no embedding yet");
+    if (first < 0 || first > last || last > blocks()) throw std::invalid_argument("no such span of blocks");
+    check_batch(batch, pages, {shape_.vocab, shape_.context, page_bytes_}, stamps_);
+    if (first > 0 && residual_rows_ != batch.rows()) throw std::invalid_argument("token_ids differs in length from the span before");
+    table_ = &kernels();
+    kept_rows_ = 0;
+    reserve(batch.rows());
+    const int reach = 1 + *std::max_element(batch.positions.data, batch.positions.data + batch.positions.size);
+    for (const auto& rope : ropes_) rope->reach(reach);
+    find_pages(batch);
+    if (first == 0) embed(batch);
+    for (int i = first; i < last; ++i) {
+        if (order_[static_cast<std::size_t>(i)].attention)
+            run_attention(attention_[static_cast<std::size_t>(order_[static_cast<std::size_t>(i)].index)], batch, pages);
+        else
+            run_mlp(mlp_[static_cast<std::size_t>(order_[static_cast<std::size_t>(i)].index)], batch.rows());
+    }
+    if (last == blocks()) keep_outputs(batch);
+}
+
+void Chain::embed(const BatchView& batch) {
+    residual_rows_ = batch.rows();
+    float* residual = residual_.reserve(product(residual_rows_, static_cast<std::size_t>(shape_.hidden)));
+    for_rows(residual_rows_, [&](int row, int) {
+        float* to = residual + product(row, static_cast<std::size_t>(shape_.hidden));
+        dequantize_column(*embedding_, batch.token_ids[static_cast<std::size_t>(row)], to);
+        if (shape_.embedding_scale != 1.0f) table_->rows.scale(shape_.embedding_scale, shape_.hidden, to);
+    });
+}
+
+// The residual rows, normed, in whichever forms the next product takes.
+void Chain::norm_rows(const Gains& gains, const PackedMatrix& next, int rows) {
+    activations_.reserve(rows, shape_.hidden);
+    for_rows(rows, [&](int row, int) {
+        const std::size_t offset = product(row, static_cast<std::size_t>(shape_.hidden));
+        float* to = normed_.data() + offset;
+        table_->rows.norm(residual_.data() + offset, gains.data(), shape_.eps, shape_.hidden, to);
+        if (next.needs_planes()) table_->rows.quantise(to, shape_.hidden, activations_.row(row));
+    });
+}
+
+void Chain::quantise_wide(int width, const PackedMatrix& next, int rows) {
+    activations_.reserve(rows, width);
+    if (!next.needs_planes()) return;
+    for_rows(rows, [&](int row, int) {
+        table_->rows.quantise(wide_.data() + product(row, static_cast<std::size_t>(width)), width, activations_.row(row));
+    });
+}
+
+// residual += x·W^T, normed on the way if the block has a post-norm.
+void Chain::product_onto_residual(const PackedMatrix& matrix, const Rows& x, const Gains& post_norm) {
+    const auto hidden = static_cast<std::size_t>(shape_.hidden);
+    if (!post_norm.empty()) {
+        for_tiles(matrix, x.count, [&](int m0, int m1, int panel0, int panel1, int) {
+            matmul_tile(*table_, matrix, x, m0, m1, panel0, panel1, normed_.data(), hidden);
+        });
+        for_rows(x.count, [&](int row, int) {
+            float* values = normed_.data() + product(row, hidden);
+            table_->rows.norm(values, post_norm.data(), shape_.eps, shape_.hidden, values);
+            table_->rows.add(values, shape_.hidden, residual_.data() + product(row, hidden));
+        });
+        return;
+    }
+    for_tiles(matrix, x.count, [&](int m0, int m1, int panel0, int panel1, int worker) {
+        float* local = scratch_.data() + product(worker, scratch_floats_);
+        const int width = (panel1 - panel0) * kPanelWidth;
+        matmul_tile_local(*table_, matrix, x, m0, m1, panel0, panel1, local, static_cast<std::size_t>(width));
+        for (int row = m0; row < m1; ++row)
+            table_->rows.add(local + (row - m0) * width, width, residual_.data() + product(row, hidden) + panel0 * kPanelWidth);
+    });
+}
+
+void Chain::run_mlp(const MlpBlock& block, int rows) {
+    norm_rows(block.norm, *block.gate_up, rows);
+    const Rows x = activations_.rows(rows, normed_.data());
+    const auto inner = static_cast<std::size_t>(block.inner);
+    for_tiles(*block.gate_up, rows, [&](int m0, int m1, int panel0, int panel1, int worker) {
+        float* local = scratch_.data() + product(worker, scratch_floats_);
+        const int width = (panel1 - panel0) * kPanelWidth;
+        matmul_tile_local(*table_, *block.gate_up, x, m0, m1, panel0, panel1, local, static_cast<std::size_t>(width));
+        for (int row = m0; row < m1; ++row)
+            table_->rows.gate(block.activation, local + (row - m0) * width, (panel1 - panel0) / 2,
+                              wide_.data() + product(row, inner) + panel0 / 2 * kPanelWidth);
+    });
+    quantise_wide(block.inner, *block.down, rows);
+    product_onto_residual(*block.down, activations_.rows(rows, wide_.data()), block.post_norm);
+}
+
+void Chain::keep_outputs(const BatchView& batch) {
+    const int rows = static_cast<int>(batch.output_rows.size);
+    const auto hidden = static_cast<std::size_t>(shape_.hidden);
+    float* kept = final_.reserve(product(rows, hidden));
+    final_activations_.reserve(rows, shape_.hidden);
+    for_rows(rows, [&](int row, int) {
+        const int source = batch.output_rows[static_cast<std::size_t>(row)];
+        float* to = kept + product(row, hidden);
+        table_->rows.norm(residual_.data() + product(source, hidden), final_norm_.data(), shape_.eps, shape_.hidden, to);
+        if (head_->needs_planes()) table_->rows.quantise(to, shape_.hidden, final_activations_.row(row));
+    });
+    kept_rows_ = rows;
+}
+
+// Kept rows first … first+count-1 as the head's input.
+Rows Chain::head_rows(int first, int count) const {
+    if (first < 0 || count < 1 || count > kept_rows_ - first)
+        throw std::invalid_argument("rows " + std::to_string(first) + " … +" + std::to_string(count) + " are not among the " +
+                                    std::to_string(kept_rows_) + " kept rows");
+    const auto n = static_cast<std::size_t>(shape_.hidden);
+    const Rows all = final_activations_.rows(kept_rows_, final_.data());
+    return {count, shape_.hidden, all.planes + product(first, 2 * n), all.scale + first, all.sums32 + product(first, n / 32),
+            all.sums16 + product(first, n / 16), all.values + product(first, n), n};
+}
+
+const float* Chain::logits(int first, int count) {
+    std::lock_guard lock(busy_);
+    const Rows x = head_rows(first, count);
+    float* out = logits_.reserve(product(count, logits_stride()));
+    for_tiles(*head_, count, [&](int m0, int m1, int panel0, int panel1, int) {
+        matmul_tile(*table_, *head_, x, m0, m1, panel0, panel1, out, logits_stride());
+    });
+    return out;
+}
+
+// Arg-max by tiles: the best of each tile, then the tiles in order, so that the lowest id wins a tie.
+void Chain::greedy(int first, int count, std::int32_t* out) {
+    std::lock_guard lock(busy_);
+    const Rows x = head_rows(first, count);
+    const int panels = head_->panel_count(), tiles = (panels + kHeadPanels - 1) / kHeadPanels;
+    const int stripes = (count + kHeadRows - 1) / kHeadRows;
+    reserve_scratch();
+    best_value_.resize(product(count, static_cast<std::size_t>(tiles)));
+    best_id_.resize(best_value_.size());
+    pool_->parallel_for(tiles * stripes, [&](int tile, int worker) {
+        float* local = scratch_.data() + product(worker, scratch_floats_);
+        const int m0 = tile % stripes * kHeadRows, m1 = std::min(m0 + kHeadRows, count);
+        const int panel0 = tile / stripes * kHeadPanels, panel1 = std::min(panel0 + kHeadPanels, panels);
+        const int width = (panel1 - panel0) * kPanelWidth, start = panel0 * kPanelWidth;
+        matmul_tile_local(*table_, *head_, x, m0, m1, panel0, panel1, local, static_cast<std::size_t>(width));
+        for (int row = m0; row < m1; ++row) {
+            const std::size_t place = product(row, static_cast<std::size_t>(tiles)) + static_cast<std::size_t>(tile / stripes);
+            const int best = table_->rows.arg_max(local + (row - m0) * width, std::min(width, shape_.vocab - start));
+            best_id_[place] = start + best;
+            best_value_[place] = local[(row - m0) * width + best];
+        }
+    });
+    for (int row = 0; row < count; ++row) {
+        const std::size_t from = product(row, static_cast<std::size_t>(tiles));
+        std::size_t best = from;
+        for (std::size_t i = from + 1; i < from + static_cast<std::size_t>(tiles); ++i)
+            if (best_value_[i] > best_value_[best]) best = i;
+        out[row] = best_id_[best];
+    }
+}
+
+}  // namespace headrace

@@ -1,0 +1,188 @@
+// Python's view of the chain, and of single kernels for tests. Arrays are taken as they are, never converted or copied.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "chain.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace headrace {
+namespace {
+
+using Ints = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Pages = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using FloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using MutableFloatRows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using MutableFloats = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using MutableBytes = nb::ndarray<std::int8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using MutableInts = nb::ndarray<std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Kept = nb::ndarray<nb::numpy, const float, nb::ndim<2>>;
+
+Int32View view(const Ints& values) { return {values.data(), values.shape(0)}; }
+PoolView view(const Pages& pages) { return {pages.data(), pages.shape(0), pages.shape(1)}; }
+
+BatchView view_batch(const Ints& token_ids, const Ints& positions, const Ints& slice_starts, const Ints& page_starts,
+                     const Ints& page_ids, const Ints& output_rows) {
+    return {view(token_ids), view(positions), view(slice_starts), view(page_starts), view(page_ids), view(output_rows)};
+}
+
+Gains gains(const nb::dict& block, const char* name) {
+    if (!block.contains(name)) return {};
+    const auto values = nb::cast<Floats>(block[name]);
+    return Gains(values.data(), values.data() + values.shape(0));
+}
+
+ActivationKind activation(const std::string& name) {
+    if (name == "silu") return ActivationKind::silu;
+    if (name == "gelu_tanh") return ActivationKind::gelu_tanh;
+    throw std::invalid_argument("no activation is called '" + name + "'");
+}
+
+// `vectors`: norm, post_norm, q_norm, k_norm, q_bias, k_bias, v_bias, as far as the block has them.
+void add_attention(Chain& chain, const AttentionShape& shape, float scale, const Floats& inverse_frequencies, Matrix qkv, Matrix o,
+                   const nb::dict& vectors) {
+    AttentionBlock block;
+    block.shape = shape;
+    block.scale = scale;
+    block.qkv = std::move(qkv);
+    block.o = std::move(o);
+    block.norm = gains(vectors, "norm");
+    block.post_norm = gains(vectors, "post_norm");
+    block.q_norm = gains(vectors, "q_norm");
+    block.k_norm = gains(vectors, "k_norm");
+    block.q_bias = gains(vectors, "q_bias");
+    block.k_bias = gains(vectors, "k_bias");
+    block.v_bias = gains(vectors, "v_bias");
+    const float* frequencies = inverse_frequencies.data();
+    chain.add_attention(std::move(block), {frequencies, frequencies + inverse_frequencies.shape(0)});
+}
+
+void add_mlp(Chain& chain, int inner, const std::string& kind, Matrix gate_up, Matrix down, const nb::dict& vectors) {
+    MlpBlock block;
+    block.inner = inner;
+    block.activation = activation(kind);
+    block.gate_up = std::move(gate_up);
+    block.down = std::move(down);
+    block.norm = gains(vectors, "norm");
+    block.post_norm = gains(vectors, "post_norm");
+    chain.add_mlp(std::move(block));
+}
+
+void forward(Chain& chain, const Ints& token_ids, const Ints& positions, const Ints& slice_starts, const Ints& page_starts,
+             const Ints& page_ids, const Ints& output_rows, const Pages& pages, int first, int last) {
+    const BatchView batch = view_batch(token_ids, positions, slice_starts, page_starts, page_ids, output_rows);
+    const PoolView pool = view(pages);
+    nb::gil_scoped_release release;
+    chain.forward(batch, pool, first, last);
+}
+
+// Attention alone: `q` is [rows, heads·head_dim], already scaled; keys and values are read from the pages.
+void attention(ThreadPool& threads, const AttentionShape& shape, const Ints& positions, const Ints& slice_starts,
+               const Ints& page_starts, const Ints& page_ids, const Pages& pages, const FloatRows& q, const MutableFloatRows& out) {
+    const BatchView batch{view(positions), view(positions), view(slice_starts), view(page_starts), view(page_ids), {}};
+    const PoolView pool = view(pages);
+    const auto width = static_cast<std::size_t>(shape.heads * shape.head_dim);
+    const std::size_t layer = static_cast<std::size_t>(shape.kv_heads * shape.head_dim) * 2 * kPageTokens * sizeof(std::uint16_t);
+    if (q.shape(1) != width || out.shape(1) != width || q.shape(0) != positions.shape(0) || out.shape(0) != q.shape(0))
+        throw std::invalid_argument("q and out must be [rows, heads·head_dim]");
+    if (shape.page_offset > pool.page_bytes || pool.page_bytes - shape.page_offset < layer)
+        throw std::invalid_argument("pages are too small for the shape");
+    std::vector<bool> stamps;
+    check_batch(batch, pool, {1 << 24, 1 << 24, pool.page_bytes}, stamps);
+    nb::gil_scoped_release release;
+    AttentionRunner runner;
+    runner.run(kernels(), threads, shape, batch, pool, {q.data(), width, out.data(), width});
+}
+
+AttentionShape make_shape(int heads, int kv_heads, int head_dim, int window, std::size_t page_offset) {
+    if (heads < 1 || kv_heads < 1 || heads % kv_heads || heads / kv_heads > kMaxQueries)
+        throw std::invalid_argument("heads must be 1 … 48 times kv_heads");
+    if (head_dim < 32 || head_dim % 32 || head_dim > 1024) throw std::invalid_argument("head_dim must be a multiple of 32, at most 1024");
+    if (window < 0) throw std::invalid_argument("window must not be negative");
+    return {heads, kv_heads, head_dim, window, page_offset};
+}
+
+void map(const std::string& function, const Floats& x, const MutableFloats& out) {
+    const int which = function == "exp" ? 0 : function == "silu" ? 1 : function == "gelu_tanh" ? 2 : -1;
+    if (which < 0) throw std::invalid_argument("no function is called '" + function + "'");
+    if (x.shape(0) % 16 || out.shape(0) != x.shape(0)) throw std::invalid_argument("x and out must have the same multiple of 16 values");
+    kernels().rows.map(which, x.data(), static_cast<int>(x.shape(0)), out.data());
+}
+
+void norm(const Floats& x, const Floats& gain, float eps, const MutableFloats& out) {
+    if (x.shape(0) % 16 || gain.shape(0) != x.shape(0) || out.shape(0) != x.shape(0))
+        throw std::invalid_argument("x, gain and out must have the same multiple of 16 values");
+    kernels().rows.norm(x.data(), gain.data(), eps, static_cast<int>(x.shape(0)), out.data());
+}
+
+float quantise(const Floats& x, const MutableBytes& planes, const MutableInts& sums16, const MutableInts& sums32) {
+    const std::size_t n = x.shape(0);
+    if (n % 32 || planes.shape(0) != 2 * n || sums16.shape(0) != n / 16 || sums32.shape(0) != n / 32)
+        throw std::invalid_argument("x must have a multiple of 32 values, the outputs their sizes");
+    float scale = 0.0f;
+    kernels().rows.quantise(x.data(), static_cast<int>(n), {planes.data(), &scale, sums32.data(), sums16.data()});
+    return scale;
+}
+
+Kept hidden(const Chain& chain) {
+    return Kept(chain.hidden(), {static_cast<std::size_t>(chain.kept_rows()), static_cast<std::size_t>(chain.shape().hidden)}, nb::handle());
+}
+
+Kept logits(Chain& chain, int first, int count) {
+    const float* values;
+    {
+        nb::gil_scoped_release release;
+        values = chain.logits(first, count);
+    }
+    return Kept(values, {static_cast<std::size_t>(count), static_cast<std::size_t>(chain.shape().vocab)}, nb::handle(),
+                {static_cast<std::int64_t>(chain.logits_stride()), 1});
+}
+
+void greedy(Chain& chain, int first, const MutableInts& out) {
+    nb::gil_scoped_release release;
+    chain.greedy(first, static_cast<int>(out.shape(0)), out.data());
+}
+
+void bind_kernels(nb::module_& m) {
+    nb::class_<AttentionShape>(m, "AttentionShape", "Heads, head size, window (0: none) and place in the page of one layer's attention.")
+        .def_static("of", &make_shape, "heads"_a, "kv_heads"_a, "head_dim"_a, "window"_a, "page_offset"_a);
+    m.def("attention", &attention, "threads"_a, "shape"_a, "positions"_a.noconvert(), "slice_starts"_a.noconvert(),
+          "page_starts"_a.noconvert(), "page_ids"_a.noconvert(), "pages"_a.noconvert(), "q"_a.noconvert(), "out"_a.noconvert());
+    m.def("map", &map, "function"_a, "x"_a.noconvert(), "out"_a.noconvert(), "exp, silu or gelu_tanh of each value.");
+    m.def("norm", &norm, "x"_a.noconvert(), "gain"_a.noconvert(), "eps"_a, "out"_a.noconvert(), "x / rms(x) · gain.");
+    m.def("quantise", &quantise, "x"_a.noconvert(), "planes"_a.noconvert(), "sums16"_a.noconvert(), "sums32"_a.noconvert(),
+          "Quantise one row to two int8 planes; returns the scale.");
+}
+
+}  // namespace
+
+void bind_chain(nb::module_& m) {
+    bind_kernels(m);
+    nb::class_<Chain>(m, "Chain", "A chain of blocks over packed matrices.")
+        .def("__init__", [](Chain* self, int hidden, int vocab, int context, float eps, float embedding_scale,
+                            std::shared_ptr<ThreadPool> pool) {
+            new (self) Chain({hidden, vocab, context, eps, embedding_scale}, std::move(pool));
+        }, "hidden"_a, "vocab"_a, "context"_a, "eps"_a, "embedding_scale"_a, "pool"_a)
+        .def("add_attention", &add_attention, "shape"_a, "scale"_a, "inverse_frequencies"_a, "qkv"_a, "o"_a, "vectors"_a)
+        .def("add_mlp", &add_mlp, "inner"_a, "activation"_a, "gate_up"_a, "down"_a, "vectors"_a)
+        .def("set_ends", [](Chain& chain, Matrix embedding, Matrix head, const nb::dict& vectors) {
+            chain.set_ends(std::move(embedding), std::move(head), gains(vectors, "norm"));
+        }, "embedding"_a, "head"_a, "vectors"_a)
+        .def_prop_ro("blocks", &Chain::blocks)
+        .def_prop_ro("page_bytes", &Chain::page_bytes)
+        .def("forward", &forward, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "slice_starts"_a.noconvert(),
+             "page_starts"_a.noconvert(), "page_ids"_a.noconvert(), "output_rows"_a.noconvert(), "pages"_a.noconvert(), "first"_a, "last"_a)
+        .def("hidden", &hidden, nb::rv_policy::reference_internal)
+        .def("logits", &logits, "first"_a, "count"_a, nb::rv_policy::reference_internal)
+        .def("greedy", &greedy, "first"_a, "out"_a.noconvert());
+}
+
+}  // namespace headrace
