@@ -19,7 +19,6 @@ namespace headrace {
 namespace {
 
 constexpr int kBlock = 256;
-constexpr int kTopMost = 64;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kGreedyBelow = 1e-6f;
 
@@ -176,6 +175,27 @@ int lowest_argmax(const float* z, int n, const float* maxima, int blocks) {
     return block * kBlock;
 }
 
+// The candidate at which the mass from the heaviest down reaches `goal`: halves are told apart and only one is entered,
+// so that a flat distribution costs as little as a peaked one.
+Candidate lightest_kept(std::vector<Candidate>& chosen, double goal) {
+    std::size_t first = 0, end = chosen.size();
+    double mass = 0.0;
+    while (end - first > 1) {
+        const std::size_t middle = first + (end - first) / 2;
+        const auto at = [&](std::size_t i) { return chosen.begin() + static_cast<std::ptrdiff_t>(i); };
+        std::nth_element(at(first), at(middle), at(end), before);
+        double heavier = mass;
+        for (std::size_t i = first; i < middle; ++i) heavier += chosen[i].weight;
+        if (heavier >= goal) {
+            end = middle;
+        } else {
+            mass = heavier;
+            first = middle;
+        }
+    }
+    return chosen[first];
+}
+
 // Philox4x32-10 (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3): 53 random bits in [0, 1).
 double uniform(const SampleRequest& request) {
     std::uint32_t c0 = request.index, c1 = request.choice;
@@ -274,10 +294,7 @@ bool Sampler::Scratch::top_k_top_p(const SampleRequest& request, double total, C
     if (!by_rank && !by_mass) return false;
     // All tokens below this weigh together less than 1 - p of the total, so that the nucleus is full before them.
     float least = by_rank ? 0.0f : static_cast<float>((1.0 - static_cast<double>(request.top_p)) * total / n);
-    for (int block = 0; block < blocks; ++block) {
-        const float* w = weights.data() + static_cast<std::size_t>(block) * kBlock;
-        maxima[static_cast<std::size_t>(block)] = *std::max_element(w, w + kBlock);
-    }
+    block_maxima(weights.data(), blocks * kBlock, maxima.data());
     if (by_rank) least = std::max(0.0f, reached_by(request.top_k, maxima.data(), blocks, work));
     gather(weights.data(), n, maxima.data(), least, candidates);
     chosen = candidates;
@@ -289,19 +306,7 @@ bool Sampler::Scratch::top_k_top_p(const SampleRequest& request, double total, C
         total = 0.0;
         for (const Candidate& candidate : chosen) total += candidate.weight;
     }
-    // Walk down from the heaviest; sorted piece by piece, because a nucleus is mostly far smaller than the vocabulary.
-    const double goal = by_mass ? static_cast<double>(request.top_p) * total : kInfinity;
-    double mass = 0.0;
-    std::size_t done = 0;
-    last = {0.0f, -1};
-    while (done < chosen.size() && mass < goal) {
-        const std::size_t end = std::min(chosen.size(), done + std::max<std::size_t>(kTopMost, done));
-        std::partial_sort(chosen.begin() + static_cast<std::ptrdiff_t>(done), chosen.begin() + static_cast<std::ptrdiff_t>(end), chosen.end(), before);
-        for (; done < end && mass < goal; ++done) {
-            mass += chosen[done].weight;
-            last = chosen[done];
-        }
-    }
+    last = lightest_kept(chosen, by_mass ? static_cast<double>(request.top_p) * total : kInfinity);
     return true;
 }
 
@@ -367,7 +372,7 @@ Sampler::~Sampler() = default;
 void Sampler::sample_row(const SampleBatch& batch, int row, Scratch& s) const {
     const SampleRequest& request = batch.requests[row];
     SampleResult& result = batch.results[row];
-    const float* raw = batch.logits + static_cast<std::size_t>(row) * batch.stride;
+    const float* raw = batch.logits + static_cast<std::size_t>(request.row) * batch.stride;
     result = {-1, SampleStatus::ok, std::numeric_limits<float>::quiet_NaN(), 0};
     const bool finite = block_maxima(raw, vocab_, s.raw_maxima.data());
     const float raw_top = *std::max_element(s.raw_maxima.begin(), s.raw_maxima.end());

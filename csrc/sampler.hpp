@@ -34,7 +34,7 @@ struct SampleRequest {
     std::int32_t output_count; // … then this many of the output
     std::int32_t bias;         // first of its entries in the bias arrays
     std::int32_t bias_count;
-    std::int32_t reserved;
+    std::int32_t row;          // its line of the logits; several requests may share one
 };
 static_assert(sizeof(SampleRequest) == 88);
 
@@ -49,9 +49,9 @@ struct SampleResult {
 static_assert(sizeof(SampleResult) == 16);
 
 struct SampleBatch {
-    const float* logits;       // [rows][stride]
+    const float* logits;       // [request.row][stride]
     std::size_t stride;
-    int rows;
+    int rows;                  // requests
     int vocab;
     const SampleRequest* requests;
     const std::int32_t* history;

@@ -64,10 +64,10 @@ void run(Sampler& sampler, const Matrix<float>& logits, const Matrix<std::uint8_
                     nb::cast<Vector<float>>(tables[2]), nb::cast<Matrix<std::uint32_t>>(tables[3])};
     const Outputs out{nb::cast<OutMatrix<std::uint8_t>>(outputs[0]), nb::cast<OutMatrix<std::int32_t>>(outputs[1]),
                       nb::cast<OutMatrix<float>>(outputs[2])};
-    const std::size_t rows = logits.shape(0);
+    const std::size_t rows = requests.shape(0);
     require(rows > 0 && rows < (std::size_t{1} << 24), "a batch has at least one row");
     require(logits.shape(1) == static_cast<std::size_t>(sampler.vocab()), "logits are not [rows, vocab]");
-    require(requests.shape(0) == rows && requests.shape(1) == sizeof(SampleRequest), "requests are not one record a row");
+    require(requests.shape(1) == sizeof(SampleRequest), "requests are not one record a row");
     require(out.results.shape(0) == rows && out.results.shape(1) == sizeof(SampleResult), "results are not one record a row");
     require(out.top_tokens.shape(0) == rows && out.top_logprobs.shape(0) == rows && out.top_tokens.shape(1) == out.top_logprobs.shape(1),
             "top arrays are not one line a row");
@@ -80,7 +80,10 @@ void run(Sampler& sampler, const Matrix<float>& logits, const Matrix<std::uint8_
         .mask_words = static_cast<int>(in.masks.shape(1)), .results = reinterpret_cast<SampleResult*>(out.results.data()),
         .top_tokens = out.top_tokens.data(), .top_logprobs = out.top_logprobs.data(), .top_stride = static_cast<int>(out.top_tokens.shape(1)),
     };
-    for (std::size_t row = 0; row < rows; ++row) check_request(batch.requests[row], in, sampler.vocab());
+    for (std::size_t row = 0; row < rows; ++row) {
+        require(inside(batch.requests[row].row, 1, logits.shape(0)), "a request's row is outside the logits");
+        check_request(batch.requests[row], in, sampler.vocab());
+    }
     nb::gil_scoped_release released;
     sampler.run(batch);
 }

@@ -1,0 +1,1 @@
+"""The loop of one instance, the process around it, and its client."""

@@ -12,8 +12,20 @@ from types import TracebackType
 
 from headrace.engine.settings import EngineSettings
 from headrace.engine.transport import FrameError, Outbound, encode_frame
-from headrace.engine.wire import Cancel, Drain, EngineInbound, EngineOutbound, Failed, Gauges, Ready, Refused, Start, StepOutputs
-from headrace.engine.wire import Submit, TokenOutput
+from headrace.engine.wire import (
+    Cancel,
+    Drain,
+    EngineInbound,
+    EngineOutbound,
+    Failed,
+    Gauges,
+    Ready,
+    Refused,
+    Start,
+    StepOutputs,
+    Submit,
+    TokenOutput,
+)
 from headrace.errors import ERROR_TABLE, HeadraceError
 
 logger = logging.getLogger("headrace.engine.client")

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from headrace.engine.wire import MAX_FRAME_BYTES, EngineInbound, EngineOutbound, Start
+from headrace.engine.wire import MAX_FRAME_BYTES, EngineInbound, EngineOutbound
 
 _LENGTH = struct.Struct("<I")
 READ_BYTES = 1 << 18

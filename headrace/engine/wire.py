@@ -51,6 +51,9 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
     """What one choice of one request got in one step. ``finish`` set means: nothing more comes for this choice.
 
+    ``tokens`` and ``logprobs`` leave out the token that stopped the choice; ``stop_token`` names it. ``prompt_logprobs``
+    (prompt tokens 1 …, the first has none) come once, with the request's first output. ``embedding`` has length 1 (L2).
+
     ``queue_seconds``, in the request's first output: from arrival until a step first computed something of it.
     """
 
@@ -67,7 +70,11 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Gauges(msgspec.Struct, frozen=True):
-    """The engine's state after a step, for metrics and health."""
+    """The engine's state after a step, for metrics and health.
+
+    Everything but running, waiting and pages_free only grows. ``step_seconds``: whole steps; ``overhead_seconds``: the part
+    of them outside the model (plan, assemble, sample, commit).
+    """
 
     running: int = 0
     waiting: int = 0

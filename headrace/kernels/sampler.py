@@ -18,7 +18,7 @@ REQUEST_DTYPE = np.dtype(
         ("repetition", "<f4"), ("presence", "<f4"), ("frequency", "<f4"),
         ("top_k", "<i4"), ("top_count", "<i4"), ("given", "<i4"), ("mask", "<i4"),
         ("history", "<i4"), ("prompt_count", "<i4"), ("output_count", "<i4"),
-        ("bias", "<i4"), ("bias_count", "<i4"), ("reserved", "<i4"),
+        ("bias", "<i4"), ("bias_count", "<i4"), ("row", "<i4"),
     ]
 )  # fmt: skip
 RESULT_DTYPE = np.dtype([("token", "<i4"), ("status", "<i4"), ("logprob", "<f4"), ("top_count", "<i4")])
@@ -82,10 +82,11 @@ class Sampler:
         self._native = _native.Sampler(vocab, threads)
 
     def sample(self, logits: Float32, requests: npt.NDArray[np.void], tables: SampleTables | None = None) -> Samples:
-        """Sample every row of ``logits`` [rows, vocab] by ``requests`` [rows] of REQUEST_DTYPE.
+        """Answer ``requests`` (records of REQUEST_DTYPE), each from its ``row`` of ``logits`` [rows, vocab].
 
-        A row whose status is not OK has token −1: NaN or +inf among its logits, or no token left after bias and mask.
-        Raises ValueError for records that point outside the tables.
+        Several requests may share a row (the first tokens of forks). A request whose status is not OK has token −1: NaN or
+        +inf among its logits, or no token left after bias and mask. Raises ValueError for records that point outside the
+        arrays.
         """
         rows = len(requests)
         samples = Samples(np.empty(rows, RESULT_DTYPE), np.empty((rows, MAX_TOP), np.int32), np.empty((rows, MAX_TOP), np.float32))

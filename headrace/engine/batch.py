@@ -1,0 +1,129 @@
+"""Flattening: a step becomes arrays for the chain, and lists that say what each kept row is for."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from headrace.engine.request import Choice
+from headrace.kernels.interface import Int32, StepBatch
+from headrace.scheduling.item import ItemKind
+from headrace.scheduling.step import Step
+
+
+class Draw(NamedTuple):
+    """One question to the sampler: ``row`` counts the rows with logits; ``given`` −1 chooses, else scores that token.
+
+    ``generated``: tokens sampled before this one.
+    """
+
+    choice: Choice
+    row: int
+    given: int
+    generated: int
+
+
+class PooledRows(NamedTuple):
+    """Hidden rows of an embedding: ``length`` rows from the ``first`` one kept for embeddings, from position ``start``."""
+
+    choice: Choice
+    first: int
+    length: int
+    start: int
+
+
+@dataclass(slots=True)
+class Assembly:
+    """A step ready to run.
+
+    Kept rows come in three runs::
+
+        output_rows = [ one per greedy choice | logit_rows for draws | rows pooled into embeddings ]
+    """
+
+    batch: StepBatch
+    greedy: list[Choice] = field(default_factory=list)
+    draws: list[Draw] = field(default_factory=list)
+    logit_rows: int = 0
+    pooled: list[PooledRows] = field(default_factory=list)
+    pairs: int = 0
+
+    @property
+    def head_rows(self) -> int:
+        """Rows that pass through the head."""
+        return len(self.greedy) + self.logit_rows
+
+
+class _Rows:
+    """Kept rows while a step is being flattened."""
+
+    __slots__ = ("draws", "greedy", "greedy_rows", "logit_rows", "pooled", "pooled_rows")
+
+    def __init__(self) -> None:
+        self.greedy: list[Choice] = []
+        self.greedy_rows: list[int] = []
+        self.draws: list[Draw] = []
+        self.logit_rows: list[int] = []
+        self.pooled: list[PooledRows] = []
+        self.pooled_rows: list[int] = []
+
+    def add(self, choice: Choice, end: int, row: int, wanted: int, choices: Mapping[int, Choice]) -> None:
+        """The slice's last ``wanted`` rows; the last of all is ``row``, at position ``end`` − 1."""
+        item = choice.item
+        length = item.prompt_length
+        if item.score_from is not None and end - wanted < length - 1:
+            for position in range(end - wanted, min(end, length - 1)):
+                self.draws.append(Draw(choice, len(self.logit_rows), item.tokens[position + 1], 0))
+                self.logit_rows.append(row - (end - 1 - position))
+        if end != len(item.tokens) or item.max_tokens == 0:
+            return
+        index = end - length
+        if choice.plain and not item.forks and index >= choice.request.params.min_tokens:
+            self.greedy.append(choice)
+            self.greedy_rows.append(row)
+            return
+        self.draws.append(Draw(choice, len(self.logit_rows), -1, index))
+        for fork in item.forks:
+            self.draws.append(Draw(choices[fork.item_id], len(self.logit_rows), -1, index))
+        self.logit_rows.append(row)
+
+    def pool(self, choice: Choice, start: int, count: int, row: int) -> None:
+        """All rows of an embedding's slice; ``row`` is the last."""
+        self.pooled.append(PooledRows(choice, len(self.pooled_rows), count, start))
+        self.pooled_rows.extend(range(row - count + 1, row + 1))
+
+
+def assemble(step: Step, choices: Mapping[int, Choice]) -> Assembly:
+    """Flatten a step. ``choices`` are the live choices by item id."""
+    tokens, positions, pages = array("i"), array("i"), array("i")
+    slice_starts, page_starts = array("i", (0,)), array("i", (0,))
+    rows, pairs, end_row = _Rows(), 0, 0
+    for item, start, count, wanted in step.slices:
+        end = start + count
+        end_row += count
+        if count == 1:
+            tokens.append(item.tokens[start])
+            positions.append(start)
+            pairs += end
+        else:
+            tokens.extend(item.tokens[start:end])
+            positions.extend(range(start, end))
+            pairs += count * start + count * (count + 1) // 2
+        slice_starts.append(end_row)
+        pages.extend(item.pages)
+        page_starts.append(len(pages))
+        if item.kind is ItemKind.EMBED:
+            rows.pool(choices[item.item_id], start, count, end_row - 1)
+        elif wanted:
+            rows.add(choices[item.item_id], end, end_row - 1, wanted, choices)
+    output_rows = np.array(rows.greedy_rows + rows.logit_rows + rows.pooled_rows, np.int32)
+    batch = StepBatch(_ints(tokens), _ints(positions), _ints(slice_starts), _ints(page_starts), _ints(pages), output_rows)
+    return Assembly(batch, rows.greedy, rows.draws, len(rows.logit_rows), rows.pooled, pairs)
+
+
+def _ints(values: array[int]) -> Int32:
+    return np.frombuffer(values, np.int32)

@@ -1,0 +1,171 @@
+"""From the chain's kept rows to tokens: greedy rows without logits, all others through the native sampler."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.engine.batch import Assembly, Draw
+from headrace.engine.request import Choice
+from headrace.engine.wire import TokenLogprob
+from headrace.kernels.interface import ChainRunner
+from headrace.kernels.sampler import NOT_A_NUMBER, OK, REQUEST_DTYPE, Sampler, Samples, SampleTables
+
+LOGIT_BYTES = 32 * 1024 * 1024  # logits kept at a time
+_NO_TABLES = SampleTables()
+
+Failure = Literal["not_finite", "nothing_allowed"]
+
+
+class Chosen(NamedTuple):
+    """A token for a choice; ``logprob`` when it was asked for. ``failed`` set: there is no token, and why."""
+
+    choice: Choice
+    token: int
+    logprob: TokenLogprob | None = None
+    failed: Failure | None = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a step's rows said.
+
+    ``unscorable``: choices of which a prompt row was not finite. ``head_seconds``: time in the head, which belongs to the
+    model and not to sampling.
+    """
+
+    chosen: list[Chosen] = field(default_factory=list)
+    scored: list[tuple[Choice, TokenLogprob]] = field(default_factory=list)
+    unscorable: list[Choice] = field(default_factory=list)
+    head_seconds: float = 0.0
+
+
+class Chooser:
+    """Asks the chain for logits, a bounded number of rows at a time, and the sampler for tokens."""
+
+    def __init__(self, chain: ChainRunner, sampler: Sampler) -> None:
+        self._chain = chain
+        self._sampler = sampler
+        self._vocab = chain.config.vocab
+        self._chunk = max(1, LOGIT_BYTES // (4 * self._vocab))
+
+    def choose(self, assembly: Assembly) -> Outcome:
+        """Tokens and scores for every row that the step computed to its end."""
+        outcome = Outcome()
+        if assembly.greedy:
+            self._choose_greedy(assembly, outcome)
+        first = 0
+        draws = assembly.draws
+        for row in range(0, assembly.logit_rows, self._chunk):
+            rows = min(self._chunk, assembly.logit_rows - row)
+            last = first
+            while last < len(draws) and draws[last].row < row + rows:
+                last += 1
+            self._choose_drawn(draws[first:last], len(assembly.greedy) + row, rows, outcome)
+            first = last
+        return outcome
+
+    def _choose_greedy(self, assembly: Assembly, outcome: Outcome) -> None:
+        count = len(assembly.greedy)
+        began = time.perf_counter()
+        tokens = self._chain.greedy(0, count).tolist()
+        outcome.head_seconds += time.perf_counter() - began
+        hidden = self._chain.hidden()[:count]
+        bad = frozenset[int]()
+        if not np.isfinite(np.vdot(hidden, hidden)):  # NaN and infinity survive every sum, so that one number tells
+            bad = frozenset(np.flatnonzero(~np.isfinite(hidden).all(axis=1)).tolist())
+        for row, (choice, token) in enumerate(zip(assembly.greedy, tokens, strict=True)):
+            outcome.chosen.append(Chosen(choice, token) if row not in bad else Chosen(choice, -1, failed="not_finite"))
+
+    def _choose_drawn(self, draws: list[Draw], first: int, rows: int, outcome: Outcome) -> None:
+        began = time.perf_counter()
+        logits = self._chain.logits(first, rows)
+        outcome.head_seconds += time.perf_counter() - began
+        requests, tables = _requests(draws, self._vocab)
+        samples = self._sampler.sample(logits, requests, tables)
+        records = samples.records
+        for i, (draw, token, status) in enumerate(zip(draws, records["token"].tolist(), records["status"].tolist(), strict=True)):
+            if status != OK and draw.given >= 0:
+                outcome.unscorable.append(draw.choice)
+                continue
+            if status != OK:
+                outcome.chosen.append(Chosen(draw.choice, -1, failed="not_finite" if status == NOT_A_NUMBER else "nothing_allowed"))
+                continue
+            if draw.given >= 0:
+                outcome.scored.append((draw.choice, _logprob(samples, i)))
+                continue
+            params = draw.choice.request.params
+            wanted = params.top_logprobs is not None or draw.choice.request.ranked
+            outcome.chosen.append(Chosen(draw.choice, token, _logprob(samples, i) if wanted else None))
+
+
+def _logprob(samples: Samples, row: int) -> TokenLogprob:
+    record = samples.records[row]
+    count = int(record["top_count"])
+    top = list(zip(samples.top_tokens[row, :count].tolist(), samples.top_logprobs[row, :count].tolist(), strict=True))
+    return TokenLogprob(int(record["token"]), float(record["logprob"]), top)
+
+
+def _requests(draws: list[Draw], vocab: int) -> tuple[npt.NDArray[np.void], SampleTables]:
+    """Sampling records for these draws, and the tables that they point into."""
+    records = np.frombuffer(bytearray(b"".join([draw.choice.record for draw in draws])), REQUEST_DTYPE)
+    records["row"] = [draw.row for draw in draws]
+    records["row"] -= draws[0].row
+    records["index"] = [draw.generated for draw in draws]
+    tables = _Tables(vocab)
+    for i, draw in enumerate(draws):
+        if draw.given >= 0:
+            records["given"][i] = draw.given
+            wanted = draw.choice.request.params.prompt_logprobs
+            records["top_count"][i] = wanted if wanted is not None else 0
+        elif not draw.choice.plain or draw.generated < draw.choice.request.params.min_tokens:
+            tables.add(records[i : i + 1], draw)
+    return records, tables.build()
+
+
+class _Tables:
+    """Collects histories, biases and masks of a batch."""
+
+    __slots__ = ("_bias", "_biased", "_histories", "_history", "_masks", "_words")
+
+    def __init__(self, vocab: int) -> None:
+        self._histories: list[npt.NDArray[np.int32]] = []
+        self._history = 0
+        self._biased: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]] = []
+        self._bias = 0
+        self._masks: list[npt.NDArray[np.uint32]] = []
+        self._words = (vocab + 31) // 32
+
+    def add(self, record: npt.NDArray[np.void], draw: Draw) -> None:
+        """Point one record at what its choice needs."""
+        choice, request = draw.choice, draw.choice.request
+        if choice.history is not None:
+            length = choice.item.prompt_length
+            record["history"], record["prompt_count"], record["output_count"] = self._history, length, draw.generated
+            self._histories.append(choice.history[: length + draw.generated])
+            self._history += length + draw.generated
+        bias = request.bias if draw.generated >= request.params.min_tokens else request.bans
+        if len(bias[0]):
+            record["bias"], record["bias_count"] = self._bias, len(bias[0])
+            self._biased.append(bias)
+            self._bias += len(bias[0])
+        if choice.matcher is not None:
+            mask = np.zeros(self._words, np.uint32)
+            choice.matcher.fill_mask(mask)
+            record["mask"] = len(self._masks)
+            self._masks.append(mask)
+
+    def build(self) -> SampleTables:
+        """The arrays."""
+        if not (self._histories or self._biased or self._masks):
+            return _NO_TABLES
+        return SampleTables(
+            np.concatenate(self._histories) if self._histories else _NO_TABLES.history,
+            np.concatenate([tokens for tokens, _ in self._biased]) if self._biased else _NO_TABLES.bias_tokens,
+            np.concatenate([values for _, values in self._biased]) if self._biased else _NO_TABLES.bias_values,
+            np.stack(self._masks) if self._masks else _NO_TABLES.masks,
+        )

@@ -1,0 +1,324 @@
+"""The loop of one instance: plan → assemble → run → choose → commit, one call a step."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from headrace.engine.batch import Assembly, PooledRows, assemble
+from headrace.engine.choosing import Chooser, Chosen, Outcome
+from headrace.engine.outbox import Outbox
+from headrace.engine.request import Choice, Limits, LiveRequest, Matcher, check_submit, make_choices, make_request
+from headrace.engine.sampling_params import GrammarSpec
+from headrace.engine.wire import FinishReason, Gauges, Refused, StepOutputs, Submit
+from headrace.errors import HeadraceError
+from headrace.kernels.interface import Bytes, ChainRunner
+from headrace.kernels.sampler import Sampler
+from headrace.scheduling.item import Item
+from headrace.scheduling.scheduler import Scheduler
+from headrace.scheduling.step import Step
+
+logger = logging.getLogger("headrace.engine.loop")
+
+
+class GrammarSource(Protocol):
+    """Compiles grammars for one tokenizer."""
+
+    def compile(self, spec: GrammarSpec) -> Callable[[], Matcher]:
+        """Compile a grammar; the result makes a fresh matcher a choice. Raises ``invalid_grammar``. Runs on its own thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """What an engine is made of. ``pages``: the pool's bytes, [pages, page_bytes]; ``grammars``: ``None`` refuses grammars."""
+
+    chain: ChainRunner
+    pages: Bytes
+    scheduler: Scheduler
+    sampler: Sampler
+    limits: Limits
+    grammars: GrammarSource | None = None
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass(slots=True)
+class _Totals:
+    step_seconds: float = 0.0
+    overhead_seconds: float = 0.0
+
+
+class Engine:
+    """Runs requests of one model. One thread only; nothing happens outside of :meth:`step`."""
+
+    def __init__(self, parts: EngineParts) -> None:
+        self.scheduler = parts.scheduler
+        self.limits = parts.limits
+        self._chain = parts.chain
+        self._pages = parts.pages
+        self._grammars = parts.grammars
+        self._clock = parts.clock
+        self._chooser = Chooser(parts.chain, parts.sampler)
+        self._outbox = Outbox()
+        self._requests: dict[int, LiveRequest] = {}
+        self._choices: dict[int, Choice] = {}
+        self._compiling: dict[int, tuple[LiveRequest, Future[Callable[[], Matcher]]]] = {}
+        self._compiler = ThreadPoolExecutor(1, "grammar") if parts.grammars is not None else None
+        self._refused: list[Refused] = []
+        self._totals = _Totals()
+        self._next_item = 1
+
+    @property
+    def live(self) -> int:
+        """Requests that have not ended."""
+        return len(self._requests)
+
+    @property
+    def has_work(self) -> bool:
+        """True when a step would do something now."""
+        return bool(self._choices or self._outbox or self._refused)
+
+    @property
+    def compiling(self) -> int:
+        """Requests that wait for their grammar."""
+        return len(self._compiling)
+
+    def submit(self, submit: Submit) -> None:
+        """Take a request. Raises HeadraceError when it can't run here; a bad grammar is refused later (:meth:`take_refused`)."""
+        if submit.request_id in self._requests:
+            raise HeadraceError("invalid_value", f"request id {submit.request_id} is in use", param="request_id")
+        check_submit(submit, self.limits)
+        request = make_request(submit, self._clock(), self.limits)
+        grammar = None if submit.embed else submit.params.grammar
+        if grammar is None:
+            self._admit(request, None)
+        elif self._grammars is None or self._compiler is None:
+            raise HeadraceError("unsupported_parameter", "this engine has no tokenizer to constrain output with", param="grammar")
+        else:
+            self._compiling[submit.request_id] = (request, self._compiler.submit(self._grammars.compile, grammar))
+        self._requests[submit.request_id] = request
+
+    def cancel(self, request_id: int, choice: int | None = None) -> None:
+        """Stop a request or one of its choices; its pages are free when this returns. Unknown ids are ignored.
+
+        While best_of is undecided the choices have no numbers yet, so that only whole requests can be cancelled.
+        """
+        request = self._requests.get(request_id)
+        if request is None or (request.ranked and choice is not None):
+            return
+        for stopped in [open_ for open_ in request.open.values() if choice is None or open_.index == choice]:
+            self._drop(stopped, "cancelled")
+        if choice is None and self._compiling.pop(request_id, None) is not None:
+            self._close_unstarted(request, "cancelled")
+
+    def take_refused(self) -> list[Refused]:
+        """Requests that turned out impossible after :meth:`submit`; each is told once."""
+        refused, self._refused = self._refused, []
+        return refused
+
+    def step(self) -> StepOutputs | None:
+        """Run one step. ``None``: nothing to run and nothing to tell."""
+        began = time.perf_counter()
+        self._admit_compiled()
+        self._expire()
+        step = self.scheduler.plan()
+        if step is None:
+            return StepOutputs(self._outbox.take(), self.gauges()) if self._outbox else None
+        assembly = assemble(step, self._choices)
+        self._note_started(step)
+        assembled = time.perf_counter()
+        for copy in step.copies:
+            self._pages[copy.target] = self._pages[copy.source]
+        self._chain.forward(assembly.batch, self._pages)
+        run_seconds = time.perf_counter() - assembled
+        outcome = self._chooser.choose(assembly)
+        self._pool_rows(assembly)
+        self._commit(step, outcome)
+        outputs = StepOutputs(self._outbox.take(), self.gauges())
+        self._account(assembly, time.perf_counter() - began, run_seconds + outcome.head_seconds)
+        return outputs
+
+    def gauges(self) -> Gauges:
+        """The engine's state now."""
+        scheduler, counters = self.scheduler, self.scheduler.counters
+        return Gauges(
+            running=scheduler.running, waiting=scheduler.waiting + len(self._compiling),
+            pages_total=scheduler.pool.total, pages_free=scheduler.pool.free, steps=counters.steps,
+            step_seconds=self._totals.step_seconds, overhead_seconds=self._totals.overhead_seconds,
+            prompt_tokens=counters.prompt_tokens, generated_tokens=counters.generated,
+            preemptions=counters.preemptions, recomputed_tokens=counters.recomputed,
+        )  # fmt: skip
+
+    def check_integrity(self) -> None:
+        """Prove that requests, items and pages agree. Raises ``AssertionError`` naming the first fault."""
+        self.scheduler.check_integrity()
+        open_items = {choice.item.item_id for request in self._requests.values() for choice in request.open.values()}
+        assert open_items == set(self._choices), "open choices and live items differ"
+        assert len(self._choices) == self.scheduler.live, "the scheduler and the engine disagree on who lives"
+
+    def close(self) -> None:
+        """Stop the compiler thread. The engine must not be used afterwards."""
+        if self._compiler is not None:
+            self._compiler.shutdown(wait=False, cancel_futures=True)
+
+    def _admit(self, request: LiveRequest, matcher: Callable[[], Matcher] | None) -> None:
+        choices = make_choices(request, self._next_item, self.limits)
+        self._next_item += len(choices)
+        leader = choices[0].item
+        added: list[Item] = []
+        try:
+            for choice in choices:
+                if choice.item is leader:
+                    self.scheduler.add(leader)
+                else:
+                    self.scheduler.add_fork(leader, choice.item)
+                added.append(choice.item)
+        except HeadraceError:
+            for item in reversed(added):
+                self.scheduler.cancel(item.item_id)
+            raise
+        for choice in choices:
+            choice.matcher = matcher() if matcher is not None else None
+            self._choices[choice.item.item_id] = choice
+
+    def _admit_compiled(self) -> None:
+        """Requests whose grammar is ready start; bad grammars are refused."""
+        for request_id in [id_ for id_, (_, future) in self._compiling.items() if future.done()]:
+            request, future = self._compiling.pop(request_id)
+            try:
+                self._admit(request, future.result())
+            except HeadraceError as error:
+                del self._requests[request_id]
+                self._refused.append(Refused(request_id, error.code, error.message, error.param))
+
+    def _expire(self) -> None:
+        now = self._clock()
+        for item in self.scheduler.expired(now):
+            self._drop(self._choices[item.item_id], "deadline")
+        for request_id, (request, _) in list(self._compiling.items()):
+            if request.deadline is not None and request.deadline <= now:
+                del self._compiling[request_id]
+                self._close_unstarted(request, "deadline")
+
+    def _close_unstarted(self, request: LiveRequest, reason: FinishReason) -> None:
+        """End a request that still waited for its grammar."""
+        for choice in make_choices(request, self._next_item, self.limits):
+            self._outbox.finish(choice, reason)
+        del self._requests[request.submit.request_id]
+
+    def _drop(self, choice: Choice, reason: FinishReason) -> None:
+        self.scheduler.cancel(choice.item.item_id)
+        self._end(choice, reason)
+
+    def _end(self, choice: Choice, reason: FinishReason, *, last: Chosen | None = None) -> None:
+        """A choice that the scheduler has let go of leaves the engine."""
+        del self._choices[choice.item.item_id]
+        self._outbox.finish(choice, reason, last=None if last is None else (last.token, last.logprob))
+        self._forget_if_done(choice.request)
+
+    def _forget_if_done(self, request: LiveRequest) -> None:
+        if not request.open:
+            del self._requests[request.submit.request_id]
+
+    def _note_started(self, step: Step) -> None:
+        for item, start, _, _ in step.slices:
+            if start == 0:
+                request = self._choices[item.item_id].request
+                if request.started is None:
+                    request.started = self._clock()
+
+    def _pool_rows(self, assembly: Assembly) -> None:
+        """Add an embedding's new rows one after another, so that chunks can't change the sum."""
+        if not assembly.pooled:
+            return
+        hidden = self._chain.hidden()[assembly.head_rows :]
+        for rows in assembly.pooled:
+            _add_rows(rows, hidden[rows.first : rows.first + rows.length])
+
+    def _commit(self, step: Step, outcome: Outcome) -> None:
+        for choice, logprob in outcome.scored:
+            choice.request.prompt_logprobs.append(logprob)
+        sampled = {chosen.choice.item.item_id: max(chosen.token, 0) for chosen in outcome.chosen}
+        spent = self.scheduler.commit(step, sampled)
+        for chosen in outcome.chosen:
+            self._take_token(chosen)
+        for item in spent:
+            if item.item_id in self._choices:
+                self._finish_without_token(self._choices[item.item_id])
+        for choice in outcome.unscorable:
+            if choice.finish is None:
+                logger.error("request %d: a prompt row is not finite", choice.request.submit.request_id)
+                self._finish(choice, "error")
+
+    def _finish_without_token(self, choice: Choice) -> None:
+        """Embeddings, and requests that only score their prompt."""
+        self.scheduler.finish(choice.item)
+        if not choice.request.submit.embed:
+            self._end(choice, "length")
+            return
+        del self._choices[choice.item.item_id]
+        if choice.pooled is not None and np.isfinite(choice.pooled).all():
+            self._outbox.embedding(choice)
+        else:
+            self._outbox.finish(choice, "error")
+        self._forget_if_done(choice.request)
+
+    def _take_token(self, chosen: Chosen) -> None:
+        """Append a token to its choice, or end the choice."""
+        choice, token, logprob, failed = chosen
+        item, request = choice.item, choice.request
+        if item.item_id not in self._choices:
+            return
+        if failed is not None:
+            stopped = failed == "nothing_allowed" and choice.matcher is not None
+            if not stopped:
+                logger.error("request %d choice %d: no token, %s", request.submit.request_id, choice.index, failed)
+            self._finish(choice, "stop" if stopped else "error")
+            return
+        if logprob is not None:
+            choice.logprob_sum += logprob.logprob
+            choice.logprob_count += 1
+        if token in request.stops or (choice.matcher is not None and token in self.limits.eos_ids):
+            choice.stop_token = token
+            self._finish(choice, "stop")
+            return
+        reason = self._reason_after(choice, token)
+        if reason is None:
+            self._outbox.token(choice, token, logprob)
+        else:
+            self._finish(choice, reason, last=chosen)
+
+    def _reason_after(self, choice: Choice, token: int) -> FinishReason | None:
+        """Why a choice ends with this ordinary token, if it does."""
+        item = choice.item
+        if choice.history is not None:
+            choice.history[len(item.tokens) - 1] = token
+        if choice.matcher is not None:
+            if not choice.matcher.advance(token):
+                return "error"
+            if choice.matcher.finished:
+                return "stop"
+        return "length" if item.generated >= item.max_tokens else None
+
+    def _finish(self, choice: Choice, reason: FinishReason, *, last: Chosen | None = None) -> None:
+        self.scheduler.finish(choice.item)
+        self._end(choice, reason, last=last)
+
+    def _account(self, assembly: Assembly, seconds: float, model_seconds: float) -> None:
+        self._totals.step_seconds += seconds
+        self._totals.overhead_seconds += seconds - model_seconds
+        self.scheduler.cost.observe(len(assembly.batch.token_ids), assembly.pairs, assembly.head_rows, seconds)
+
+
+def _add_rows(rows: PooledRows, hidden: np.ndarray) -> None:
+    choice = rows.choice
+    if choice.pooled is None:
+        choice.pooled = np.zeros(hidden.shape[1], np.float64)
+    for offset in range(max(0, choice.pooled_rows - rows.start), rows.length):
+        choice.pooled += hidden[offset]
+        choice.pooled_rows += 1

@@ -1,0 +1,181 @@
+"""Requests while they live: what was asked, its choices, and the sampling record that each choice starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.engine.sampling_params import SamplingParams
+from headrace.engine.wire import FinishReason, Submit, TokenLogprob
+from headrace.errors import HeadraceError
+from headrace.kernels.interface import Float32, Int32
+from headrace.kernels.sampler import neutral_request
+from headrace.scheduling.item import Item, ItemKind
+
+GREEDY_BELOW = 1e-6  # temperature; the native sampler draws the same line
+
+
+class Matcher(Protocol):
+    """Follows one choice through a grammar."""
+
+    def fill_mask(self, mask: npt.NDArray[np.uint32]) -> None:
+        """Set bit *t* of ``mask`` [ceil(vocab / 32)] for each token *t* allowed next, clear the others."""
+
+    def advance(self, token: int) -> bool:
+        """Take a token; False when the grammar does not allow it."""
+
+    @property
+    def finished(self) -> bool:
+        """True when nothing but the end may follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the model allows. ``eos_ids`` end a choice; ``seed`` is mixed into every random stream."""
+
+    vocab: int
+    context_length: int
+    eos_ids: tuple[int, ...]
+    seed: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Choice:
+    """One answer of a request and the item that computes it.
+
+    ``record``: the choice's sampling record as bytes; only counters change from step to step. ``history`` holds prompt
+    and output when penalties need them. ``held``: outputs kept back until best_of is decided.
+    """
+
+    request: LiveRequest
+    index: int
+    item: Item
+    record: bytes
+    plain: bool
+    matcher: Matcher | None = None
+    history: Int32 | None = None
+    logprob_sum: float = 0.0
+    logprob_count: int = 0
+    held: list[int] = field(default_factory=list)
+    held_logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: FinishReason | None = None
+    stop_token: int | None = None
+    pooled: npt.NDArray[np.float64] | None = None
+    pooled_rows: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class LiveRequest:
+    """A request from submission to the end of its last choice.
+
+    ``ranked``: best_of is larger than n, so choices are kept back and the best by mean logprob are sent at the end.
+    ``bans``: bias arrays that also forbid the stops, used until ``min_tokens`` have been sampled.
+    """
+
+    submit: Submit
+    arrival: float
+    stops: frozenset[int]
+    bias: tuple[Int32, Float32]
+    bans: tuple[Int32, Float32]
+    ranked: bool
+    open: dict[int, Choice] = field(default_factory=dict)
+    ended: list[Choice] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    started: float | None = None
+    first_sent: bool = False
+
+    @property
+    def params(self) -> SamplingParams:
+        """What was asked of sampling."""
+        return self.submit.params
+
+    @property
+    def deadline(self) -> float | None:
+        """The moment on the engine's clock when time is up."""
+        return None if self.submit.deadline is None else self.arrival + self.submit.deadline
+
+
+def check_submit(submit: Submit, limits: Limits) -> None:
+    """Refuse what this model can't run. Raises HeadraceError naming the field."""
+    params, length = submit.params, len(submit.prompt)
+    if length == 0:
+        raise HeadraceError("invalid_value", "the prompt is empty", param="prompt")
+    wanted = 0 if submit.embed else params.max_tokens
+    if length + wanted > limits.context_length:
+        message = f"{length} prompt tokens and max_tokens {wanted} are over the context of {limits.context_length} tokens"
+        raise HeadraceError("context_length_exceeded", message, param="prompt" if length > limits.context_length else "max_tokens")
+    for name, tokens in (("prompt", submit.prompt), ("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias)):
+        if tokens and not (min(tokens) >= 0 and max(tokens) < limits.vocab):
+            raise HeadraceError("invalid_value", f"{name} has a token id outside 0 … {limits.vocab - 1}", param=name)
+    if params.best_of is not None and params.best_of < params.n:
+        raise HeadraceError("invalid_value", f"best_of {params.best_of} is less than n {params.n}", param="best_of")
+    if params.min_tokens > params.max_tokens:
+        raise HeadraceError(
+            "invalid_value", f"min_tokens {params.min_tokens} is over max_tokens {params.max_tokens}", param="min_tokens"
+        )
+    if submit.deadline is not None and not submit.deadline > 0:
+        raise HeadraceError("invalid_value", "a deadline is a positive number of seconds", param="deadline")
+
+
+def make_request(submit: Submit, arrival: float, limits: Limits) -> LiveRequest:
+    """Turn a checked message into a live request without choices."""
+    params = submit.params
+    stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else frozenset(limits.eos_ids))
+    biased = sorted(params.logit_bias.items())
+    tokens = np.array([token for token, _ in biased], np.int32)
+    values = np.array([value for _, value in biased], np.float32)
+    forbidden = np.array(sorted(stops), np.int32)
+    bans = (np.concatenate((tokens, forbidden)), np.concatenate((values, np.full(len(forbidden), -np.inf, np.float32))))
+    return LiveRequest(submit, arrival, stops, (tokens, values), bans, (params.best_of or params.n) > params.n)
+
+
+def make_choices(request: LiveRequest, first_item_id: int, limits: Limits) -> list[Choice]:
+    """The request's choices with fresh items; the first one leads, the others fork from its prompt."""
+    submit, params = request.submit, request.params
+    count = 1 if submit.embed else (params.best_of or params.n)
+    choices = []
+    for index in range(count):
+        item = Item(
+            item_id=first_item_id + index,
+            kind=ItemKind.EMBED if submit.embed else ItemKind.GENERATE,
+            tokens=list(submit.prompt) if index == 0 else submit.prompt,
+            prompt_length=len(submit.prompt),
+            max_tokens=0 if submit.embed else params.max_tokens,
+            arrival=request.arrival,
+            deadline=request.deadline,
+            score_from=None if params.prompt_logprobs is None or submit.embed else 0,
+        )
+        choice = Choice(request, index, item, _record(request, index, limits), _is_plain(request))
+        if _penalised(params):
+            choice.history = np.empty(len(submit.prompt) + params.max_tokens, np.int32)
+            choice.history[: len(submit.prompt)] = submit.prompt
+        choices.append(choice)
+        request.open[index] = choice
+    return choices
+
+
+def _penalised(params: SamplingParams) -> bool:
+    return (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (1.0, 0.0, 0.0)
+
+
+def _is_plain(request: LiveRequest) -> bool:
+    """True when the arg-max of the raw logits is all that is wanted (beyond min_tokens)."""
+    params = request.params
+    wants_logprobs = params.top_logprobs is not None or request.ranked
+    modified = _penalised(params) or bool(params.logit_bias) or params.grammar is not None
+    return params.temperature < GREEDY_BELOW and not wants_logprobs and not modified
+
+
+def _record(request: LiveRequest, index: int, limits: Limits) -> bytes:
+    params = request.params
+    record = neutral_request()
+    record["seed"], record["base"], record["choice"] = params.seed, limits.seed, index
+    record["temperature"], record["top_p"], record["min_p"] = params.temperature, params.top_p, params.min_p
+    record["repetition"], record["presence"] = params.repetition_penalty, params.presence_penalty
+    record["frequency"], record["top_k"] = params.frequency_penalty, params.top_k
+    wanted = params.top_logprobs
+    record["top_count"] = wanted if wanted is not None else (0 if request.ranked else -1)
+    return record.tobytes()
