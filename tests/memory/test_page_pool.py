@@ -1,0 +1,166 @@
+"""Page accounting against the plainest possible oracle: a dictionary from page to number of owners."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.errors import HeadraceError
+from headrace.memory.page_pool import PagePool
+from headrace.memory.page_table import fork_pages, is_private, put_page
+
+
+def test_allocation_is_all_or_nothing() -> None:
+    pool = PagePool(4, 16)
+    first = pool.allocate(3)
+    assert first is not None
+    assert len(set(first)) == 3
+    assert pool.allocate(2) is None
+    assert (pool.free, pool.held, pool.available) == (1, 3, 1)
+    assert pool.allocate(0) == []
+    pool.release(first)
+    pool.check_integrity([])
+
+
+def test_reserved_pages_are_not_given_to_others() -> None:
+    pool = PagePool(4, 16)
+    assert pool.reserve(3)
+    assert not pool.reserve(2)
+    assert pool.allocate(2) is None
+    taken = pool.allocate_reserved(2)
+    assert (pool.reserved, pool.free, pool.available) == (1, 2, 1)
+    pool.unreserve(1)
+    assert pool.allocate(2) is not None
+    pool.release(taken)
+
+
+def test_wrong_use_is_named() -> None:
+    pool = PagePool(2, 16)
+    with pytest.raises(ValueError, match="is free already"):
+        pool.release([0])
+    with pytest.raises(ValueError, match="can't be shared"):
+        pool.share([1])
+    with pytest.raises(ValueError, match="of 0 reserved"):
+        pool.allocate_reserved(1)
+    with pytest.raises(ValueError, match="of 0 reserved"):
+        pool.unreserve(1)
+    with pytest.raises(ValueError, match="can't take -1"):
+        pool.allocate(-1)
+    with pytest.raises(ValueError, match="can't reserve -1"):
+        pool.reserve(-1)
+
+
+@pytest.mark.parametrize(("total", "tokens", "field"), [(0, 16, "total"), (-1, 16, "total"), (4, 0, "page_tokens")])
+def test_impossible_pools_are_refused(total: int, tokens: int, field: str) -> None:
+    with pytest.raises(HeadraceError) as caught:
+        PagePool(total, tokens)
+    assert caught.value.param == field
+
+
+@pytest.mark.parametrize(("tokens", "pages"), [(0, 0), (1, 1), (15, 1), (16, 1), (17, 2), (32, 2), (33, 3)])
+def test_pages_for(tokens: int, pages: int) -> None:
+    assert PagePool(1, 16).pages_for(tokens) == pages
+
+
+def test_integrity_finds_each_kind_of_fault() -> None:
+    def broken() -> tuple[PagePool, list[int]]:
+        pool = PagePool(4, 16)
+        pages = pool.allocate(2)
+        assert pages is not None
+        pool.check_integrity([pages])
+        return pool, pages
+
+    pool, pages = broken()
+    with pytest.raises(AssertionError, match="counts 1 owners, 0 hold it"):
+        pool.check_integrity([])
+    with pytest.raises(AssertionError, match="counts 1 owners, 2 hold it"):
+        pool.check_integrity([pages, pages])
+    with pytest.raises(AssertionError, match="unknown page"):
+        pool.check_integrity([[*pages, 99]])
+    pool._free.append(pages[0])
+    with pytest.raises(AssertionError, match="free is True"):
+        pool.check_integrity()
+    pool, pages = broken()
+    pool._free.append(pool._free[0])
+    with pytest.raises(AssertionError, match="twice"):
+        pool.check_integrity()
+    pool, pages = broken()
+    pool.reserved = 3
+    with pytest.raises(AssertionError, match="reserved"):
+        pool.check_integrity()
+
+
+@settings(max_examples=60, deadline=None)
+@given(total=st.integers(1, 40), seed=st.integers(0, 2**32))
+def test_random_operations_agree_with_the_oracle(total: int, seed: int) -> None:
+    generator = random.Random(seed)
+    pool = PagePool(total, 16)
+    owners: list[list[int]] = []
+    reserved = 0
+    for _ in range(100):
+        count = generator.randint(0, total)
+        action = generator.randrange(6)
+        free = total - len({page for pages in owners for page in pages})
+        if action == 0:
+            taken = pool.allocate(count)
+            assert (taken is not None) == (count <= free - reserved)
+            owners += [taken] if taken else []
+        elif action == 1 and owners:
+            pool.release(owners.pop(generator.randrange(len(owners))))
+        elif action == 2 and owners:
+            owners.append(fork_pages(pool, generator.choice(owners)))
+        elif action == 3:
+            granted = pool.reserve(count)
+            assert granted == (count <= free - reserved)
+            reserved += count if granted else 0
+        elif action == 4 and reserved:
+            count = generator.randint(1, reserved)
+            owners.append(pool.allocate_reserved(count))
+            reserved -= count
+        elif reserved:
+            count = generator.randint(1, reserved)
+            pool.unreserve(count)
+            reserved -= count
+        assert pool.reserved == reserved
+        pool.check_integrity(owners)
+
+
+def test_a_fork_writes_into_its_own_copy_only() -> None:
+    pool = PagePool(8, 16)
+    parent = pool.allocate(2)
+    assert parent is not None
+    child = fork_pages(pool, parent)
+    assert child == parent
+    assert child is not parent
+    assert not is_private(pool, child, 1)
+    fresh = pool.allocate(1)
+    assert fresh is not None
+    assert put_page(pool, child, 1, fresh[0]) == parent[1]
+    assert is_private(pool, child, 1)
+    assert is_private(pool, parent, 1)
+    assert not is_private(pool, parent, 0)
+    more = pool.allocate(1)
+    assert more is not None
+    assert not is_private(pool, child, 2)
+    assert put_page(pool, child, 2, more[0]) is None
+    pool.check_integrity([parent, child])
+
+
+def test_cost_is_constant_per_page() -> None:
+    def seconds_a_page(total: int) -> float:
+        pool = PagePool(total, 16)
+        best = 1.0
+        for _ in range(5):
+            began = time.perf_counter()
+            for _ in range(200):
+                pages = pool.allocate(50)
+                assert pages is not None
+                pool.release(pages)
+            best = min(best, (time.perf_counter() - began) / 10_000)
+        return best
+
+    assert seconds_a_page(100_000) < 5 * seconds_a_page(1_000)
