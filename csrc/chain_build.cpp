@@ -54,8 +54,12 @@ void Chain::add_attention(AttentionBlock block, std::vector<float> inverse_frequ
 
     const auto same = [&](const auto& rope) { return rope->inverse_frequencies() == inverse_frequencies; };
     const auto found = std::find_if(ropes_.begin(), ropes_.end(), same);
-    if (found == ropes_.end()) ropes_.push_back(std::make_unique<RopeTable>(std::move(inverse_frequencies)));
-    block.rope = found == ropes_.end() ? ropes_.back().get() : found->get();
+    if (found != ropes_.end()) {
+        block.rope = found->get();
+    } else {
+        ropes_.push_back(std::make_unique<RopeTable>(std::move(inverse_frequencies)));
+        block.rope = ropes_.back().get();
+    }
     shape.page_offset = page_bytes_;
     page_bytes_ += static_cast<std::size_t>(2 * shape.kv_heads) * kPageTokens * static_cast<std::size_t>(width) * sizeof(std::uint16_t);
     qkv_width_ = std::max(qkv_width_, static_cast<std::size_t>(block.qkv->columns()));

@@ -1,0 +1,141 @@
+"""The chain of blocks on native kernels: packed integer weights, one native call a step, results that no neighbour moves.
+
+Rows are bit-identical whatever else is in the step, however a prompt was cut, and with any number of threads: integer
+products are exact in any order (QServe's observation, Lin et al., "W4A8KV4"), every float sum of a row runs in an order
+that depends on that row alone, and K and V are written to their pages before any row reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.errors import HeadraceError
+from headrace.kernels._native import AttentionShape, Chain, PackedMatrix, ThreadPool
+from headrace.kernels.interface import Bytes, Float32, Int32, PageLayout, StepBatch
+from headrace.kernels.packing import pack
+from headrace.models.config import AttentionSpec, MlpSpec, ModelConfig
+from headrace.models.rope import inverse_frequencies
+from headrace.models.weights import WeightSource, dequantise
+
+PAGE_TOKENS = 16
+MAX_THREADS = 256
+
+Progress = Callable[[str, int, int], None]
+_Vectors = dict[str, Float32]
+_BATCH_ARRAYS = ("token_ids", "positions", "slice_starts", "page_starts", "page_ids", "output_rows")
+
+
+class NativeChain:
+    """A :class:`~headrace.kernels.interface.ChainRunner` on the CPU.
+
+    ``weights`` is read once and packed (its codes are kept; the source may be closed afterwards). ``progress`` is called
+    with (what, blocks done, blocks in all). Raises ``model_file`` for weights that don't fit the config.
+    Not for concurrent use: calls on one chain wait for each other.
+    """
+
+    def __init__(self, config: ModelConfig, weights: WeightSource, threads: int, progress: Progress | None = None) -> None:
+        self.config = config
+        self._pool = ThreadPool(_checked_threads(threads))
+        self._weights = weights
+        self._layer = -1
+        try:
+            self._chain = Chain(config.hidden, config.vocab, config.context_length, config.norm_eps, config.embedding_scale, self._pool)
+            for done, spec in enumerate(config.blocks):
+                if progress is not None:
+                    progress("weights", done, len(config.blocks))
+                self._add_block(spec)
+            self._add_ends()
+        except ValueError as error:
+            raise HeadraceError("model_file", f"the model's weights don't form its chain: {error}") from error
+        if progress is not None:
+            progress("weights", len(config.blocks), len(config.blocks))
+        del self._weights
+        self.page_layout = PageLayout(PAGE_TOKENS, self._chain.page_bytes)
+
+    @property
+    def threads(self) -> int:
+        """Threads that compute, the caller included."""
+        return int(self._pool.threads)
+
+    def set_threads(self, threads: int) -> None:
+        """Compute with that many threads (1 … 256) from the next call on; results stay the same bits."""
+        self._pool.resize(_checked_threads(threads))
+
+    def forward(self, batch: StepBatch, pool: Bytes) -> None:
+        """Run every block over the batch; see :class:`~headrace.kernels.interface.ChainRunner`.
+
+        ``pool``: writable, C-contiguous uint8 [pages, page_bytes]. Raises :class:`ValueError` naming the array at fault
+        when a row, page, position or token lies outside its bounds; nothing has been computed or written then.
+        """
+        self.forward_span(batch, pool, 0, len(self.config.blocks))
+
+    def forward_span(self, batch: StepBatch, pool: Bytes, first: int, last: int) -> None:
+        """Run blocks ``first … last - 1`` of the same batch; spans must be run in order, beginning at block 0."""
+        arrays = [_checked(name, getattr(batch, name), np.dtype(np.int32), 1) for name in _BATCH_ARRAYS]
+        self._chain.forward(*arrays, _checked("pool", pool, np.dtype(np.uint8), 2), first, last)
+
+    def hidden(self) -> Float32:
+        """The kept rows after the final norm, [R, hidden]: a read-only view, valid until the next forward."""
+        view: Float32 = self._chain.hidden()
+        return view
+
+    def logits(self, first: int, count: int) -> Float32:
+        """Logits of kept rows ``first … first + count``, [count, vocab]: a read-only view, valid until the next call."""
+        view: Float32 = self._chain.logits(first, count)
+        return view
+
+    def greedy(self, first: int, count: int) -> Int32:
+        """Arg-max token of each of those rows, the lowest id of equals; the logits are never stored."""
+        tokens = np.empty(count, np.int32)
+        self._chain.greedy(first, tokens)
+        return tokens
+
+    def _add_block(self, spec: AttentionSpec | MlpSpec) -> None:
+        if isinstance(spec, AttentionSpec):
+            self._layer += 1
+            self._add_attention(spec, f"layer.{self._layer}.attention.")
+        else:
+            self._add_mlp(spec, f"layer.{self._layer}.mlp.")
+
+    def _add_attention(self, spec: AttentionSpec, prefix: str) -> None:
+        names = ["norm"]
+        names += ["q_norm", "k_norm"] if spec.qk_norm else []
+        names += ["q_bias", "k_bias", "v_bias"] if spec.qkv_bias else []
+        names += ["post_norm"] if spec.post_norm else []
+        shape = AttentionShape.of(spec.heads, spec.kv_heads, spec.head_dim, spec.window or 0, 0)
+        qkv, output = self._pack(prefix, "q", "k", "v"), self._pack(prefix, "o")
+        self._chain.add_attention(shape, spec.scale, inverse_frequencies(spec), qkv, output, self._vectors(prefix, names))
+
+    def _add_mlp(self, spec: MlpSpec, prefix: str) -> None:
+        names = ["norm", "post_norm"] if spec.post_norm else ["norm"]
+        gate_up, down = self._pack(prefix, "gate", "up", interleave=True), self._pack(prefix, "down")
+        self._chain.add_mlp(spec.inner, spec.activation, gate_up, down, self._vectors(prefix, names))
+
+    def _add_ends(self) -> None:
+        embedding = self._pack("", "embedding")
+        head = embedding if self.config.tied_head else self._pack("", "head")
+        self._chain.set_ends(embedding, head, {"norm": self._vector("final_norm")})
+
+    def _pack(self, prefix: str, *names: str, interleave: bool = False) -> PackedMatrix:
+        return pack([self._weights.tensor(prefix + name) for name in names], self._pool, interleave=interleave)
+
+    def _vectors(self, prefix: str, names: list[str]) -> _Vectors:
+        return {name: self._vector(prefix + name) for name in names}
+
+    def _vector(self, name: str) -> Float32:
+        return dequantise(self._weights.tensor(name)).reshape(-1)
+
+
+def _checked_threads(threads: int) -> int:
+    if not 1 <= threads <= MAX_THREADS:
+        raise HeadraceError("invalid_setting", f"threads must lie in 1 … {MAX_THREADS}, not {threads}", param="threads")
+    return threads
+
+
+def _checked(name: str, array: npt.NDArray[np.generic], dtype: np.dtype[np.generic], dimensions: int) -> npt.NDArray[np.generic]:
+    if array.dtype != dtype or array.ndim != dimensions or not array.flags.c_contiguous:
+        raise ValueError(f"{name} must be {dimensions}-dimensional {dtype.name}, C-contiguous")
+    return array
