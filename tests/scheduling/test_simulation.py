@@ -1,0 +1,170 @@
+"""Policies tried on a virtual clock: stalls, starvation, the knee, and time as the budget."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from headrace.memory.page_pool import PagePool
+from headrace.scheduling.composer import POLICIES
+from headrace.scheduling.cost import Cost
+from headrace.scheduling.knee import CALIBRATION_SIZES, StepSample, find_knee
+from headrace.scheduling.scheduler import Scheduler
+from headrace.scheduling.settings import SchedulingSettings
+from headrace.scheduling.simulation import Arrival, Trace, percentile, simulate
+
+
+def machine(base: float, token: float, beyond: float, pair: float = 2e-8) -> Cost:
+    """A machine whose step times are known exactly."""
+    coefficients = {
+        "base": base, "token": token, "token_beyond_8": beyond, "token_beyond_32": 0.0, "pair": pair, "logit_row": 1e-4,
+    }  # fmt: skip
+    return Cost.from_dict({"format": 1, "coefficients": coefficients, "observed": 1, "spread": 0.05})
+
+
+TWO_CORES = (4.5e-3, 1e-4, 3e-4)
+
+
+def scheduler(pages: int, settings: SchedulingSettings, truth: Cost) -> Scheduler:
+    return Scheduler(settings, PagePool(pages, 16), Cost.from_dict(truth.to_dict()), POLICIES.get(settings.policy))
+
+
+def spread(generator: random.Random, mean: float, least: int = 1) -> int:
+    return max(least, int(generator.gauss(mean, 0.3 * mean)))
+
+
+def streams_and_prompts(seed: int) -> list[Arrival]:
+    """32 running streams, and prompts of about 600 tokens that arrive at random: about 70 % load."""
+    generator = random.Random(seed)
+    arrivals = [Arrival(0.0, spread(generator, 64), 1200) for _ in range(32)]
+    now = 1.0
+    while now < 25.0:
+        now += generator.expovariate(2.2)
+        arrivals.append(Arrival(now, spread(generator, 600, 16), spread(generator, 20, 2)))
+    return arrivals
+
+
+def test_split_prompts_remove_stalls() -> None:
+    truth = machine(*TWO_CORES)
+    traces: dict[str, Trace] = {}
+    for policy in POLICIES.names:
+        options = SchedulingSettings(policy=policy, step_tokens=128, gap_target_ms=50)
+        traces[policy] = simulate(scheduler(8000, options, truth), streams_and_prompts(3), truth)
+    split, whole = traces["fcfs"], traces["prompts_whole_first"]
+    assert split.finished == whole.finished == len(split.arrivals)
+    assert percentile(whole.gaps(), 95) / percentile(split.gaps(), 95) >= 3.7
+    assert percentile(split.gaps(), 99) <= 0.05
+    assert split.throughput >= 0.97 * whole.throughput
+
+
+@pytest.mark.parametrize("limit", [None, 300, 1000])
+def test_starved_pool_always_progresses(limit: int | None) -> None:
+    generator = random.Random(11)
+    arrivals = [Arrival(i * 1e-3, generator.randint(30, 300), generator.randint(30, 300), limit) for i in range(32)]
+    working_set = sum(-(-(arrival.prompt + arrival.output) // 16) for arrival in arrivals)
+    truth = machine(*TWO_CORES)
+    trace = simulate(scheduler(int(0.4 * working_set), SchedulingSettings(), truth), arrivals, truth, check=True)
+    assert trace.finished == 32
+    assert trace.idle_plans == 0
+    assert min(trace.step_tokens) > 0
+    assert trace.recomputed <= 0.1 * sum(trace.step_tokens)
+
+
+def test_starved_pool_with_wrong_expectations_still_ends() -> None:
+    """Many short answers teach that max_tokens is never used; then all use it, in a pool that fits two of them."""
+    arrivals = [Arrival(0.0, 40, 4, 400) for _ in range(60)] + [Arrival(0.1, 40, 400, 400) for _ in range(20)]
+    truth = machine(*TWO_CORES)
+    trace = simulate(scheduler(60, SchedulingSettings(), truth), arrivals, truth, check=True)
+    assert trace.finished == 80
+    assert trace.idle_plans == 0
+    assert trace.preemptions > 0
+
+
+@pytest.mark.parametrize("weights", [TWO_CORES, (9e-3, 1e-4, 2e-4), (2e-3, 6e-4, 0.0)], ids=("4 bit", "8 bit", "compute bound"))
+@pytest.mark.parametrize("gap_ms", [None, 40])
+def test_knee_is_near_the_best_of_all_sizes(weights: tuple[float, float, float], gap_ms: int | None) -> None:
+    truth = machine(*weights)
+    generator = random.Random(4)
+    samples = [
+        StepSample(size, truth.predict(size, size * (size + 1) // 2, 1) * generator.uniform(1, 1.05))
+        for size in CALIBRATION_SIZES
+        for _ in range(3)
+    ]
+    gap = gap_ms / 1000 if gap_ms is not None else None
+    prompts = [Arrival(0.0, spread(generator, 600), 1) for _ in range(60)]
+    throughput: dict[int, float] = {}
+    for tokens in range(16, 1025, 16):
+        if gap is not None and truth.predict(tokens, 600 * tokens, 1) > gap:
+            continue
+        options = SchedulingSettings(step_tokens=tokens, max_logit_rows=256)
+        throughput[tokens] = simulate(scheduler(8000, options, truth), prompts, truth).throughput
+    chosen = find_knee(samples, gap)
+    near = min(throughput, key=lambda tokens: abs(tokens - chosen.tokens))
+    assert throughput[near] >= 0.94 * max(throughput.values())
+    assert gap is None or chosen.seconds <= gap * 1.001
+
+
+def test_knee_of_flat_and_impossible_machines() -> None:
+    flat = [StepSample(size, size * 1e-3) for size in (16, 64, 256)]
+    assert find_knee(flat).tokens == 16
+    assert find_knee(flat, gap_seconds=1e-3).tokens == 16
+    fixed = [StepSample(size, 1.0) for size in (16, 64, 256)]
+    assert find_knee(fixed).tokens == 256
+    outlier = [StepSample(16, 0.016), StepSample(64, 0.9), StepSample(64, 0.032), StepSample(128, 0.0625)]
+    assert find_knee(outlier).tokens == 64
+    with pytest.raises(ValueError, match="no calibration samples"):
+        find_knee([])
+
+
+def test_time_budget_beats_a_static_one_over_mixed_contexts() -> None:
+    """Contexts of up to 4,000: the static size must be set for the worst of them, the time budget adapts."""
+    truth = machine(*TWO_CORES, pair=6e-8)
+    generator = random.Random(9)
+    arrivals = [Arrival(0.0, 3000, 600)]
+    arrivals += [Arrival(0.5 + i * 0.05, generator.choice((200, 300, 400, 3600)), 12) for i in range(120)]
+    gap = 50
+    static: dict[int, Trace] = {}
+    for tokens in range(32, 257, 16):
+        options = SchedulingSettings(step_tokens=tokens)
+        trace = simulate(scheduler(8000, options, truth), arrivals, truth)
+        if percentile(trace.gaps(), 99) <= gap / 1000:
+            static[tokens] = trace
+    timed = simulate(scheduler(8000, SchedulingSettings(step_tokens=256, gap_target_ms=gap), truth), arrivals, truth)
+    late = sum(value > gap / 1000 for value in timed.gaps()) / len(timed.gaps())
+    assert late < 0.01
+    assert timed.throughput >= 1.1 * max(trace.throughput for trace in static.values())
+
+
+def test_more_streams_than_budget_take_turns() -> None:
+    truth = machine(*TWO_CORES)
+    arrivals = [Arrival(0.0, 16, 50) for _ in range(64)] + [Arrival(0.5, 100, 5)]
+    engine = scheduler(2000, SchedulingSettings(step_tokens=16), truth)
+    trace = simulate(engine, arrivals, truth, check=True)
+    assert trace.finished == 65
+    last = [times[-1] for times in trace.token_times[:64]]
+    assert max(last) - min(last) < 0.3 * max(last)
+    assert trace.token_times[64][0] < min(last)
+
+
+def test_times_follow_the_clock() -> None:
+    truth = machine(*TWO_CORES)
+    trace = simulate(scheduler(100, SchedulingSettings(), truth), [Arrival(5.0, 10, 3), Arrival(1.0, 10, 2)], truth)
+    assert trace.token_times[1][0] == pytest.approx(1.0 + truth.predict(10, 55, 1))
+    assert trace.token_times[0][0] == pytest.approx(5.0 + truth.predict(10, 55, 1))
+    assert trace.first_token_seconds()[0] == pytest.approx(truth.predict(10, 55, 1))
+    assert [len(times) for times in trace.token_times] == [3, 2]
+
+
+def test_same_arrivals_give_the_same_trace() -> None:
+    truth = machine(*TWO_CORES)
+    arrivals = [replace(arrival, output=min(arrival.output, 40)) for arrival in streams_and_prompts(5)]
+    first, second = (simulate(scheduler(400, SchedulingSettings(), truth), arrivals, truth) for _ in range(2))
+    assert first == second
+
+
+def test_percentile() -> None:
+    assert percentile([], 50) == 0.0
+    assert percentile([1.0, 2.0, 3.0, 4.0], 50) == 2.0
+    assert percentile([1.0, 2.0, 3.0, 4.0], 100) == 4.0
