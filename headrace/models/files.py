@@ -12,10 +12,13 @@ import numpy as np
 from headrace.errors import HeadraceError
 from headrace.models.weights import RawBytes
 
+MAX_MESSAGE = 500
+
 
 def refuse(message: str) -> HeadraceError:
     """The error for a model file that is damaged, lies or is of an unknown kind (to be raised by the caller)."""
-    return HeadraceError("model_file", message)
+    # Names come from the file, so a message could be as long as it likes.
+    return HeadraceError("model_file", message if len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE - 3]}...")
 
 
 def map_file(path: Path) -> RawBytes:

@@ -114,9 +114,15 @@ def half_split_order(heads: int, head_dim: int) -> RowOrder:
 def load_gguf(path: Path) -> tuple[ModelConfig, GgufWeights, GgufFile]:
     """Open a GGUF model. Raises ``model_file`` when the file is damaged or its architecture unknown."""
     file = open_gguf(path)
+    config, weights = describe_gguf(file)
+    return config, weights, file
+
+
+def describe_gguf(file: GgufFile) -> tuple[ModelConfig, GgufWeights]:
+    """What an open file means. Raises ``model_file`` when its family, a feature or a shape is not supported."""
     family = family_of_architecture(Fields(file.metadata, "metadata").text("general.architecture"))
     config = build_config(family, _facts(file, family))
-    return config, GgufWeights(file, config, family.interleaved), file
+    return config, GgufWeights(file, config, family.interleaved)
 
 
 def _file_name(canonical: str) -> str:

@@ -20,8 +20,8 @@ from headrace.errors import HeadraceError
 from headrace.models.files import map_file, read_limited, refuse
 from headrace.models.weights import RawBytes
 
-MAX_HEADER_BYTES = 1 << 24
-MAX_INDEX_BYTES = 1 << 24
+MAX_HEADER_BYTES = 1 << 22
+MAX_INDEX_BYTES = 1 << 22
 MAX_TENSORS = 65_536
 MAX_SHARDS = 1024
 MAX_DIMENSIONS = 4

@@ -56,7 +56,7 @@ class WeightSource(Protocol):
 
 
 def dequantise(raw: RawTensor) -> npt.NDArray[np.float32]:
-    """The tensor's values as float32 in canonical row order, a fresh array by the GGUF tables: slow and exact, an oracle for kernels.
+    """The tensor's values as float32 in canonical row order, a writable array: slow and exact, an oracle for kernels.
 
     Raises ``model_file`` for a kind that the tables cannot decode.
     """
