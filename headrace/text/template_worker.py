@@ -65,7 +65,7 @@ class Renderer:
         self._environment = ImmutableSandboxedEnvironment(
             trim_blocks=True,
             lstrip_blocks=True,
-            autoescape=False,  # noqa: S701 - the output is a prompt and never HTML
+            autoescape=False,
             extensions=[GenerationExtension, LoopControlExtension],
         )
         self._environment.filters["tojson"] = self._to_json
