@@ -12,8 +12,10 @@ class ServerSettings:
     """How the server listens, whom it lets in, and when it says no. Raises ``invalid_setting`` at construction."""
 
     host: str = option("127.0.0.1", help="Address to listen on.")
-    port: int = option(8000, minimum=0, maximum=65_535, help="TCP port; 0 takes a free one and prints it.")
-    api_key_file: str | None = option(None, help="File with one API key a line (# comments); every route but /livez then wants a key.")
+    port: int = option(8080, minimum=0, maximum=65_535, help="TCP port; 0 takes a free one and prints it.")
+    api_key_file: str | None = option(
+        None, help="File with one API key a line (# comments); every route but /livez then wants a key."
+    )
     served_name: str | None = option(None, help="Name of the model in the API (default: the model's own name).")
     max_queue: int = option(256, unit="requests", minimum=1, maximum=100_000, help="Requests in flight before new ones get 429.")
     max_body_kib: int = option(8192, unit="KiB", minimum=1, maximum=1_048_576, help="Largest request body; more gets 413.")

@@ -56,4 +56,7 @@ class JsonScan:
             if deepest > self._max_depth:
                 raise HeadraceError("invalid_value", f"The body nests deeper than {self._max_depth} levels.")
         if self._work > self._max_work:
-            raise HeadraceError("invalid_value", f"The body has too many values (more than {self._max_work:,} list entries, or a tenth as many objects).")
+            raise HeadraceError(
+                "invalid_value",
+                f"The body has too many values (more than {self._max_work:,} list entries, or a tenth as many objects).",
+            )

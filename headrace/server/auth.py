@@ -1,0 +1,103 @@
+"""API keys and browser defence: who may call at all."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from headrace.errors import HeadraceError
+
+OPEN_PATHS = frozenset({"/livez"})
+"""The only routes without a key: a liveness probe says nothing but that the process answers."""
+
+_MAX_KEY = 512
+
+
+class KeyRing:
+    """The server's keys as hashes; the keys themselves are not kept."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self._hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    @classmethod
+    def read(cls, path: str) -> KeyRing:
+        """Read one key a line; blank lines and lines that start with # don't count.
+
+        Raises ``invalid_setting`` for a file that can't be read, has no key, or a key with blanks or control characters.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise HeadraceError("invalid_setting", f"the key file can't be read: {error}", param="api_key_file") from error
+        keys = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+        if not keys:
+            raise HeadraceError("invalid_setting", "the key file holds no key", param="api_key_file")
+        for number, key in enumerate(keys, start=1):
+            if len(key) > _MAX_KEY or not key.isascii() or not key.isprintable() or " " in key:
+                problem = f"key {number} of the key file must be at most {_MAX_KEY} visible ASCII characters without blanks"
+                raise HeadraceError("invalid_setting", problem, param="api_key_file")
+        return cls(keys)
+
+    def admits(self, key: str) -> bool:
+        """True when the key is one of ours. Every hash is compared, in constant time, so timing tells nothing."""
+        digest = hashlib.sha256(key[: _MAX_KEY + 1].encode()).digest()
+        found = False
+        for known in self._hashes:
+            found |= hmac.compare_digest(digest, known)
+        return found
+
+
+def presented_key(headers: list[tuple[bytes, bytes]]) -> str | None:
+    """The key a request carries as ``Authorization: Bearer KEY``, or ``None``; two of them count as none."""
+    values = [value for name, value in headers if name == b"authorization"]
+    if len(values) != 1:
+        return None
+    scheme, _, key = values[0].decode("latin-1").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" and key.strip() else None
+
+
+def check_key(path: str, headers: list[tuple[bytes, bytes]], keys: KeyRing | None) -> None:
+    """Raise ``invalid_api_key`` unless the route is open, no keys are set, or the request carries one of them."""
+    if keys is None or path in OPEN_PATHS:
+        return
+    key = presented_key(headers)
+    if key is None:
+        raise HeadraceError("invalid_api_key", "An API key is required: send the header 'Authorization: Bearer KEY'.")
+    if not keys.admits(key):
+        raise HeadraceError("invalid_api_key", "The API key is not known to this server.")
+
+
+def check_browser(headers: list[tuple[bytes, bytes]], host: str) -> None:
+    """Keep web pages out of a keyless server on a loopback address.
+
+    A page in the user's browser can reach 127.0.0.1, directly or by rebinding its own name to it; then Origin or Host
+    carries the page's name. Raises ``permission_denied``.
+    """
+    if not is_local(host):
+        return
+    for name, value in headers:
+        text = value.decode("latin-1")
+        if name == b"origin" and not is_local(_hostname(text if "//" in text else f"//{text}")):
+            raise HeadraceError("permission_denied", "Web pages of other origins may not call this server.")
+        if name == b"host" and not is_local(_hostname(f"//{text}")):
+            raise HeadraceError("permission_denied", "The Host header must name this machine; set an API key to serve other names.")
+
+
+def is_local(host: str) -> bool:
+    """True for names and addresses of this machine's loopback."""
+    if host in ("localhost", "") or host.endswith(".localhost"):
+        return bool(host)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _hostname(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""

@@ -1,0 +1,108 @@
+"""Answers of chat completions, whole or as chunks, made from the same pieces."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from headrace.engine.wire import TokenLogprob
+from headrace.server.generation import Generation, Piece
+from headrace.server.identity import fingerprint, new_id
+from headrace.server.logprobs import chat_logprobs, prompt_logprobs_out
+from headrace.server.protocol.chat import (
+    AnswerMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatLogprobs,
+    ChatRequest,
+    ChunkChoice,
+    Delta,
+)
+from headrace.server.protocol.usage import Usage
+from headrace.server.service import Service
+from headrace.server.sse import event
+
+
+@dataclass(slots=True)
+class _Choice:
+    """What is known of one choice so far."""
+
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: str = "stop"
+    begun: bool = False
+
+
+class ChatAnswer:
+    """Collects pieces of a call; gives events for a stream or the whole answer at the end."""
+
+    def __init__(self, service: Service, body: ChatRequest, generation: Generation) -> None:
+        self._body = body
+        self._model = service.model_name
+        self._language = service.language
+        self._generation = generation
+        self._choices = [_Choice() for _ in range(body.n or 1)]
+        self._prompt_logprobs: list[Any] | msgspec.UnsetType = msgspec.UNSET
+        self._id = new_id("chatcmpl")
+        self._created = int(time.time())
+        self._with_usage = bool(body.stream_options is not None and body.stream_options.include_usage)
+
+    def add(self, pieces: list[Piece]) -> None:
+        """Take a turn's pieces for an answer in one piece."""
+        for piece in pieces:
+            choice = self._choices[piece.index]
+            choice.text += piece.text
+            choice.logprobs += piece.logprobs or ()
+            choice.finish = piece.finish or choice.finish
+            if piece.prompt_logprobs is not None:
+                entries = [*[None] * (self._generation.totals.prompt - len(piece.prompt_logprobs)), *piece.prompt_logprobs]
+                self._prompt_logprobs = prompt_logprobs_out(entries, self._language)
+
+    def events(self, pieces: list[Piece]) -> bytes:
+        """A turn's events: role first, then text, each finish in a chunk of its own."""
+        data = b""
+        for piece in pieces:
+            choice = self._choices[piece.index]
+            if not choice.begun:
+                choice.begun = True
+                data += self._event(ChunkChoice(piece.index, Delta(role="assistant", content="")))
+            if piece.text or piece.logprobs:
+                data += self._event(ChunkChoice(piece.index, Delta(content=piece.text), self._logprobs(piece.logprobs)))
+            if piece.finish is not None:
+                data += self._event(ChunkChoice(piece.index, Delta(), finish_reason=piece.finish))
+        return data
+
+    def tail(self) -> bytes:
+        """The usage event, when it was asked for."""
+        return event(self._chunk([], self._usage())) if self._with_usage else b""
+
+    def whole(self) -> ChatCompletion:
+        """The answer in one piece."""
+        choices = [
+            ChatChoice(index, AnswerMessage(choice.text), self._logprobs(choice.logprobs), choice.finish)
+            for index, choice in enumerate(self._choices)
+        ]
+        return ChatCompletion(
+            id=self._id, created=self._created, model=self._model, choices=choices, usage=self._usage(),
+            system_fingerprint=fingerprint(), prompt_logprobs=self._prompt_logprobs,
+        )  # fmt: skip
+
+    def _logprobs(self, entries: list[TokenLogprob] | None) -> ChatLogprobs | None:
+        return chat_logprobs(entries or [], self._language, self._body.top_logprobs or 0) if self._body.logprobs else None
+
+    def _usage(self) -> Usage:
+        totals = self._generation.totals
+        return Usage.of(totals.prompt, totals.completion, totals.cached)
+
+    def _event(self, choice: ChunkChoice) -> bytes:
+        return event(self._chunk([choice], None if self._with_usage else msgspec.UNSET))
+
+    def _chunk(self, choices: list[ChunkChoice], usage: Usage | msgspec.UnsetType | None) -> ChatChunk:
+        return ChatChunk(
+            id=self._id, created=self._created, model=self._model, choices=choices,
+            system_fingerprint=fingerprint(), usage=usage,
+        )  # fmt: skip

@@ -1,0 +1,35 @@
+"""One operation of the API as a row of the router table."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from starlette.types import ASGIApp
+
+Handler = Callable[[Any, Any], Awaitable[ASGIApp]]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One operation. ``versioned`` ones exist as ``/v1/x`` and ``/x``; ``event`` is the struct of a stream's events.
+
+    ``probe``: answered whatever the server's state; others are refused while loading, draining or after a death.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    body: type[msgspec.Struct] | None = None
+    answer: type[msgspec.Struct] | None = None
+    event: type[msgspec.Struct] | None = None
+    versioned: bool = True
+    probe: bool = False
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The path with its alias."""
+        return (f"/v1{self.path}", self.path) if self.versioned else (self.path,)

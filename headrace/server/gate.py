@@ -1,0 +1,83 @@
+"""The outermost layer: request ids, keys, browser defence, one renderer for every refusal, and the request log."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from headrace.errors import HeadraceError
+from headrace.server.auth import KeyRing, check_browser, check_key
+from headrace.server.metrics import Metrics
+from headrace.server.rendering import error_response, internal_error
+from headrace.server.requests import ClientGone, request_id_of
+from headrace.server.settings import ServerSettings
+
+logger = logging.getLogger("headrace.server")
+
+STATUS_HUNG_UP = 499
+"""Only in logs and metrics: the client left before its answer."""
+
+
+class Gate:
+    """An ASGI layer around the application; nothing gets past it without an id, and nothing leaves it without one."""
+
+    def __init__(self, inner: ASGIApp, settings: ServerSettings, keys: KeyRing | None, metrics: Metrics) -> None:
+        self._inner = inner
+        self._settings = settings
+        self._keys = keys
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+        request_id = request_id_of(scope["headers"])
+        scope["headrace.request_id"] = request_id
+        answer = _Answer(send, request_id)
+        started = time.monotonic()
+        try:
+            check_key(scope["path"], scope["headers"], self._keys)
+            if self._keys is None:
+                check_browser(scope["headers"], self._settings.host)
+            await self._inner(scope, receive, answer.send)
+        except ClientGone:
+            answer.status = STATUS_HUNG_UP
+        except HeadraceError as error:
+            await self._refuse(error, answer, scope, receive)
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            await self._refuse(internal_error(), answer, scope, receive)
+        finally:
+            self._record(scope, answer.status, time.monotonic() - started)
+
+    async def _refuse(self, error: HeadraceError, answer: _Answer, scope: Scope, receive: Receive) -> None:
+        if answer.started:
+            return
+        response = error_response(error, {"connection": "close"} if error.kind.status in (408, 413) else None)
+        await response(scope, receive, answer.send)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route = scope.get("headrace.route", "unknown")
+        self._metrics.requests.labels(route, str(status)).inc()
+        if self._settings.log_requests:
+            logger.info("%s %s %s %d %.1f ms", scope["headrace.request_id"], scope["method"], route, status, seconds * 1e3)
+
+
+class _Answer:
+    """Sends on, with the request id in the headers, and remembers how it went."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._id = (b"x-request-id", request_id.encode("ascii"))
+        self.started = False
+        self.status = STATUS_HUNG_UP
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            self.status = message["status"]
+            message["headers"] = [*message.get("headers", []), self._id]
+        await self._send(message)

@@ -1,0 +1,219 @@
+"""One generating call from submit to its last token: prompts out to the engine, text pieces back, cancelled when abandoned."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from headrace.engine.client import RequestStream
+from headrace.engine.sampling_params import SamplingParams
+from headrace.engine.wire import Submit, TokenLogprob, TokenOutput
+from headrace.errors import HeadraceError
+from headrace.server.metrics import RequestClock
+from headrace.server.rendering import internal_error, table_error
+from headrace.server.service import Service
+from headrace.text.text_stream import TextStream
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One prompt of a call. Its choices get the indices ``first_index`` and up. ``deadline`` in seconds from now."""
+
+    prompt: list[int]
+    params: SamplingParams
+    stop: tuple[str, ...] = ()
+    deadline: float | None = None
+    first_index: int = 0
+
+
+@dataclass(slots=True)
+class Piece:
+    """What one choice got since the last piece: decoded text, its tokens, and how it ended if it has.
+
+    ``offsets``: characters of the choice's text that were complete before each token. ``logprobs`` is parallel to
+    ``tokens`` when asked for. ``prompt_logprobs`` comes once, with a job's first piece.
+    """
+
+    index: int
+    text: str
+    tokens: list[int]
+    offsets: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
+    finish: str | None = None
+
+
+@dataclass(slots=True)
+class Totals:
+    """Token counts of a call so far; prompts count once whatever n is."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+
+
+@dataclass(slots=True)
+class _Running:
+    """A submitted job with the text state of its choices."""
+
+    job: Job
+    stream: RequestStream
+    clock: RequestClock
+    texts: list[TextStream]
+    cached: int = 0
+    open: set[int] = field(default_factory=set)
+
+
+class Generation:
+    """All jobs of one call, run together.
+
+    Use as ``async with`` and iterate: each turn is a non-empty list of pieces, everything since the last turn. Leaving the
+    block cancels whatever still runs. A turn that is cancelled (by a timeout) loses nothing.
+    """
+
+    def __init__(self, service: Service, jobs: list[Job]) -> None:
+        self._service = service
+        self._metrics = service.metrics
+        self._jobs = jobs
+        self._admission = ExitStack()
+        self._running: list[_Running] = []
+        self._queue: asyncio.Queue[tuple[int, list[TokenOutput] | HeadraceError | None]] = asyncio.Queue()
+        self._pumps: list[asyncio.Task[None]] = []
+        self.totals = Totals(prompt=sum(len(job.prompt) for job in jobs))
+
+    async def __aenter__(self) -> Generation:
+        self._admission.enter_context(self._service.admitted(sum(job.params.n for job in self._jobs)))
+        try:
+            for job in self._jobs:
+                self._running.append(self._submit(job))
+        except BaseException:
+            self._cancel_all()
+            raise
+        if len(self._running) > 1:
+            self._pumps = [asyncio.create_task(self._pump(number)) for number in range(len(self._running))]
+        return self
+
+    def _submit(self, job: Job) -> _Running:
+        engine = self._service.engine
+        stream = engine.submit(Submit(engine.new_request_id(), job.prompt, job.params, job.deadline))
+        texts = [self._service.language.text_stream(job.stop) for _ in range(job.params.n)]
+        return _Running(job, stream, RequestClock(self._metrics), texts, open=set(range(job.params.n)))
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._cancel_all()
+        for pump in self._pumps:
+            pump.cancel()
+        for pump in self._pumps:
+            with contextlib.suppress(asyncio.CancelledError):
+                await pump
+
+    def _cancel_all(self) -> None:
+        for running in self._running:
+            if running.open:
+                self._metrics.finished.labels("cancelled").inc(len(running.open))
+                running.open.clear()
+            running.stream.cancel()
+        self._admission.close()
+
+    @property
+    def done(self) -> bool:
+        """True when every choice has ended."""
+        return not any(running.open for running in self._running)
+
+    def __aiter__(self) -> AsyncIterator[list[Piece]]:
+        return self
+
+    async def __anext__(self) -> list[Piece]:
+        while not self.done:
+            if len(self._running) == 1:
+                try:
+                    outputs = await anext(self._running[0].stream)
+                except StopAsyncIteration:
+                    raise internal_error() from None
+                pieces = self._take(0, outputs)
+            else:
+                pieces = await self._next_of_many()
+            if pieces:
+                return pieces
+        raise StopAsyncIteration
+
+    async def _next_of_many(self) -> list[Piece]:
+        entries = [await self._queue.get()]
+        while not self._queue.empty():
+            entries.append(self._queue.get_nowait())
+        pieces: list[Piece] = []
+        for number, outputs in entries:
+            if isinstance(outputs, HeadraceError):
+                raise outputs
+            if outputs is not None:
+                pieces += self._take(number, outputs)
+            elif self._running[number].open:
+                raise internal_error()
+        return pieces
+
+    async def _pump(self, number: int) -> None:
+        try:
+            async for outputs in self._running[number].stream:
+                self._queue.put_nowait((number, outputs))
+        except HeadraceError as error:
+            self._queue.put_nowait((number, error))
+        else:
+            self._queue.put_nowait((number, None))
+
+    def _take(self, number: int, outputs: list[TokenOutput]) -> list[Piece]:
+        """Turn engine outputs of one job into pieces, one for each choice that got something."""
+        running = self._running[number]
+        pieces: dict[int, Piece] = {}
+        for output in outputs:
+            if output.cached_tokens > running.cached:
+                self.totals.cached += output.cached_tokens - running.cached
+                running.cached = output.cached_tokens
+            if output.choice not in running.open:
+                continue
+            index = running.job.first_index + output.choice
+            piece = pieces.setdefault(output.choice, Piece(index, "", []))
+            if output.prompt_logprobs is not None:
+                piece.prompt_logprobs = output.prompt_logprobs
+            self._add(running, output, piece)
+            running.clock.tokens(output.choice, len(output.tokens), output.queue_seconds)
+        if not running.open:
+            self._finish_job(number)
+        return list(pieces.values())
+
+    def _add(self, running: _Running, output: TokenOutput, piece: Piece) -> None:
+        """Feed tokens to the choice's text until it ends; tokens behind a stop string are dropped."""
+        text = running.texts[output.choice]
+        delta = text.push(output.tokens)
+        used = len(delta.pieces)
+        piece.text += delta.text
+        piece.tokens += output.tokens[:used]
+        piece.offsets += [entry.offset for entry in delta.pieces]
+        self.totals.completion += used
+        if output.logprobs is not None:
+            piece.logprobs = [*(piece.logprobs or ()), *output.logprobs[:used]]
+        if delta.finished_by_stop is not None:
+            running.stream.cancel(output.choice)
+            self._close(running, output.choice, piece, "stop")
+        elif output.finish is not None:
+            self.totals.completion += output.stop_token is not None
+            last = text.finish()
+            piece.text += last.text
+            self._close(running, output.choice, piece, "stop" if last.finished_by_stop is not None else output.finish)
+
+    def _close(self, running: _Running, choice: int, piece: Piece, reason: str) -> None:
+        running.open.discard(choice)
+        piece.finish = reason
+        self._metrics.finished.labels(reason).inc()
+        if reason == "deadline":
+            raise table_error("deadline_exceeded")
+        if reason in ("error", "cancelled"):
+            raise internal_error()
+
+    def _finish_job(self, number: int) -> None:
+        self._running[number].clock.end()
+        self._metrics.prompt_tokens.inc(len(self._running[number].job.prompt))
+        self._metrics.cached_tokens.inc(self._running[number].cached)

@@ -1,0 +1,170 @@
+"""The served model's text side: prompts to token ids away from the event loop, and tokens back to text."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from headrace.errors import HeadraceError
+from headrace.models.catalog import OpenModel, find_model, open_model
+from headrace.text.chat_template import ChatTemplate, Conversation
+from headrace.text.gguf_tokenizer import tokenizer_from_gguf
+from headrace.text.marking import MarkedText
+from headrace.text.text_stream import TextStream
+from headrace.text.tokenizer import Tokenizer
+
+Result = TypeVar("Result")
+
+ASIDE_CHARS = 2048
+"""Work on more characters than this leaves the event loop; below it the hand-over costs more than the work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt of a call: its ids, its text when it came as text, and the path of its field."""
+
+    ids: list[int]
+    text: str | None
+    param: str
+
+
+class Language:
+    """Tokenizer, template and their worker threads. ``context_length`` in tokens is set when the engine is ready."""
+
+    def __init__(self, model: OpenModel, tokenizer: Tokenizer, template: ChatTemplate, threads: int) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.context_length = model.config.context_length
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="headrace-text")
+        self._longest = max((len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)), default=1)
+
+    def close(self) -> None:
+        """Give the worker threads back."""
+        self.template.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def aside(self, work: Callable[[], Result], size: int) -> Result:
+        """Run ``work`` here when it is small, on a worker thread when it is not. ``size`` in characters or the like."""
+        if size <= ASIDE_CHARS:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def check_length(self, text_length: int, param: str) -> None:
+        """Refuse a text that can't fit the context even if every token were the longest one: no work for hopeless prompts."""
+        least = text_length // max(1, self._longest)
+        if least > self.context_length:
+            message = f"The text has more than {least:,} tokens; the model's context holds {self.context_length:,}."
+            raise HeadraceError("context_length_exceeded", message, param=param)
+
+    def check_ids(self, ids: Sequence[int], param: str) -> None:
+        """Refuse ids outside the vocabulary."""
+        vocab = self.tokenizer.vocab_size
+        if ids and max(ids) >= vocab:
+            place = next(place for place, token in enumerate(ids) if token >= vocab)
+            raise HeadraceError("invalid_value", f"'{param}[{place}]' must be below {vocab:,}.", param=f"{param}[{place}]")
+
+    async def prompts(self, given: str | Sequence[str | int | list[int]], param: str, most: int) -> list[Prompt]:
+        """The prompts of a field that is a text, texts, token ids, or lists of token ids. Raises ``invalid_value``."""
+        if isinstance(given, str):
+            return [await self._text_prompt(given, param)]
+        kinds = {type(entry) for entry in given}
+        if len(kinds) > 1:
+            problem = f"'{param}' must hold only texts, only token ids, or only lists of token ids."
+            raise HeadraceError("invalid_value", problem, param=param)
+        if kinds == {int}:
+            ids = [entry for entry in given if isinstance(entry, int)]
+            return [self._ids_prompt(ids, param)]
+        if len(given) > most:
+            raise HeadraceError("invalid_value", f"'{param}' has more than {most} entries.", param=param)
+        found: list[Prompt] = []
+        for place, entry in enumerate(given):
+            where = f"{param}[{place}]"
+            if isinstance(entry, str):
+                found.append(await self._text_prompt(entry, where))
+            elif isinstance(entry, list):
+                found.append(self._ids_prompt(entry, where))
+        return found
+
+    async def _text_prompt(self, text: str, param: str) -> Prompt:
+        self.check_length(len(text), param)
+        ids = await self.aside(lambda: self.tokenizer.encode(text, bos=True), size=len(text))
+        if not ids:
+            raise HeadraceError("invalid_value", f"'{param}' is empty.", param=param)
+        return Prompt(ids, text, param)
+
+    def _ids_prompt(self, ids: list[int], param: str) -> Prompt:
+        if not ids:
+            raise HeadraceError("invalid_value", f"'{param}' is empty.", param=param)
+        self.check_ids(ids, param)
+        return Prompt(ids, None, param)
+
+    def text_stream(self, stop: tuple[str, ...]) -> TextStream:
+        """A fresh text of one choice."""
+        return TextStream(self.tokenizer, stop)
+
+    async def render(self, conversation: Conversation) -> Prompt:
+        """The prompt of a conversation; ``text`` as people should see it. Raises ``invalid_template`` and the like."""
+        size = sum(len(message.get("content") or "") for message in conversation.messages)
+        self.check_length(size, "messages")
+
+        def work() -> Prompt:
+            marked = self.template.render(conversation)
+            self.check_length(len(marked.text), "messages")
+            return Prompt(self.tokenizer.encode_template(marked), marked.plain, "messages")
+
+        # The template runs in a process of its own: waiting for it must not hold the loop, however small the prompt.
+        return await self.aside(work, size=ASIDE_CHARS + 1)
+
+    def spans(self, text: str, *, parse_special: bool, bos: bool) -> list[tuple[int, int, int]]:
+        """(id, start, end) of each token of a text, in characters; with ``parse_special`` special-token strings count."""
+        tokenizer = self.tokenizer
+        found: list[tuple[int, int, int]] = []
+        at = 0
+        for piece in tokenizer.marker.split(MarkedText(text, nonce="")) if parse_special else [text]:
+            if isinstance(piece, int):
+                name = tokenizer.token_text(piece)
+                at = text.index(name, at)
+                found.append((piece, at, at + len(name)))
+                at += len(name)
+                continue
+            at = text.index(piece, at)
+            encoding = tokenizer.encode_with_offsets(piece)
+            found += [(token, at + start, at + end) for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)]
+            at += len(piece)
+        if (
+            bos
+            and tokenizer.add_bos
+            and tokenizer.bos_id is not None
+            and [token for token, _, _ in found[:1]] != [tokenizer.bos_id]
+        ):
+            found.insert(0, (tokenizer.bos_id, 0, 0))
+        return found
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """Text of ids that start a text."""
+        return self.tokenizer.decode(ids, skip_special=skip_special, continuation=False)
+
+    def token_text(self, token: int) -> str:
+        """A token as text for people."""
+        return self.tokenizer.token_text(token)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token stands for."""
+        return self.tokenizer.token_bytes(token)
+
+
+def open_language(model: str, threads: int) -> Language:
+    """Open the text side of a model by name or path. Raises ``model_not_found`` or ``model_file``."""
+    opened = open_model(find_model(model))
+    tokenizer = _open_tokenizer(opened.tokenizer_source)
+    return Language(opened, tokenizer, ChatTemplate(opened.chat_template, tokenizer), threads)
+
+
+def _open_tokenizer(source: Mapping[str, object] | Path) -> Tokenizer:
+    if isinstance(source, Path):
+        raise HeadraceError("model_file", "a tokenizer of a folder")
+    return tokenizer_from_gguf(source)

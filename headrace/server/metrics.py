@@ -1,0 +1,106 @@
+"""Everything measured, under names with units; one registry per server, so that two servers in a process never mix."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from headrace.engine.wire import Gauges
+
+_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0)
+_GAPS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
+
+FINISH_REASONS = ("stop", "length", "tool_calls", "cancelled", "deadline", "error")
+
+
+class Metrics:
+    """Counters and histograms of the API process, and the engine's gauges read at scrape time."""
+
+    def __init__(self, gauges: Callable[[], Gauges], lag: Callable[[], float], live: Callable[[], int]) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self.requests = Counter(
+            "headrace_http_requests", "HTTP requests by route and status.", ["route", "status"], registry=registry
+        )
+        self.finished = Counter("headrace_choices_finished", "Finished choices by reason.", ["reason"], registry=registry)
+        self.prompt_tokens = Counter("headrace_prompt_tokens", "Prompt tokens of answered requests.", registry=registry)
+        self.cached_tokens = Counter("headrace_cached_prompt_tokens", "Prompt tokens found in pages.", registry=registry)
+        self.generated_tokens = Counter("headrace_generated_tokens", "Tokens delivered.", registry=registry)
+        self.first_token = Histogram(
+            "headrace_time_to_first_token_seconds", "From arrival to the first token.", buckets=_SECONDS, registry=registry
+        )
+        self.gap = Histogram("headrace_inter_token_seconds", "Between two tokens of a choice.", buckets=_GAPS, registry=registry)
+        self.whole = Histogram("headrace_request_seconds", "From arrival to the last token.", buckets=_SECONDS, registry=registry)
+        self.queue = Histogram("headrace_queue_seconds", "From arrival to the first step.", buckets=_SECONDS, registry=registry)
+        for reason in FINISH_REASONS:
+            self.finished.labels(reason)
+        self.registry.register(_EngineCollector(gauges, lag, live))
+
+    def page(self) -> bytes:
+        """The Prometheus text page."""
+        return generate_latest(self.registry)
+
+
+class _EngineCollector(Collector):
+    """Turns the engine's newest gauges into metrics when somebody asks."""
+
+    def __init__(self, gauges: Callable[[], Gauges], lag: Callable[[], float], live: Callable[[], int]) -> None:
+        self._gauges = gauges
+        self._lag = lag
+        self._live = live
+
+    def collect(self) -> Iterator[Metric]:
+        state = self._gauges()
+        for name, text, value in (
+            ("headrace_requests_running", "Sequences that hold pages.", state.running),
+            ("headrace_requests_waiting", "Sequences that wait for pages.", state.waiting),
+            ("headrace_requests_live", "Requests between submit and end.", self._live()),
+            ("headrace_pages_total", "Pages in the pool.", state.pages_total),
+            ("headrace_pages_free", "Pages that nobody holds.", state.pages_free),
+            ("headrace_event_loop_lag_seconds", "Worst lateness of the event loop in the last ten seconds.", self._lag()),
+        ):
+            yield GaugeMetricFamily(name, text, value=value)
+        for name, text, amount in (
+            ("headrace_engine_steps", "Executions of the model.", state.steps),
+            ("headrace_engine_step_seconds", "Time inside steps.", state.step_seconds),
+            ("headrace_engine_overhead_seconds", "Time of scheduling, assembly, sampling and commit.", state.overhead_seconds),
+            ("headrace_engine_prompt_tokens", "Prompt tokens computed.", state.prompt_tokens),
+            ("headrace_engine_generated_tokens", "Tokens sampled.", state.generated_tokens),
+            ("headrace_engine_preemptions", "Items that gave their pages back.", state.preemptions),
+            ("headrace_engine_recomputed_tokens", "Tokens computed again after preemption.", state.recomputed_tokens),
+        ):
+            yield CounterMetricFamily(name, text, value=amount)
+
+
+class RequestClock:
+    """Times one generating request and writes its histograms."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._start = time.monotonic()
+        self._last: dict[int, float] = {}
+
+    def tokens(self, choice: int, count: int, queued: float | None) -> None:
+        """``count`` tokens of a choice have just arrived; ``queued`` is the engine's queue time when it says so."""
+        now = time.monotonic()
+        if queued is not None:
+            self._metrics.queue.observe(queued)
+        if not count:
+            return
+        if choice not in self._last:
+            if not self._last:
+                self._metrics.first_token.observe(now - self._start)
+        else:
+            gap = (now - self._last[choice]) / count
+            for _ in range(count):
+                self._metrics.gap.observe(gap)
+        self._last[choice] = now
+        self._metrics.generated_tokens.inc(count)
+
+    def end(self) -> None:
+        """The request's last token has been delivered."""
+        self._metrics.whole.observe(time.monotonic() - self._start)

@@ -1,0 +1,47 @@
+"""Routes for operators: probes, metrics, version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+import headrace
+from headrace.server.rendering import json_response
+from headrace.server.requests import Call
+from headrace.server.service import Service
+
+
+class Health(msgspec.Struct, frozen=True):
+    """State of the server."""
+
+    status: str
+
+
+class Version(msgspec.Struct, frozen=True):
+    """Which release this is."""
+
+    version: str
+
+
+async def livez(service: Service, call: Call[Any]) -> Response:
+    """The process answers; no key needed."""
+    return json_response(Health("ok"))
+
+
+async def readyz(service: Service, call: Call[Any]) -> Response:
+    """200 when a request would be served now; 503 while loading, draining, or after the engine's death."""
+    service.check_open()
+    return json_response(Health("ok"))
+
+
+async def metrics(service: Service, call: Call[Any]) -> Response:
+    """Prometheus text page."""
+    return Response(service.metrics.page(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+async def version(service: Service, call: Call[Any]) -> Response:
+    """Release of the server."""
+    return json_response(Version(headrace.__version__))

@@ -1,0 +1,167 @@
+"""The life of the server process: listen, load, serve, drain; and what it exits with."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Protocol, TypeVar
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from headrace.engine.client import EngineClient
+from headrace.engine.settings import EngineSettings
+from headrace.errors import HeadraceError
+from headrace.server.auth import KeyRing
+from headrace.server.http import GuardedProtocol
+from headrace.server.language import open_language
+from headrace.server.service import Service
+from headrace.server.settings import ServerSettings
+
+logger = logging.getLogger("headrace.server")
+
+SettingsType = TypeVar("SettingsType")
+DEATH_NOTICE = 1.0
+"""Seconds between the engine's death and our exit: clients get their errors and probes see 503."""
+
+
+class Settings(Protocol):
+    """Anything that gives the merged object of a settings class."""
+
+    def of(self, kind: type[SettingsType]) -> SettingsType:
+        """The object of one settings class."""
+        ...
+
+
+class ApiServer(uvicorn.Server):
+    """uvicorn with signals left to :class:`Runner`, which drains while still answering."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture nothing."""
+        yield
+
+
+def serve(settings: Settings, make_app: Callable[[Service, KeyRing | None], ASGIApp]) -> int:
+    """Run a server in this process until it ends; the exit code (see :func:`headrace.server.app.run`)."""
+    options = settings.of(ServerSettings)
+    keys = KeyRing.read(options.api_key_file) if options.api_key_file is not None else None
+    sock = listen(options)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(Runner(options, settings.of(EngineSettings), sock).run(keys, make_app))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    if sys.platform == "win32":
+        return asyncio.new_event_loop
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
+def listen(options: ServerSettings) -> socket.socket:
+    """A bound socket. Raises ``invalid_setting`` when the address can't be had."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((options.host, options.port))
+    except OSError as error:
+        sock.close()
+        problem = f"can't listen on {options.host} port {options.port}: {error.strerror or error}"
+        raise HeadraceError("invalid_setting", problem, param="port") from error
+    return sock
+
+
+class Runner:
+    """One server run: owns the engine, the HTTP server and the reaction to signals and death."""
+
+    def __init__(self, options: ServerSettings, engine_settings: EngineSettings, sock: socket.socket) -> None:
+        self._options = options
+        self._engine_settings = engine_settings
+        self._sock = sock
+        self._engine = EngineClient(on_death=lambda error: self._fail(error.message))
+        self._service = Service(options, self._engine)
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._code = 0
+
+    async def run(self, keys: KeyRing | None, make_app: Callable[[Service, KeyRing | None], ASGIApp]) -> int:
+        """Serve until stopped; the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        config = uvicorn.Config(
+            make_app(self._service, keys), http=GuardedProtocol, ws="none", lifespan="off", log_config=None,
+            access_log=False, server_header=False, timeout_graceful_shutdown=2, backlog=1024,
+        )  # fmt: skip
+        server = ApiServer(config)
+        side_tasks = [asyncio.create_task(self._service.lag.run()), asyncio.create_task(self._load())]
+        serving = asyncio.create_task(server.serve([self._sock]))
+        await self._stop.wait()
+        await self._wind_down()
+        server.should_exit = True
+        await serving
+        for task in side_tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await self._engine.stop()
+        self._service.closed()
+        return self._code
+
+    async def _load(self) -> None:
+        host, port = self._sock.getsockname()[:2]
+        say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+        try:
+            ready, language = await asyncio.gather(
+                self._engine.start(self._engine_settings),
+                asyncio.to_thread(open_language, self._engine_settings.model, self._options.text_threads),
+            )
+        except HeadraceError as error:
+            self._fail(f"can't start: {error.message}")
+            return
+        except Exception:
+            logger.exception("loading failed")
+            self._fail("can't start because of a bug; the log has the trace")
+            return
+        self._service.opened(ready, language)
+        say(f"{self._service.model_name} is ready ({ready.load_seconds:.1f} s, {ready.pages_total} pages)")
+
+    def _on_signal(self) -> None:
+        """The first signal drains, the second one ends the wait."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self._service.draining = True
+        self._stop.set()
+
+    def _fail(self, message: str) -> None:
+        if self._code == 0:
+            say(message)
+        self._code = 1
+        self._stop.set()
+        self._hurry.set()
+
+    async def _wind_down(self) -> None:
+        """After a signal: let running requests finish up to the drain time, cut off the rest. After a death: be seen dead."""
+        if self._code:
+            await asyncio.sleep(DEATH_NOTICE)
+            return
+        idle = asyncio.create_task(self._service.wait_idle())
+        hurry = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait({idle, hurry}, timeout=self._options.drain, return_when=asyncio.FIRST_COMPLETED)
+        if not idle.done():
+            say(f"cutting off {self._service.in_flight} running sequences")
+            await self._engine.stop()
+        for task in (idle, hurry):
+            task.cancel()
+
+
+def say(message: str) -> None:
+    """One line for the operator."""
+    print(f"headrace: {message}", file=sys.stderr, flush=True)

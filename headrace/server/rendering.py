@@ -1,0 +1,61 @@
+"""Answers as bytes: JSON bodies, and refusals in the OpenAI dialect."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from headrace.errors import ERROR_TABLE, HeadraceError
+
+_encoder = msgspec.json.Encoder()
+encode_json = _encoder.encode
+
+JSON_TYPE = "application/json"
+
+
+class ErrorDetail(msgspec.Struct, frozen=True):
+    """What OpenAI clients read of a refusal."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The body of every refusal."""
+
+    error: ErrorDetail
+
+
+def error_body(error: HeadraceError) -> bytes:
+    """A refusal as JSON."""
+    return encode_json(ErrorBody(ErrorDetail(error.message, error.kind.type, error.param, error.code)))
+
+
+def error_response(error: HeadraceError, headers: dict[str, str] | None = None) -> Response:
+    """A refusal as an answer, with Retry-After where waiting may help."""
+    extra = dict(headers or {})
+    if error.kind.retry_after is not None:
+        extra["retry-after"] = str(math.ceil(error.kind.retry_after))
+    if error.kind.status == 401:
+        extra["www-authenticate"] = "Bearer"
+    return Response(error_body(error), status_code=error.kind.status, headers=extra, media_type=JSON_TYPE)
+
+
+def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A struct (or plain JSON value) as an answer."""
+    return Response(encode_json(body), status_code=status, headers=headers, media_type=JSON_TYPE)
+
+
+def table_error(code: str, *, param: str | None = None) -> HeadraceError:
+    """A refusal that says just what its row of the table means."""
+    return HeadraceError(code, ERROR_TABLE[code].meaning, param=param)
+
+
+def internal_error() -> HeadraceError:
+    """What a client sees of a bug: nothing of its inside."""
+    return table_error("internal_error")

@@ -1,0 +1,126 @@
+"""What a handler knows of its request, and the reading of bodies under limits."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.types import Receive
+
+from headrace.errors import HeadraceError
+from headrace.server.protocol.decode import decode_body
+from headrace.server.protocol.scan import JsonScan
+from headrace.server.settings import ServerSettings
+
+BodyType = TypeVar("BodyType")
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[BodyType]):
+    """One request as handlers see it: its decoded body, path parameters, id, and the connection (to notice a hang-up)."""
+
+    body: BodyType
+    path: Mapping[str, Any]
+    request_id: str
+    request: Request
+
+
+def request_id_of(headers: list[tuple[bytes, bytes]]) -> str:
+    """The client's x-request-id when it is short and plain (it goes into logs and headers), else a new one."""
+    for name, value in headers:
+        if name == b"x-request-id":
+            text = value.decode("latin-1")
+            if _SANE_ID.match(text):
+                return text
+    return secrets.token_hex(16)
+
+
+async def read_body(request: Request, settings: ServerSettings) -> bytes:
+    """Read a body of any framing, checking size, JSON depth and patience while it arrives.
+
+    Raises ``body_too_large``, ``body_timeout`` or ``invalid_value`` as soon as the limit is passed.
+    """
+    limit = settings.max_body_kib * 1024
+    declared = request.headers.get("content-length")
+    if declared is not None and declared.isdigit() and int(declared[:20]) > limit:
+        raise _too_large(settings)
+    scan = JsonScan(settings.max_json_depth)
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(settings.body_timeout):
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                piece: bytes = message.get("body", b"")
+                size += len(piece)
+                if size > limit:
+                    raise _too_large(settings)
+                scan.feed(piece)
+                pieces.append(piece)
+                if not message.get("more_body", False):
+                    return b"".join(pieces)
+                if len(piece) > 1 << 16:
+                    await asyncio.sleep(0)
+    except TimeoutError:
+        raise HeadraceError("body_timeout", f"The body did not arrive within {settings.body_timeout:g} s.") from None
+
+
+def _too_large(settings: ServerSettings) -> HeadraceError:
+    return HeadraceError("body_too_large", f"The body is larger than {settings.max_body_kib:,} KiB.")
+
+
+class ClientGone(Exception):
+    """The client closed the connection; there is nobody to answer."""
+
+
+StructType = TypeVar("StructType", bound=msgspec.Struct)
+
+
+async def decoded(request: Request, settings: ServerSettings, kind: type[StructType]) -> StructType:
+    """Read and decode a JSON body."""
+    data = await read_body(request, settings)
+    if not data.strip():
+        raise HeadraceError("invalid_json", "The body is empty; a JSON object is expected.")
+    return decode_body(data, kind)
+
+
+class HangupGuard:
+    """Around work for a client: cancels it when the client closes the connection, and then raises :class:`ClientGone`.
+
+    The body must have been read, so that the next thing to receive is the hang-up.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._gone = False
+        self._task: asyncio.Task[Any] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> HangupGuard:
+        self._task = asyncio.current_task()
+        self._watcher = asyncio.create_task(self._watch())
+        return self
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._gone = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self._gone and self._task is not None:
+            self._task.uncancel()
+            raise ClientGone

@@ -1,0 +1,118 @@
+"""From the sampling fields of a body to frozen sampling parameters, with the checks that need more than one field."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+
+from headrace.engine.sampling_params import GrammarSpec, SamplingParams
+from headrace.errors import HeadraceError
+from headrace.server.protocol import limits
+from headrace.server.protocol.common import SamplingBody
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the endpoints work out for themselves: lengths, choices, logprobs, and the grammar of a format or tool."""
+
+    max_tokens: int
+    choices: int = 1
+    top_logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    grammar: GrammarSpec | None = None
+
+
+def sampling_params(body: SamplingBody, wanted: Wanted, vocab: int, seed: int | None = None) -> SamplingParams:
+    """The engine's parameters of one prompt. ``seed``: drawn for this prompt when the body has none.
+
+    Raises ``invalid_value`` for bias or stop tokens outside the vocabulary and ``min_tokens`` above the limit.
+    """
+    min_tokens = body.min_tokens or 0
+    if min_tokens > wanted.max_tokens:
+        raise HeadraceError("invalid_value", f"'min_tokens' is above the {wanted.max_tokens} tokens wanted.", param="min_tokens")
+    for place, token in enumerate(body.stop_token_ids or ()):
+        if token >= vocab:
+            param = f"stop_token_ids[{place}]"
+            raise HeadraceError("invalid_value", f"'{param}' must be below {vocab:,}.", param=param)
+    return SamplingParams(
+        max_tokens=wanted.max_tokens,
+        min_tokens=min_tokens,
+        temperature=_or(body.temperature, 1.0),
+        top_k=body.top_k or 0,
+        top_p=_or(body.top_p, 1.0),
+        min_p=body.min_p or 0.0,
+        repetition_penalty=_or(body.repetition_penalty, 1.0),
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=_bias(body.logit_bias, vocab),
+        seed=body.seed if body.seed is not None else seed if seed is not None else new_seed(),
+        n=wanted.choices,
+        top_logprobs=wanted.top_logprobs,
+        prompt_logprobs=wanted.prompt_logprobs,
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        ignore_eos=bool(body.ignore_eos),
+        grammar=wanted.grammar,
+    )
+
+
+def new_seed() -> int:
+    """A seed for a request that brought none; reported in the answer's headers, so that the answer can be had again."""
+    return secrets.randbelow(limits.MAX_SEED)
+
+
+def stop_strings(body: SamplingBody) -> tuple[str, ...]:
+    """The stop strings as a tuple."""
+    if body.stop is None:
+        return ()
+    return (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
+
+
+def extension_grammar(body: SamplingBody) -> GrammarSpec | None:
+    """The constraint of ``regex``, ``choice`` or ``grammar``; at most one of them may be set."""
+    given = [name for name in ("regex", "choice", "grammar") if getattr(body, name) is not None]
+    if len(given) > 1:
+        raise HeadraceError("invalid_value", f"'{given[1]}' can't be combined with '{given[0]}'.", param=given[1])
+    if body.regex is not None:
+        return GrammarSpec("regex", body.regex)
+    if body.choice is not None:
+        return GrammarSpec("choice", json.dumps(body.choice))
+    return GrammarSpec("lark", body.grammar) if body.grammar is not None else None
+
+
+def check_stream_options(body: SamplingBody) -> None:
+    """Raise when stream options come without a stream."""
+    if body.stream_options is not None and not body.stream:
+        raise HeadraceError("invalid_value", "'stream_options' needs 'stream': true.", param="stream_options")
+
+
+def output_room(prompt: int, wanted: int | None, context: int, param: str) -> int:
+    """Tokens that may be generated: what is wanted, or everything that fits when nothing is.
+
+    Raises ``context_length_exceeded`` when prompt and wanted output don't fit.
+    """
+    room = context - prompt
+    if room < 0 or (room == 0 and wanted != 0):
+        message = f"The prompt has {prompt:,} tokens; the model's context holds {context:,}, prompt and output together."
+        raise HeadraceError("context_length_exceeded", message, param=param)
+    if wanted is not None and wanted > room:
+        message = f"The prompt has {prompt:,} tokens and {wanted:,} more are wanted; the model's context holds {context:,}."
+        raise HeadraceError("context_length_exceeded", message, param=param)
+    return room if wanted is None else wanted
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _bias(bias: dict[str, float] | None, vocab: int) -> dict[int, float]:
+    if not bias:
+        return {}
+    if len(bias) > limits.MAX_LOGIT_BIAS:
+        raise HeadraceError("invalid_value", f"'logit_bias' has more than {limits.MAX_LOGIT_BIAS} entries.", param="logit_bias")
+    found: dict[int, float] = {}
+    for key, value in bias.items():
+        if not (key.isascii() and key.isdigit() and len(key) <= 9 and int(key) < vocab):
+            raise HeadraceError("invalid_value", f"The keys of 'logit_bias' are token ids below {vocab:,}.", param="logit_bias")
+        found[int(key)] = value
+    return found

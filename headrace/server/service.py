@@ -1,0 +1,104 @@
+"""The state of one running server: its engine, its model's text side, its limits, and whether it still takes requests."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from headrace.engine.client import EngineClient
+from headrace.engine.wire import Ready
+from headrace.errors import HeadraceError
+from headrace.server.language import Language
+from headrace.server.loop_lag import LoopLag
+from headrace.server.metrics import Metrics
+from headrace.server.rendering import table_error
+from headrace.server.settings import ServerSettings
+
+
+class Service:
+    """What handlers share. Created before the engine is up; :meth:`opened` is called when it is."""
+
+    def __init__(self, settings: ServerSettings, engine: EngineClient) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.lag = LoopLag()
+        self.metrics = Metrics(lambda: engine.gauges, self.lag.worst, lambda: engine.live)
+        self.started = int(time.time())
+        self.draining = False
+        self._language: Language | None = None
+        self._model_name = ""
+        self._weight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def opened(self, ready: Ready, language: Language) -> None:
+        """The engine has loaded; requests can be served from now on."""
+        language.context_length = ready.context_length
+        self._language = language
+        self._model_name = self.settings.served_name or ready.model
+
+    def check_open(self) -> None:
+        """Raise ``draining``, ``engine_dead`` or ``loading`` when no request can be served now."""
+        if self.engine.dead is not None:
+            raise table_error("engine_dead")
+        if self.draining:
+            raise table_error("draining")
+        if self.engine.ready is None or self._language is None:
+            raise table_error("loading")
+
+    @property
+    def language(self) -> Language:
+        """The model's text side. Raises ``loading`` before it is there."""
+        if self._language is None:
+            raise table_error("loading")
+        return self._language
+
+    @property
+    def model_name(self) -> str:
+        """Name of the served model."""
+        return self._model_name
+
+    def check_model(self, name: str | None) -> None:
+        """Raise ``model_not_found`` for a name that is not served; no name means the served one."""
+        if name is not None and name != self._model_name:
+            message = f"The model '{_printable(name)}' does not exist here; '{self._model_name}' is served."
+            raise HeadraceError("model_not_found", message, param="model")
+
+    @contextmanager
+    def admitted(self, sequences: int) -> Iterator[None]:
+        """Hold room for so many sequences while the block runs. Raises ``queue_full`` when there is none.
+
+        A call that is larger than the whole limit runs when nothing else does, so that it is not refused for ever.
+        """
+        self.check_open()
+        if self._weight and self._weight + sequences > self.settings.max_queue:
+            raise table_error("queue_full")
+        self._weight += sequences
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._weight -= sequences
+            if not self._weight:
+                self._idle.set()
+
+    @property
+    def in_flight(self) -> int:
+        """Sequences admitted and not finished."""
+        return self._weight
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing is in flight."""
+        await self._idle.wait()
+
+    def closed(self) -> None:
+        """Nothing will be served any more: give back threads."""
+        if self._language is not None:
+            self._language.close()
+
+
+def _printable(text: str) -> str:
+    """A client's own text, cut short and without control characters."""
+    return "".join(character if character.isprintable() else "?" for character in text[:64])
