@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -12,8 +13,11 @@ import numpy.typing as npt
 from headrace.engine.batch import Assembly, Draw
 from headrace.engine.request import Choice
 from headrace.engine.wire import TokenLogprob
+from headrace.errors import HeadraceError
 from headrace.kernels.interface import ChainRunner
 from headrace.kernels.sampler import NOT_A_NUMBER, OK, REQUEST_DTYPE, Sampler, Samples, SampleTables
+
+logger = logging.getLogger("headrace.engine.choosing")
 
 LOGIT_BYTES = 32 * 1024 * 1024  # logits kept at a time
 _NO_TABLES = SampleTables()
@@ -155,7 +159,12 @@ class _Tables:
             self._bias += len(bias[0])
         if choice.matcher is not None:
             mask = np.zeros(self._words, np.uint32)
-            choice.matcher.fill_mask(mask)
+            try:
+                choice.matcher.mask(mask)
+            except HeadraceError as error:  # over the grammar's limits: nothing is allowed, and this choice ends
+                logger.error("request %d: %s", request.submit.request_id, error.message)
+                choice.matcher_failed = True
+                mask[:] = 0
             record["mask"] = len(self._masks)
             self._masks.append(mask)
 

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
+from typing import ClassVar
 
 from headrace.engine.settings import EngineSettings
 from headrace.engine.transport import FrameError, Outbound, encode_frame
@@ -27,6 +28,7 @@ from headrace.engine.wire import (
     TokenOutput,
 )
 from headrace.errors import ERROR_TABLE, HeadraceError
+from headrace.scheduling.settings import SchedulingSettings
 
 logger = logging.getLogger("headrace.engine.client")
 
@@ -114,7 +116,10 @@ class EngineClient:
     """One engine process, seen from an asyncio program. Not thread-safe: use it from its event loop only.
 
     ``on_death`` is called once, with the ``engine_dead`` error, when the engine ends without having been told to.
+    ``command`` starts the engine process; it gets the number of its end of the socket as last argument.
     """
+
+    command: ClassVar[tuple[str, ...]] = (sys.executable, "-m", "headrace.engine.process")
 
     def __init__(self, on_death: Callable[[HeadraceError], None] | None = None) -> None:
         self._on_death = on_death
@@ -129,7 +134,7 @@ class EngineClient:
         self._leaving = False
         self._last_id = 0
 
-    async def start(self, settings: EngineSettings) -> Ready:
+    async def start(self, settings: EngineSettings, scheduling: SchedulingSettings | None = None) -> Ready:
         """Start the engine process and wait until its model is loaded.
 
         Raises the engine's own HeadraceError (``model_file``, ``model_not_found``, ``invalid_setting`` …) when it can't
@@ -140,10 +145,9 @@ class EngineClient:
         loop = asyncio.get_running_loop()
         self._started = loop.create_future()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        command = (sys.executable, "-m", "headrace.engine.process", str(theirs.fileno()))
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *command, stdin=asyncio.subprocess.DEVNULL, pass_fds=(theirs.fileno(),)
+                *self.command, str(theirs.fileno()), stdin=asyncio.subprocess.DEVNULL, pass_fds=(theirs.fileno(),)
             )
         except OSError as error:
             ours.close()
@@ -152,7 +156,7 @@ class EngineClient:
             theirs.close()
         transport, _ = await loop.create_unix_connection(lambda: _Connection(self), sock=ours)
         self._transport = transport
-        self._send(Start(settings))
+        self._send(Start(settings, scheduling or SchedulingSettings()))
         return await asyncio.shield(self._started)
 
     @property

@@ -14,7 +14,7 @@ import numpy as np
 from headrace.engine.batch import Assembly, PooledRows, assemble
 from headrace.engine.choosing import Chooser, Chosen, Outcome
 from headrace.engine.outbox import Outbox
-from headrace.engine.request import Choice, Limits, LiveRequest, Matcher, check_submit, make_choices, make_request
+from headrace.engine.request import Choice, Grammar, Limits, LiveRequest, check_submit, make_choices, make_request
 from headrace.engine.sampling_params import GrammarSpec
 from headrace.engine.wire import FinishReason, Gauges, Refused, StepOutputs, Submit
 from headrace.errors import HeadraceError
@@ -30,8 +30,11 @@ logger = logging.getLogger("headrace.engine.loop")
 class GrammarSource(Protocol):
     """Compiles grammars for one tokenizer."""
 
-    def compile(self, spec: GrammarSpec) -> Callable[[], Matcher]:
-        """Compile a grammar; the result makes a fresh matcher a choice. Raises ``invalid_grammar``. Runs on its own thread."""
+    def prepare(self) -> None:
+        """Do ahead what the first compilation would have to wait for. Runs on the compiler's thread."""
+
+    def compile(self, spec: GrammarSpec) -> Grammar:
+        """Compile a grammar. Raises ``invalid_grammar``. Runs on the compiler's thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class Engine:
         self._outbox = Outbox()
         self._requests: dict[int, LiveRequest] = {}
         self._choices: dict[int, Choice] = {}
-        self._compiling: dict[int, tuple[LiveRequest, Future[Callable[[], Matcher]]]] = {}
+        self._compiling: dict[int, tuple[LiveRequest, Future[Grammar]]] = {}
         self._compiler = ThreadPoolExecutor(1, "grammar") if parts.grammars is not None else None
         self._refused: list[Refused] = []
         self._totals = _Totals()
@@ -161,12 +164,17 @@ class Engine:
         assert open_items == set(self._choices), "open choices and live items differ"
         assert len(self._choices) == self.scheduler.live, "the scheduler and the engine disagree on who lives"
 
+    def prepare_grammars(self) -> None:
+        """Get ready for the first grammar in the background."""
+        if self._grammars is not None and self._compiler is not None:
+            self._compiler.submit(self._grammars.prepare)
+
     def close(self) -> None:
         """Stop the compiler thread. The engine must not be used afterwards."""
         if self._compiler is not None:
             self._compiler.shutdown(wait=False, cancel_futures=True)
 
-    def _admit(self, request: LiveRequest, matcher: Callable[[], Matcher] | None) -> None:
+    def _admit(self, request: LiveRequest, grammar: Grammar | None) -> None:
         choices = make_choices(request, self._next_item, self.limits)
         self._next_item += len(choices)
         leader = choices[0].item
@@ -183,7 +191,7 @@ class Engine:
                 self.scheduler.cancel(item.item_id)
             raise
         for choice in choices:
-            choice.matcher = matcher() if matcher is not None else None
+            choice.matcher = grammar.matcher() if grammar is not None else None
             self._choices[choice.item.item_id] = choice
 
     def _admit_compiled(self) -> None:
@@ -275,7 +283,7 @@ class Engine:
         if item.item_id not in self._choices:
             return
         if failed is not None:
-            stopped = failed == "nothing_allowed" and choice.matcher is not None
+            stopped = failed == "nothing_allowed" and choice.matcher is not None and not choice.matcher_failed
             if not stopped:
                 logger.error("request %d choice %d: no token, %s", request.submit.request_id, choice.index, failed)
             self._finish(choice, "stop" if stopped else "error")
@@ -301,7 +309,7 @@ class Engine:
         if choice.matcher is not None:
             if not choice.matcher.advance(token):
                 return "error"
-            if choice.matcher.finished:
+            if choice.matcher.is_complete():
                 return "stop"
         return "length" if item.generated >= item.max_tokens else None
 

@@ -19,17 +19,23 @@ GREEDY_BELOW = 1e-6  # temperature; the native sampler draws the same line
 
 
 class Matcher(Protocol):
-    """Follows one choice through a grammar."""
+    """Follows one choice through a grammar (:class:`headrace.text.grammar.Matcher`)."""
 
-    def fill_mask(self, mask: npt.NDArray[np.uint32]) -> None:
-        """Set bit *t* of ``mask`` [ceil(vocab / 32)] for each token *t* allowed next, clear the others."""
+    def mask(self, out: npt.NDArray[np.uint32]) -> None:
+        """Set bit *t* of ``out`` [ceil(vocab / 32)] for each token *t* allowed next, clear the others. Raises HeadraceError."""
 
     def advance(self, token: int) -> bool:
         """Take a token; False when the grammar does not allow it."""
 
-    @property
-    def finished(self) -> bool:
+    def is_complete(self) -> bool:
         """True when nothing but the end may follow."""
+
+
+class Grammar(Protocol):
+    """A compiled grammar, good for any number of choices."""
+
+    def matcher(self) -> Matcher:
+        """A fresh matcher at the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,7 @@ class Choice:
     record: bytes
     plain: bool
     matcher: Matcher | None = None
+    matcher_failed: bool = False
     history: Int32 | None = None
     logprob_sum: float = 0.0
     logprob_count: int = 0

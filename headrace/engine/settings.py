@@ -18,7 +18,7 @@ class EngineSettings:
     threads: int | None = option(None, minimum=1, maximum=256, help="Compute threads. Default: the cores this process may use.")
     pool_mib: int | None = option(
         None, unit="MiB", minimum=1, maximum=4_194_304,
-        help="Memory for KV pages. Default: what 32 sequences of full context need, at most a quarter of the machine's memory.",
+        help="Memory for KV pages. Default: what 8 sequences of full context need, at most a quarter of the machine's memory.",
     )  # fmt: skip
     context_length: int | None = option(
         None, unit="tokens", minimum=16, maximum=1_048_576, help="Longest prompt plus output. Default: the model's own limit."

@@ -8,6 +8,7 @@ import msgspec
 
 from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.settings import EngineSettings
+from headrace.scheduling.settings import SchedulingSettings
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 MAX_FRAME_BYTES = 64 * 1024 * 1024
@@ -17,6 +18,7 @@ class Start(msgspec.Struct, tag="start", frozen=True):
     """The first message to an engine process: what to load. Answered by Ready or Failed."""
 
     settings: EngineSettings
+    scheduling: SchedulingSettings = msgspec.field(default_factory=SchedulingSettings)
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True):

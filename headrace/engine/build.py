@@ -1,0 +1,147 @@
+"""From settings to a running engine: open the model, make the chain, map the pool, calibrate."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+
+from headrace import __version__
+from headrace.engine.calibration import Calibration, calibrate, load, save, store_path
+from headrace.engine.grammars import LazyGrammars, open_tokenizer
+from headrace.engine.loop import Engine, EngineParts
+from headrace.engine.machine import cpu_name, usable_cores, usable_memory
+from headrace.engine.request import Limits
+from headrace.engine.settings import EngineSettings
+from headrace.engine.wire import Ready
+from headrace.errors import HeadraceError
+from headrace.kernels.interface import ChainRunner
+from headrace.kernels.sampler import Sampler
+from headrace.memory.arena import Arena
+from headrace.memory.page_pool import PagePool
+from headrace.models.catalog import OpenModel, find_model, open_model
+from headrace.models.config import ModelConfig
+from headrace.models.packages import Progress, cache_dir
+from headrace.scheduling.composer import POLICIES
+from headrace.scheduling.cost import Cost
+from headrace.scheduling.scheduler import Scheduler
+from headrace.scheduling.settings import SchedulingSettings
+
+FULL_CONTEXTS = 8  # sequences of full length that the default pool holds
+MEMORY_SHARE = 0.25
+
+
+@dataclass(slots=True, eq=False)
+class BuiltEngine:
+    """An engine with what it stands on. :meth:`close` gives memory and threads back."""
+
+    engine: Engine
+    model: OpenModel
+    chain: ChainRunner
+    arena: Arena
+    threads: int
+    calibration: Calibration
+    load_seconds: float
+
+    @property
+    def ready(self) -> Ready:
+        """The message that says so."""
+        limits, pool = self.engine.limits, self.engine.scheduler.pool
+        return Ready(
+            model=self.model.name, context_length=limits.context_length, vocab=limits.vocab, hidden=self.chain.config.hidden,
+            pages_total=pool.total, page_tokens=pool.page_tokens, load_seconds=self.load_seconds,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Stop threads and unmap the pool."""
+        self.engine.close()
+        self.arena.close()
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """How to build: ``progress`` is told of files being put together."""
+
+    scheduling: SchedulingSettings = field(default_factory=SchedulingSettings)
+    progress: Progress | None = None
+
+
+def build_engine(settings: EngineSettings, options: BuildOptions | None = None) -> BuiltEngine:
+    """Load the model and make an engine for it. Raises HeadraceError (``model_not_found``, ``model_file``, ``invalid_setting``)."""
+    began = time.perf_counter()
+    options = options or BuildOptions()
+    model = open_model(find_model(settings.model), options.progress)
+    threads = settings.threads or usable_cores()
+    chain = make_chain(model, settings.device, threads)
+    context = context_length(model.config, settings)
+    arena = Arena(pool_pages(chain, context, settings), chain.page_layout.page_bytes)
+    calibration = _calibration(chain, arena, {"model": model.name, "device": settings.device, "threads": threads})
+    scheduler = make_scheduler(options.scheduling, arena.pages, chain, calibration)
+    arena.touch_in_background()
+    parts = EngineParts(
+        chain=chain, pages=arena.bytes, scheduler=scheduler, sampler=Sampler(model.config.vocab, threads),
+        limits=Limits(model.config.vocab, context, model.config.eos_ids, settings.seed),
+        grammars=LazyGrammars(lambda: open_tokenizer(model.tokenizer_source), model.config.vocab),
+    )  # fmt: skip
+    return BuiltEngine(Engine(parts), model, chain, arena, threads, calibration, time.perf_counter() - began)
+
+
+def make_chain(model: OpenModel, device: str, threads: int) -> ChainRunner:
+    """The chain of blocks: native kernels, or torch. Raises ``invalid_setting`` when torch is asked for and not installed."""
+    if device == "cpu":
+        from headrace.kernels.native_chain import NativeChain
+
+        return NativeChain(model.config, model.weights, threads)
+    try:
+        import torch
+
+        from headrace.kernels.torch_chain import TorchChain
+    except ImportError as error:
+        raise HeadraceError("invalid_setting", "device torch needs the extra `torch`", param="device") from error
+    torch.set_num_threads(threads)
+    return TorchChain(model.config, model.weights)
+
+
+def context_length(config: ModelConfig, settings: EngineSettings) -> int:
+    """Longest prompt plus output. Raises ``invalid_setting`` for more than the model knows."""
+    wanted = settings.context_length
+    if wanted is not None and wanted > config.context_length:
+        message = f"context_length must be at most the model's {config.context_length:,} tokens, not {wanted:,}"
+        raise HeadraceError("invalid_setting", message, param="context_length")
+    return wanted or config.context_length
+
+
+def pool_pages(chain: ChainRunner, context: int, settings: EngineSettings) -> int:
+    """Pages of the pool. Raises ``invalid_setting`` when the memory asked for does not hold one page."""
+    layout = chain.page_layout
+    if settings.pool_mib is not None:
+        pages = settings.pool_mib * 2**20 // layout.page_bytes
+        if pages < 1:
+            message = f"pool_mib must be at least {-(-layout.page_bytes // 2**20)} MiB, one page of this model"
+            raise HeadraceError("invalid_setting", message, param="pool_mib")
+        return pages
+    wanted = FULL_CONTEXTS * -(-context // layout.tokens)
+    return max(1, min(wanted, int(MEMORY_SHARE * usable_memory()) // layout.page_bytes))
+
+
+def make_scheduler(settings: SchedulingSettings, pages: int, chain: ChainRunner, calibration: Calibration | None) -> Scheduler:
+    """A scheduler whose budget is the measured knee, wherever the settings leave it open."""
+    cost = calibration.cost if calibration is not None else Cost()
+    scheduler = Scheduler(settings, PagePool(pages, chain.page_layout.tokens), cost, POLICIES.get(settings.policy))
+    if calibration is not None and settings.step_tokens is None:
+        scheduler.budget = dataclasses.replace(scheduler.budget, tokens=calibration.knee)
+    if calibration is not None and settings.gap_target_ms is None:
+        knee = scheduler.budget.tokens
+        scheduler.budget = dataclasses.replace(scheduler.budget, seconds=1.25 * cost.predict(knee, knee * knee, knee // 8))
+    return scheduler
+
+
+def _calibration(chain: ChainRunner, arena: Arena, identity: dict[str, object]) -> Calibration:
+    known: dict[str, object] = {"cpu": cpu_name(), "version": __version__, **identity}
+    path = store_path(cache_dir(), known)
+    stored = load(path)
+    if stored is not None:
+        return stored
+    measured = calibrate(chain, arena.bytes)
+    save(path, measured)
+    return measured

@@ -1,0 +1,47 @@
+"""Grammars of one model for the engine: the tokenizer is opened when the first one is compiled (or ahead, off the loop)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from headrace.engine.sampling_params import GrammarSpec
+from headrace.errors import HeadraceError
+from headrace.text.gguf_tokenizer import tokenizer_from_gguf
+from headrace.text.grammar import CompiledGrammar, GrammarCompiler
+from headrace.text.tokenizer import Tokenizer
+
+
+class LazyGrammars:
+    """A :class:`~headrace.engine.loop.GrammarSource` that opens its tokenizer when it is first needed.
+
+    ``open_tokenizer`` is called once; ``vocab`` is the model's number of logits.
+    """
+
+    def __init__(self, open_tokenizer: Callable[[], Tokenizer], vocab: int) -> None:
+        self._open_tokenizer = open_tokenizer
+        self._vocab = vocab
+        self._compiler: GrammarCompiler | None = None
+        self._lock = threading.Lock()
+
+    def prepare(self) -> None:
+        """Do ahead what the first compilation would have to wait for."""
+        self._ready().prepare()
+
+    def compile(self, spec: GrammarSpec) -> CompiledGrammar:
+        """Compile a grammar. Blocks; raises ``invalid_grammar``."""
+        return self._ready().compile(spec)
+
+    def _ready(self) -> GrammarCompiler:
+        with self._lock:
+            if self._compiler is None:
+                self._compiler = GrammarCompiler(self._open_tokenizer(), vocab=self._vocab)
+            return self._compiler
+
+
+def open_tokenizer(source: Mapping[str, object] | Path) -> Tokenizer:
+    """The tokenizer of an opened model. Raises ``model_file``."""
+    if isinstance(source, Path):
+        raise HeadraceError("model_file", "this folder's tokenizer can't be read")
+    return tokenizer_from_gguf(source)

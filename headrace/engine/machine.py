@@ -1,0 +1,40 @@
+"""What this process may use of the machine: cores and memory, limits of containers included."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _read(_CGROUP / "cpu.max").split()
+    if len(quota) == 2 and all(part.isdigit() for part in quota):
+        cores = min(cores, int(quota[0]) // max(1, int(quota[1])))
+    return max(1, cores)
+
+
+def usable_memory() -> int:
+    """Bytes of memory of the machine or of this process's container, whichever is less."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _read(_CGROUP / "memory.max").strip()
+    return min(memory, int(limit)) if limit.isdigit() else memory
+
+
+def cpu_name() -> str:
+    """The processor's model name, empty when the system does not tell."""
+    for line in _read(_CPUINFO).splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return ""
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""

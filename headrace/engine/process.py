@@ -1,0 +1,149 @@
+"""The engine process: started by the API process with one end of a socket pair, ended by its closing.
+
+The socket is inherited and has no name, so that nobody else can talk to the engine.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import signal
+import socket
+import sys
+
+from headrace.engine.build import BuildOptions, BuiltEngine, build_engine
+from headrace.engine.loop import Engine
+from headrace.engine.transport import EngineSocket, FrameError, PeerGone
+from headrace.engine.wire import Cancel, Drain, EngineInbound, Failed, Refused, Start, Submit
+from headrace.errors import HeadraceError
+
+logger = logging.getLogger("headrace.engine.process")
+
+COMPILING_WAIT = 0.005  # seconds between looks at grammars that are being compiled
+BLOCKED_WAIT = 0.05
+GOODBYE_SECONDS = 10.0
+
+
+class EngineServer:
+    """Serves one connection with one engine until it drains or the peer goes."""
+
+    def __init__(self, engine: Engine, connection: EngineSocket) -> None:
+        self._engine = engine
+        self._connection = connection
+        self._draining = False
+
+    def run(self) -> None:
+        """Messages at the border of steps, steps while there is work, sleep else. Returns when drained; raises PeerGone."""
+        while True:
+            for message in self._connection.receive():
+                self._handle(message)
+            if self._draining and self._engine.live == 0 and not self._engine.has_work:
+                self._connection.drain(GOODBYE_SECONDS)
+                return
+            self._turn()
+
+    def _turn(self) -> None:
+        engine = self._engine
+        outputs = engine.step()
+        for refused in engine.take_refused():
+            self._connection.send(refused)
+        if outputs is not None:
+            self._connection.send(outputs)
+        elif engine.live == 0:
+            engine.check_integrity()
+            self._connection.wait(0.0 if self._draining else None)
+        else:
+            self._connection.wait(COMPILING_WAIT if engine.compiling else BLOCKED_WAIT)
+
+    def _handle(self, message: EngineInbound) -> None:
+        match message:
+            case Submit():
+                self._submit(message)
+            case Cancel():
+                self._engine.cancel(message.request_id, message.choice)
+            case Drain():
+                self._draining = True
+            case Start():
+                raise FrameError("a running engine can't be started")
+
+    def _submit(self, message: Submit) -> None:
+        try:
+            if self._draining:
+                raise HeadraceError("draining", "the engine is shutting down")
+            self._engine.submit(message)
+        except HeadraceError as error:
+            self._connection.send(Refused(message.request_id, error.code, error.message, error.param))
+
+
+def serve(connection: EngineSocket) -> int:
+    """Wait for Start, load, serve; the process's exit code. A peer that goes away is a normal end."""
+    try:
+        start = _await_start(connection)
+        built = _build(start, connection)
+        if built is None:
+            return 1
+        try:
+            connection.send(built.ready)
+            EngineServer(built.engine, connection).run()
+        finally:
+            built.close()
+        return 0
+    except PeerGone as gone:
+        logger.info("engine ends: %s", gone)
+        return 0
+    except FrameError as error:
+        logger.error("engine ends, connection closed: %s", error)
+        return 1
+    except Exception:
+        logger.exception("the engine has failed")
+        _say_failed(connection, Failed("internal_error", "the engine has failed; its log says why"))
+        return 1
+
+
+def _await_start(connection: EngineSocket) -> Start:
+    while True:
+        messages = connection.receive()
+        if messages:
+            if len(messages) != 1 or not isinstance(messages[0], Start):
+                raise FrameError("the first message must be a start")
+            return messages[0]
+        connection.wait(None)
+
+
+def _build(start: Start, connection: EngineSocket) -> BuiltEngine | None:
+    try:
+        built = build_engine(start.settings, BuildOptions(start.scheduling))
+    except HeadraceError as error:
+        _say_failed(connection, Failed(error.code, error.message))
+        return None
+    gc.collect()
+    gc.freeze()  # what is loaded stays; later collections look at requests only
+    built.engine.prepare_grammars()
+    return built
+
+
+def _say_failed(connection: EngineSocket, failed: Failed) -> None:
+    try:
+        connection.send(failed)
+        connection.drain(1.0)
+    except PeerGone as gone:
+        logger.info("nobody hears that the engine has failed: %s", gone)
+
+
+def main(arguments: list[str]) -> int:
+    """``python -m headrace.engine.process FD``: serve the connection inherited as that descriptor."""
+    if len(arguments) != 1 or not arguments[0].isdigit():
+        print("usage: the headrace server starts this process itself", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for ignored in (signal.SIGINT, signal.SIGTERM):  # the API process drains; its end closes the socket
+        signal.signal(ignored, signal.SIG_IGN)
+    connection = EngineSocket(socket.socket(fileno=int(arguments[0])))
+    try:
+        return serve(connection)
+    finally:
+        connection.close()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
