@@ -47,13 +47,16 @@ class ApiServer(uvicorn.Server):
         yield
 
 
-def serve(settings: Settings, make_app: Callable[[Service, KeyRing | None], ASGIApp]) -> int:
+MakeApp = Callable[[Service, KeyRing | None], ASGIApp]
+
+
+def serve(settings: Settings, make_app: MakeApp, client: type[EngineClient] = EngineClient) -> int:
     """Run a server in this process until it ends; the exit code (see :func:`headrace.server.app.run`)."""
     options = settings.of(ServerSettings)
     keys = KeyRing.read(options.api_key_file) if options.api_key_file is not None else None
     sock = listen(options)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(Runner(options, settings.of(EngineSettings), sock).run(keys, make_app))
+        return runner.run(Runner(options, settings.of(EngineSettings), sock, client).run(keys, make_app))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -81,17 +84,19 @@ def listen(options: ServerSettings) -> socket.socket:
 class Runner:
     """One server run: owns the engine, the HTTP server and the reaction to signals and death."""
 
-    def __init__(self, options: ServerSettings, engine_settings: EngineSettings, sock: socket.socket) -> None:
+    def __init__(
+        self, options: ServerSettings, engine_settings: EngineSettings, sock: socket.socket, client: type[EngineClient]
+    ) -> None:
         self._options = options
         self._engine_settings = engine_settings
         self._sock = sock
-        self._engine = EngineClient(on_death=lambda error: self._fail(error.message))
+        self._engine = client(on_death=lambda error: self._fail(error.message))
         self._service = Service(options, self._engine)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._code = 0
 
-    async def run(self, keys: KeyRing | None, make_app: Callable[[Service, KeyRing | None], ASGIApp]) -> int:
+    async def run(self, keys: KeyRing | None, make_app: MakeApp) -> int:
         """Serve until stopped; the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
