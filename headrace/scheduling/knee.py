@@ -8,13 +8,37 @@ from itertools import pairwise
 
 from headrace.scheduling.composer import ROW_TILE
 
-CALIBRATION_SIZES = (16, 32, 64, 128, 256, 512, 1024)
-SATURATED = 0.95
+SATURATED = 0.96
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationStep:
+    """A step to measure at start: ``slices`` items, each computing ``count`` tokens from position ``start``."""
+
+    slices: int
+    count: int
+    start: int
+
+    @property
+    def tokens(self) -> int:
+        """Rows computed."""
+        return self.slices * self.count
+
+    @property
+    def pairs(self) -> int:
+        """Query-key pairs."""
+        return self.slices * (self.count * self.start + self.count * (self.count + 1) // 2)
+
+
+# Steps of many short prompts: their share of attention is the same for each size, so throughput shows the weights' knee alone.
+KNEE_STEPS = tuple(CalibrationStep(size // ROW_TILE, ROW_TILE, 0) for size in (16, 32, 64, 128, 256, 512, 1024))
+# Decodes and chunks far into a context: only for Cost, which needs tokens, pairs and logit rows to vary independently.
+CONTEXT_STEPS = tuple(CalibrationStep(*shape) for shape in ((1, 1, 0), (1, 1, 1023), (8, 1, 255), (16, 1, 511), (1, 64, 960)))
 
 
 @dataclass(frozen=True, slots=True)
 class StepSample:
-    """One measured prompt step: ``tokens`` rows at the start of their contexts took ``seconds``."""
+    """One of :data:`KNEE_STEPS` was measured: ``tokens`` rows took ``seconds``."""
 
     tokens: int
     seconds: float
@@ -31,7 +55,7 @@ class Knee:
 
 
 def find_knee(samples: Iterable[StepSample], gap_seconds: float | None = None) -> Knee:
-    """The smallest step size with 95 % of the plateau's throughput, or the largest that fits the gap if that is smaller.
+    """The smallest step size with 96 % of the plateau's throughput, or the largest that fits the gap if that is smaller.
 
     Throughput over step size rises while weights are streamed and then stays flat (DeepSpeed-FastGen); beyond the knee a
     larger step only makes streams wait. Sizes are multiples of 16 rows; times between measured sizes are interpolated, and

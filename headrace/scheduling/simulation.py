@@ -30,7 +30,7 @@ class Arrival:
 
 @dataclass(slots=True)
 class Trace:
-    """What happened: ``token_times[i]`` are the times at which the tokens of arrival *i* were there.
+    """What happened: ``token_times[i]`` are the times at which the tokens of arrival *i*, sent at ``sent[i]``, were there.
 
     ``idle_plans`` counts plans that returned no step although items were live. ``step_seconds`` and ``step_tokens`` have
     one entry a step.
@@ -38,6 +38,7 @@ class Trace:
 
     arrivals: Sequence[Arrival]
     token_times: list[list[float]]
+    sent: list[float]
     step_seconds: list[float] = field(default_factory=list)
     step_tokens: list[int] = field(default_factory=list)
     idle_plans: int = 0
@@ -64,8 +65,8 @@ class Trace:
         return sorted(b - a for times in self.token_times for a, b in pairwise(times))
 
     def first_token_seconds(self) -> list[float]:
-        """Times from arrival to the first token, sorted."""
-        return sorted(times[0] - arrival.time for times, arrival in zip(self.token_times, self.arrivals, strict=True) if times)
+        """Times from sending to the first token, sorted."""
+        return sorted(times[0] - sent for times, sent in zip(self.token_times, self.sent, strict=True) if times)
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
@@ -75,24 +76,29 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
-def simulate(scheduler: Scheduler, arrivals: Sequence[Arrival], truth: Cost, *, check: bool = False) -> Trace:
+def simulate(
+    scheduler: Scheduler, arrivals: Sequence[Arrival], truth: Cost, *, clients: int | None = None, check: bool = False
+) -> Trace:
     """Run all arrivals to their end; each step takes the time that ``truth`` says, and the scheduler's Cost learns from it.
 
-    ``check`` proves the integrity of items and pages after every step. Raises what :meth:`Scheduler.add` raises.
+    ``clients``: a closed loop, in which so many at most are under way and the next is sent when one is done (``None``: an
+    open loop). ``check`` proves the integrity of items and pages after every step. Raises what :meth:`Scheduler.add` raises.
     """
-    trace = Trace(arrivals, [[] for _ in arrivals])
+    trace = Trace(arrivals, [[] for _ in arrivals], [arrival.time for arrival in arrivals])
     queue = sorted(range(len(arrivals)), key=lambda i: arrivals[i].time, reverse=True)
+    most = len(arrivals) if clients is None else clients
     now = arrivals[queue[-1]].time if queue else 0.0
     while queue or scheduler.live:
-        while queue and arrivals[queue[-1]].time <= now:
+        while queue and arrivals[queue[-1]].time <= now and scheduler.live < most:
             index = queue.pop()
+            if clients is not None:
+                trace.sent[index] = now
             scheduler.add(_item(index, arrivals[index]))
         step = scheduler.plan()
         if step is None:
             if scheduler.live:
                 trace.idle_plans += 1
-                if not queue:
-                    break
+                break
             now = arrivals[queue[-1]].time
             continue
         now += _run(scheduler, step, truth, trace)

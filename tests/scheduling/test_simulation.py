@@ -10,13 +10,13 @@ import pytest
 from headrace.memory.page_pool import PagePool
 from headrace.scheduling.composer import POLICIES
 from headrace.scheduling.cost import Cost
-from headrace.scheduling.knee import CALIBRATION_SIZES, StepSample, find_knee
+from headrace.scheduling.knee import KNEE_STEPS, StepSample, find_knee
 from headrace.scheduling.scheduler import Scheduler
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.scheduling.simulation import Arrival, Trace, percentile, simulate
 
 
-def machine(base: float, token: float, beyond: float, pair: float = 2e-8) -> Cost:
+def machine(base: float, token: float, beyond: float, pair: float = 3e-7) -> Cost:
     """A machine whose step times are known exactly."""
     coefficients = {
         "base": base, "token": token, "token_beyond_8": beyond, "token_beyond_32": 0.0, "pair": pair, "logit_row": 1e-4,
@@ -36,26 +36,42 @@ def spread(generator: random.Random, mean: float, least: int = 1) -> int:
 
 
 def streams_and_prompts(seed: int) -> list[Arrival]:
-    """32 running streams, and prompts of about 600 tokens that arrive at random: about 70 % load."""
+    """16 running streams, and prompts of about 280 tokens that arrive at random: about 70 % load."""
     generator = random.Random(seed)
-    arrivals = [Arrival(0.0, spread(generator, 64), 1200) for _ in range(32)]
+    arrivals = [Arrival(0.0, spread(generator, 64), 800) for _ in range(16)]
     now = 1.0
     while now < 25.0:
-        now += generator.expovariate(2.2)
-        arrivals.append(Arrival(now, spread(generator, 600, 16), spread(generator, 20, 2)))
+        now += generator.expovariate(4.0)
+        arrivals.append(Arrival(now, spread(generator, 280, 16), 2))
     return arrivals
 
 
 def test_split_prompts_remove_stalls() -> None:
+    """8 clients in a closed loop, prompt to output 20 : 1; nearly each stream meets the prompts of the other seven."""
+    generator = random.Random(3)
+    arrivals = [Arrival(0.0, spread(generator, 1200, 16), spread(generator, 60, 2)) for _ in range(96)]
     truth = machine(*TWO_CORES)
     traces: dict[str, Trace] = {}
     for policy in POLICIES.names:
-        options = SchedulingSettings(policy=policy, step_tokens=128, gap_target_ms=50)
+        engine = scheduler(8000, SchedulingSettings(policy=policy, step_tokens=128), truth)
+        traces[policy] = simulate(engine, arrivals, truth, clients=8)
+    split, whole = traces["fcfs"], traces["prompts_whole_first"]
+    assert split.finished == whole.finished == 96
+    assert percentile(whole.gaps(), 95) / percentile(split.gaps(), 95) >= 3.7
+    assert percentile(split.gaps(), 95) / percentile(split.gaps(), 50) <= 1.5
+    assert split.throughput >= 0.97 * whole.throughput
+
+
+def test_gap_target_holds_under_random_arrivals() -> None:
+    truth = machine(*TWO_CORES)
+    traces: dict[str, Trace] = {}
+    for policy in POLICIES.names:
+        options = SchedulingSettings(policy=policy, step_tokens=128, gap_target_ms=30)
         traces[policy] = simulate(scheduler(8000, options, truth), streams_and_prompts(3), truth)
     split, whole = traces["fcfs"], traces["prompts_whole_first"]
     assert split.finished == whole.finished == len(split.arrivals)
-    assert percentile(whole.gaps(), 95) / percentile(split.gaps(), 95) >= 3.7
-    assert percentile(split.gaps(), 99) <= 0.05
+    assert percentile(whole.gaps(), 99) / percentile(split.gaps(), 99) >= 3.7
+    assert percentile(split.gaps(), 99) <= 0.0301
     assert split.throughput >= 0.97 * whole.throughput
 
 
@@ -88,8 +104,8 @@ def test_knee_is_near_the_best_of_all_sizes(weights: tuple[float, float, float],
     truth = machine(*weights)
     generator = random.Random(4)
     samples = [
-        StepSample(size, truth.predict(size, size * (size + 1) // 2, 1) * generator.uniform(1, 1.05))
-        for size in CALIBRATION_SIZES
+        StepSample(step.tokens, truth.predict(step.tokens, step.pairs, 1) * generator.uniform(1, 1.05))
+        for step in KNEE_STEPS
         for _ in range(3)
     ]
     gap = gap_ms / 1000 if gap_ms is not None else None
@@ -102,7 +118,7 @@ def test_knee_is_near_the_best_of_all_sizes(weights: tuple[float, float, float],
         throughput[tokens] = simulate(scheduler(8000, options, truth), prompts, truth).throughput
     chosen = find_knee(samples, gap)
     near = min(throughput, key=lambda tokens: abs(tokens - chosen.tokens))
-    assert throughput[near] >= 0.94 * max(throughput.values())
+    assert throughput[near] >= 0.95 * max(throughput.values())
     assert gap is None or chosen.seconds <= gap * 1.001
 
 
@@ -120,18 +136,18 @@ def test_knee_of_flat_and_impossible_machines() -> None:
 
 def test_time_budget_beats_a_static_one_over_mixed_contexts() -> None:
     """Contexts of up to 4,000: the static size must be set for the worst of them, the time budget adapts."""
-    truth = machine(*TWO_CORES, pair=6e-8)
+    truth = machine(*TWO_CORES, pair=3e-7)
     generator = random.Random(9)
     arrivals = [Arrival(0.0, 3000, 600)]
-    arrivals += [Arrival(0.5 + i * 0.05, generator.choice((200, 300, 400, 3600)), 12) for i in range(120)]
+    arrivals += [Arrival(0.5 + i * 0.05, generator.choice((200, 250, 300, 300, 350, 400, 400, 3600)), 12) for i in range(120)]
     gap = 50
     static: dict[int, Trace] = {}
-    for tokens in range(32, 257, 16):
+    for tokens in range(16, 129, 8):
         options = SchedulingSettings(step_tokens=tokens)
         trace = simulate(scheduler(8000, options, truth), arrivals, truth)
         if percentile(trace.gaps(), 99) <= gap / 1000:
             static[tokens] = trace
-    timed = simulate(scheduler(8000, SchedulingSettings(step_tokens=256, gap_target_ms=gap), truth), arrivals, truth)
+    timed = simulate(scheduler(8000, SchedulingSettings(step_tokens=128, gap_target_ms=gap), truth), arrivals, truth)
     late = sum(value > gap / 1000 for value in timed.gaps()) / len(timed.gaps())
     assert late < 0.01
     assert timed.throughput >= 1.1 * max(trace.throughput for trace in static.values())
@@ -143,9 +159,9 @@ def test_more_streams_than_budget_take_turns() -> None:
     engine = scheduler(2000, SchedulingSettings(step_tokens=16), truth)
     trace = simulate(engine, arrivals, truth, check=True)
     assert trace.finished == 65
-    last = [times[-1] for times in trace.token_times[:64]]
-    assert max(last) - min(last) < 0.3 * max(last)
-    assert trace.token_times[64][0] < min(last)
+    turn = 64 / 12  # a quarter of the rows is kept for the prompt
+    assert trace.gaps()[-1] <= 2 * turn * max(trace.step_seconds)
+    assert trace.token_times[64][0] < max(times[-1] for times in trace.token_times[:64])
 
 
 def test_times_follow_the_clock() -> None:
