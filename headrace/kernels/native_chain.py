@@ -42,7 +42,9 @@ class NativeChain:
         self._weights = weights
         self._layer = -1
         try:
-            self._chain = Chain(config.hidden, config.vocab, config.context_length, config.norm_eps, config.embedding_scale, self._pool)
+            self._chain = Chain(
+                config.hidden, config.vocab, config.context_length, config.norm_eps, config.embedding_scale, self._pool
+            )
             for done, spec in enumerate(config.blocks):
                 if progress is not None:
                     progress("weights", done, len(config.blocks))

@@ -1,0 +1,178 @@
+"""Paged attention against a float64 oracle, and bit for bit against itself under every way of cutting the work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from chain_tools import PAGE_TOKENS, Piece, from_bf16, make_batch, to_bf16
+
+from headrace.kernels import _native
+
+ISAS = [name for name, compiled, runnable in _native.isa_support() if compiled and runnable]
+
+
+@pytest.fixture(autouse=True)
+def best_isa() -> Iterator[None]:
+    yield
+    _native.set_isa("auto")
+
+
+@dataclass(frozen=True)
+class Heads:
+    heads: int
+    kv_heads: int
+    head_dim: int
+    window: int = 0
+    offset: int = 0
+
+    @property
+    def page_bytes(self) -> int:
+        return self.offset + self.kv_heads * 2 * PAGE_TOKENS * self.head_dim * 2
+
+
+class Sequence:
+    """Keys, values and queries of one sequence, and the pages that hold the keys and values."""
+
+    def __init__(self, shape: Heads, length: int, generator: np.random.Generator) -> None:
+        draw = generator.standard_normal
+        self.shape, self.length = shape, length
+        self.keys = to_bf16(draw((length, shape.kv_heads, shape.head_dim)).astype(np.float32))
+        self.values = to_bf16(draw((length, shape.kv_heads, shape.head_dim)).astype(np.float32))
+        spread = 2.0 / np.sqrt(shape.head_dim)
+        self.queries = (spread * draw((length, shape.heads * shape.head_dim))).astype(np.float32)
+        self.pages: list[int] = []
+
+    def store(self, pool: npt.NDArray[np.uint8], free: list[int]) -> None:
+        self.pages = [free.pop() for _ in range(-(-self.length // PAGE_TOKENS))]
+        shape = self.shape
+        for index, page in enumerate(self.pages):
+            cells = pool[page, shape.offset :].view(np.uint16).reshape(shape.kv_heads, 2, -1)
+            span = slice(index * PAGE_TOKENS, min((index + 1) * PAGE_TOKENS, self.length))
+            count = span.stop - span.start
+            for head in range(shape.kv_heads):
+                cells[head, 0].reshape(shape.head_dim, PAGE_TOKENS)[:, :count] = self.keys[span, head].T
+                cells[head, 1].reshape(PAGE_TOKENS, shape.head_dim)[:count] = self.values[span, head]
+
+    def oracle(self, row: int) -> npt.NDArray[np.float64]:
+        shape = self.shape
+        first = max(0, row - shape.window + 1) if shape.window else 0
+        keys = from_bf16(self.keys[first : row + 1]).astype(np.float64)
+        values = from_bf16(self.values[first : row + 1]).astype(np.float64)
+        queries = self.queries[row].reshape(shape.heads, shape.head_dim).astype(np.float64)
+        out = np.empty_like(queries)
+        for head in range(shape.heads):
+            own = head // (shape.heads // shape.kv_heads)
+            scores = keys[:, own] @ queries[head]
+            weights = np.exp(scores - scores.max())
+            out[head] = weights @ values[:, own] / weights.sum()
+        return out.reshape(-1)
+
+
+def build(shape: Heads, lengths: list[int], seed: int) -> tuple[list[Sequence], npt.NDArray[np.uint8]]:
+    generator = np.random.default_rng(seed)
+    sequences = [Sequence(shape, length, generator) for length in lengths]
+    pages = sum(-(-length // PAGE_TOKENS) for length in lengths) + 2
+    pool = np.full((pages, shape.page_bytes), 0xFF, np.uint8)
+    free = list(generator.permutation(pages))
+    for sequence in sequences:
+        sequence.store(pool, free)
+    return sequences, pool
+
+
+def attend(
+    shape: Heads, pool: npt.NDArray[np.uint8], parts: list[tuple[Sequence, int, int]], threads: int = 2
+) -> list[npt.NDArray[np.float32]]:
+    """Results of rows first … last - 1 of each sequence, all in one call."""
+    batch = make_batch([Piece([0] * (last - first), first, sequence.pages) for sequence, first, last in parts])
+    queries = np.ascontiguousarray(np.concatenate([sequence.queries[first:last] for sequence, first, last in parts]))
+    out = np.full_like(queries, np.nan)
+    native = _native.AttentionShape.of(shape.heads, shape.kv_heads, shape.head_dim, shape.window, shape.offset)
+    places = (batch.positions, batch.slice_starts, batch.page_starts, batch.page_ids)
+    _native.attention(_native.ThreadPool(threads), native, *places, pool, queries, out)
+    return np.split(out, batch.slice_starts[1:-1])
+
+
+SHAPES = [
+    Heads(9, 3, 64),
+    Heads(4, 1, 256, window=100),
+    Heads(4, 4, 32, offset=64),
+    Heads(8, 2, 128, window=17),
+    Heads(7, 1, 96, window=512),
+    Heads(40, 1, 32),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ragged_batches_agree_with_float64(shape: Heads) -> None:
+    sequences, pool = build(shape, [1, 5, 16, 33, 130, 700], 1)
+    parts = [
+        (sequence, max(0, sequence.length - take), sequence.length)
+        for sequence, take in zip(sequences, (1, 5, 1, 20, 64, 1), strict=True)
+    ]
+    for (sequence, first, last), result in zip(parts, attend(shape, pool, parts), strict=True):
+        exact = np.stack([sequence.oracle(row) for row in range(first, last)])
+        np.testing.assert_allclose(result, exact, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_cut_of_the_rows_changes_a_bit(shape: Heads) -> None:
+    (sequence,), pool = build(shape, [1100 if shape.heads < 40 else 600], 2)
+    (whole,) = attend(shape, pool, [(sequence, 0, sequence.length)])
+    assert np.isfinite(whole).all()
+    for size in (7, 16, 64, 333):
+        for threads in (1, 2):
+            cuts = [(sequence, first, min(first + size, sequence.length)) for first in range(0, sequence.length, size)]
+            pieces = [attend(shape, pool, [cut], threads)[0] for cut in cuts]
+            assert np.concatenate(pieces).tobytes() == whole.tobytes()
+    rows = [0, 1, 15, 16, 63, 64, 127, 511, 512, 513, 599, *([1023, 1024, 1025, 1099] if shape.heads < 40 else [])]
+    for row in rows:
+        assert attend(shape, pool, [(sequence, row, row + 1)])[0].tobytes() == whole[row : row + 1].tobytes()
+
+
+@pytest.mark.parametrize("shape", SHAPES[:4])
+def test_neighbours_change_nothing(shape: Heads) -> None:
+    generator = np.random.default_rng(4)
+    sequences, pool = build(shape, [int(n) for n in generator.integers(1, 600, 21)], 3)
+    parts = []
+    for sequence in sequences:
+        first = int(generator.integers(0, sequence.length))
+        parts.append((sequence, first, min(sequence.length, first + int(generator.integers(1, 80)))))
+    together = attend(shape, pool, parts)
+    for part, result in zip(parts, together, strict=True):
+        assert attend(shape, pool, [part], 1)[0].tobytes() == result.tobytes()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_instruction_sets_agree_bit_for_bit(shape: Heads) -> None:
+    sequences, pool = build(shape, [40, 530], 5)
+    parts = [(sequences[0], 3, 40), (sequences[1], 529, 530)]
+    results = []
+    for isa in ISAS:
+        _native.set_isa(isa)
+        results.append(b"".join(result.tobytes() for result in attend(shape, pool, parts)))
+    assert len(set(results)) == 1
+
+
+def test_extreme_scores_stay_finite() -> None:
+    shape = Heads(4, 2, 64)
+    (sequence,), pool = build(shape, [90], 6)
+    sequence.queries *= 1e6
+    (result,) = attend(shape, pool, [(sequence, 0, 90)])
+    np.testing.assert_allclose(result, np.stack([sequence.oracle(row) for row in range(90)]), rtol=0, atol=1e-4)
+
+
+def test_bad_places_are_named() -> None:
+    shape = Heads(4, 2, 64)
+    (sequence,), pool = build(shape, [20], 7)
+    sequence.pages = [sequence.pages[0], pool.shape[0]]
+    with pytest.raises(ValueError, match=r"page_ids\[1\]"):
+        attend(shape, pool, [(sequence, 0, 20)])
+    sequence.pages = sequence.pages[:1]
+    with pytest.raises(ValueError, match="positions"):
+        attend(shape, pool, [(sequence, 0, 20)])
+    with pytest.raises(ValueError, match="heads"):
+        _native.AttentionShape.of(3, 2, 64, 0, 0)
