@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 export PIP_PROGRESS_BAR := off
 
 SOURCES := $(wildcard CMakeLists.txt csrc/*.cpp csrc/*.h csrc/*.hpp csrc/isa/*/*.cpp csrc/isa/*/*.h)

@@ -29,7 +29,7 @@ _EXAMPLES = """
 Examples:
 
 \b
-  headrace serve                          serve the bundled model on port 8000
+  headrace serve                          serve the bundled model on port 8080
   headrace serve --port 9000 --threads 2
   headrace chat                           talk to it, nothing to start first
   headrace generate "The capital of France is"

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
+from headrace.text.grammar_spec import GrammarSpec
 
-
-class GrammarSpec(msgspec.Struct, frozen=True):
-    """A constraint on the output text; ``source`` is a schema or grammar as text, a JSON list for ``choice``."""
-
-    kind: GrammarKind
-    source: str
+__all__ = ["GrammarSpec", "SamplingParams"]
 
 
 class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -23,7 +23,7 @@ _PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 class LoadSettings:
     """A load. Give ``rate`` for an open loop or ``concurrency`` for a closed one."""
 
-    url: str = option("http://127.0.0.1:8000", help="Base URL of an OpenAI-compatible server.")
+    url: str = option("http://127.0.0.1:8080", help="Base URL of an OpenAI-compatible server.")
     model: str | None = option(None, help="Model to ask for; none: the first that the server lists.")
     api_key_file: str | None = option(None, help="File whose first line is the API key to send.")
     endpoint: str = option("chat", choices=("chat", "completions"), help="Which endpoint to load.")

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 import headrace
+from headrace.engine.machine import cpu_name, usable_cores, usable_memory
 
 _INTERESTING_FLAGS = (
     "avx2",
@@ -57,11 +58,11 @@ def inspect() -> Machine:
     """Read the facts; takes a few milliseconds and runs nothing but ``git``."""
     memory = _key_values("/proc/meminfo")
     return Machine(
-        cpu=_cpu_name(),
+        cpu=cpu_name() or platform.machine(),
         cores=usable_cores(),
         logical_cpus=os.cpu_count() or 1,
         features=cpu_features(),
-        memory_gib=_kibibytes(memory, "MemTotal") / 2**20,
+        memory_gib=usable_memory() / 2**30,
         available_gib=_kibibytes(memory, "MemAvailable") / 2**20,
         huge_pages=_huge_pages(),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
@@ -69,11 +70,6 @@ def inspect() -> Machine:
         python=platform.python_version(),
         revision=revision(),
     )
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on (affinity, not the machine's total)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_features() -> tuple[str, ...]:
@@ -149,10 +145,6 @@ def _key_values(path: str) -> dict[str, str]:
 
 def _kibibytes(values: dict[str, str], key: str) -> float:
     return float(values.get(key, "0 kB").split()[0])
-
-
-def _cpu_name() -> str:
-    return _key_values("/proc/cpuinfo").get("model name") or platform.processor() or platform.machine()
 
 
 def _huge_pages() -> str:

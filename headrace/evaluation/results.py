@@ -1,0 +1,100 @@
+"""Results of experiments as documents: JSON files, the results page made from them, and plots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from headrace.evaluation.experiment import Conditions, Experiment, Findings, Series
+from headrace.evaluation.load_report import import_pyplot, without_nan
+from headrace.evaluation.machine import Machine
+
+_PAGE_HEAD = """# Results
+
+Generated from `benchmarks/results/*.json` by `make docs`. Each table is one run of `headrace reproduce NAME`: the mechanism with
+and without, interleaved in one process, on the machine named under it. Run it yourself: your machine has its own ratios.
+"""
+
+
+def document(
+    experiment: Experiment, conditions: Conditions, findings: Findings, machine: Machine, seconds: float
+) -> dict[str, Any]:
+    """The JSON document of one run; numbers that could not be measured are null."""
+    made = without_nan(
+        {
+            "kind": "experiment",
+            "name": experiment.name,
+            "title": experiment.title,
+            "source": experiment.source,
+            "quick": conditions.quick,
+            "seed": conditions.seed,
+            "model": conditions.model,
+            "threads": conditions.threads,
+            "seconds": seconds,
+            "machine": asdict(machine),
+            "machine_line": machine.line(),
+            "items": [
+                {
+                    "id": claim.claim_id,
+                    "what": claim.what,
+                    "asked": f"{claim.relation} {claim.asked:g}",
+                    "measured": claim.measured,
+                    "unit": claim.unit,
+                    "holds": claim.holds,
+                    "note": claim.note,
+                }
+                for claim in findings.claims
+            ],
+            "series": [asdict(series) for series in findings.series],
+        }
+    )
+    assert isinstance(made, dict)
+    return made
+
+
+def results_page(folder: Path) -> str:
+    """The Markdown page of all result files in a folder, in order of their names."""
+    parts = [_PAGE_HEAD]
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        parts.append("No result has been recorded in this revision.\n")
+    for file in files:
+        parts.append(_section(json.loads(file.read_text(encoding="utf-8"))))
+    return "\n".join(parts)
+
+
+def _section(run: Mapping[str, Any]) -> str:
+    scope = " (quick run)" if run["quick"] else ""
+    lines = [f"## {run['name']}{scope}", "", f"{run['title']} Source: {run['source']}.", ""]
+    lines += ["| item | asked | measured | unit | holds |", "| --- | --- | --- | --- | --- |"]
+    for item in run["items"]:
+        measured = "–" if item["measured"] is None else f"{item['measured']:.4g}"
+        note = f" ({item['note']})" if item["note"] else ""
+        lines.append(
+            f"| {item['what']}{note} | {item['asked']} | {measured} | {item['unit']} | {'yes' if item['holds'] else '**no**'} |"
+        )
+    lines += ["", f"{run['machine_line']}; model {run['model']}, seed {run['seed']}, {run['seconds']:.0f} s.", ""]
+    return "\n".join(lines)
+
+
+def plot(title: str, series: Iterable[Series], file: Path) -> None:
+    """Draw the series, one panel for each pair of axis labels. Raises ``invalid_setting`` without the extra ``plot``."""
+    pyplot = import_pyplot()
+    panels: dict[tuple[str, str], list[Series]] = {}
+    for line in series:
+        panels.setdefault((line.x_label, line.y_label), []).append(line)
+    figure, axes = pyplot.subplots(
+        1, max(1, len(panels)), figsize=(5.5 * max(1, len(panels)), 4), layout="constrained", squeeze=False
+    )
+    for axis, ((x_label, y_label), lines) in zip(axes[0], panels.items(), strict=False):
+        for line in lines:
+            axis.plot(line.x, line.y, marker=".", label=line.name)
+        axis.set(xlabel=x_label, ylabel=y_label)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.suptitle(title)
+    figure.savefig(file)
+    pyplot.close(figure)

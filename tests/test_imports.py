@@ -1,0 +1,32 @@
+"""Every module can be imported where no torch is installed, and importing costs no side effects."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+
+import headrace
+
+# These need the extra `torch`; they are imported only after a clear refusal where it is missing.
+NEED_TORCH = {"headrace.kernels.torch_blocks", "headrace.kernels.torch_chain"}
+ABSENT = ("torch", "transformers", "safetensors", "matplotlib", "openai", "httpx", "pytest")
+
+
+def modules() -> list[str]:
+    found = [module.name for module in pkgutil.walk_packages(headrace.__path__, "headrace.")]
+    return [name for name in found if name not in NEED_TORCH and not name.endswith("__main__")]
+
+
+def test_every_module_imports_without_the_extras() -> None:
+    assert len(modules()) > 40
+    code = f"""
+import importlib, sys, threading
+for name in {ABSENT!r}:
+    sys.modules[name] = None
+for name in {modules()!r}:
+    importlib.import_module(name)
+assert threading.active_count() == 1, threading.enumerate()
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
