@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from headrace.engine.client import EngineClient
 from headrace.engine.settings import EngineSettings
 from headrace.errors import HeadraceError
+from headrace.scheduling.settings import SchedulingSettings
 from headrace.server.auth import KeyRing
 from headrace.server.http import GuardedProtocol
 from headrace.server.language import open_language
@@ -56,7 +57,7 @@ def serve(settings: Settings, make_app: MakeApp, client: type[EngineClient] = En
     keys = KeyRing.read(options.api_key_file) if options.api_key_file is not None else None
     sock = listen(options)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(Runner(options, settings.of(EngineSettings), sock, client).run(keys, make_app))
+        return runner.run(Runner(settings, sock, client).run(keys, make_app))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -84,14 +85,12 @@ def listen(options: ServerSettings) -> socket.socket:
 class Runner:
     """One server run: owns the engine, the HTTP server and the reaction to signals and death."""
 
-    def __init__(
-        self, options: ServerSettings, engine_settings: EngineSettings, sock: socket.socket, client: type[EngineClient]
-    ) -> None:
-        self._options = options
-        self._engine_settings = engine_settings
+    def __init__(self, settings: Settings, sock: socket.socket, client: type[EngineClient]) -> None:
+        self._settings = settings
+        self._options = settings.of(ServerSettings)
         self._sock = sock
         self._engine = client(on_death=lambda error: self._fail(error.message))
-        self._service = Service(options, self._engine)
+        self._service = Service(self._options, self._engine)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._code = 0
@@ -122,11 +121,12 @@ class Runner:
 
     async def _load(self) -> None:
         host, port = self._sock.getsockname()[:2]
+        engine_settings = self._settings.of(EngineSettings)
         say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
         try:
             ready, language = await asyncio.gather(
-                self._engine.start(self._engine_settings),
-                asyncio.to_thread(open_language, self._engine_settings.model, self._options.text_threads),
+                self._engine.start(engine_settings, self._settings.of(SchedulingSettings)),
+                asyncio.to_thread(open_language, engine_settings.model, self._options.text_threads),
             )
         except HeadraceError as error:
             self._fail(f"can't start: {error.message}")

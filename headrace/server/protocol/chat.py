@@ -67,7 +67,7 @@ class AssistantMessage(Body, frozen=True, kw_only=True, tag_field="role", tag="a
     refusal: str | None = None
     audio: None = None
     function_call: None = None
-    annotations: Annotated[list[object], Meta(max_length=0)] | None = None
+    annotations: Annotated[list[Any], Meta(max_length=0)] | None = None
 
 
 class ToolMessage(Body, frozen=True, kw_only=True, tag_field="role", tag="tool"):

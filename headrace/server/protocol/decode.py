@@ -76,7 +76,7 @@ def _unknown(name: str, param: str | None, kind: type[msgspec.Struct]) -> Headra
     shown = _SAFE_NAME.sub("?", name)[:64]
     full = _join(param, shown)
     known = known_fields(kind, param or "")
-    return HeadraceError("unknown_parameter", f"Unknown parameter: '{full}'{suggestion(name[:64], known)}.", param=full)
+    return HeadraceError("unknown_parameter", f"Unknown parameter: '{full}'{suggestion(name[:64], known) or '.'}", param=full)
 
 
 def known_fields(kind: type[msgspec.Struct], path: str) -> list[str]:

@@ -1,0 +1,133 @@
+"""Servers for the tests: real processes on free ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Running:
+    """A server process and ways to talk to it."""
+
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+    url: str = ""
+    key: str | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.key}"} if self.key else {}
+
+    def http(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers=self.headers, timeout=30.0, trust_env=False, **options)
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key or "none", max_retries=0, timeout=30.0)
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        with self.http() as http:
+            return http.post(path, json=body, **options)
+
+    def get(self, path: str) -> httpx.Response:
+        with self.http() as http:
+            return http.get(path)
+
+    def metric(self, name: str) -> float:
+        """Value of a metric line, given with its labels."""
+        found = re.search(rf"^{re.escape(name)} (\S+)$", self.get("/metrics").text, re.MULTILINE)
+        assert found, f"no metric {name}"
+        return float(found[1])
+
+    def eventually(self, check: Callable[[], bool], seconds: float = 10.0) -> None:
+        until = time.monotonic() + seconds
+        while not check():
+            assert time.monotonic() < until, "waited in vain"
+            time.sleep(0.02)
+
+    def engine_pid(self) -> int:
+        """Process id of the engine, our server's only child that holds the wire."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        for child in children:
+            command = Path(f"/proc/{child}/cmdline").read_text()
+            if "echo_engine" in command or "headrace.engine.process" in command:
+                return int(child)
+        raise AssertionError("no engine process")
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+
+def launch(command: list[str], key: str | None = None) -> Running:
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
+    running = Running(process, key=key)
+
+    def read() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            running.lines.append(line.rstrip())
+
+    threading.Thread(target=read, daemon=True).start()
+    until = time.monotonic() + 60
+    while not running.url:
+        found = [line for line in running.lines if "listening on" in line]
+        if found:
+            running.url = found[0].split()[-1]
+        assert process.poll() is None and time.monotonic() < until, "\n".join(running.lines)
+        time.sleep(0.02)
+    return running
+
+
+def wait_ready(running: Running) -> Running:
+    running.eventually(lambda: running.get("/readyz").status_code == 200, 90)
+    return running
+
+
+def launch_echo(pace: float = 0.005, key: str | None = None, **options: Any) -> Running:
+    command = [sys.executable, str(HERE / "echo_server.py"), str(pace), json.dumps({"port": 0, **options})]
+    return wait_ready(launch(command, key))
+
+
+@pytest.fixture(scope="session")
+def echo() -> Iterator[Running]:
+    """A server over the echo engine that nobody may break."""
+    running = launch_echo()
+    yield running
+    assert running.stop() == 0, "\n".join(running.lines)
+
+
+@pytest.fixture
+def own_echo() -> Iterator[Callable[..., Running]]:
+    """Makes servers over the echo engine that the test may break."""
+    made: list[Running] = []
+
+    def make(**options: Any) -> Running:
+        made.append(launch_echo(**options))
+        return made[-1]
+
+    yield make
+    for running in made:
+        running.stop()

@@ -1,0 +1,41 @@
+"""The real server process over the echo engine: ``echo_server.py PACE '{"port": 0, ...}'``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+from headrace.engine.client import EngineClient
+from headrace.engine.settings import EngineSettings
+from headrace.scheduling.settings import SchedulingSettings
+from headrace.server.app import create_app
+from headrace.server.process import serve
+from headrace.server.settings import ServerSettings
+
+ENGINE = Path(__file__).with_name("echo_engine.py")
+
+
+class EchoClient(EngineClient):
+    """Starts the echo engine instead of the real one."""
+
+    command: ClassVar[tuple[str, ...]] = (sys.executable, str(ENGINE), sys.argv[1] if len(sys.argv) > 1 else "0.01")
+
+
+class Given:
+    """Settings as this script got them."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._objects = {
+            ServerSettings: ServerSettings(**options),
+            EngineSettings: EngineSettings(),
+            SchedulingSettings: SchedulingSettings(),
+        }
+
+    def of(self, kind: type[Any]) -> Any:
+        return self._objects[kind]
+
+
+if __name__ == "__main__":
+    sys.exit(serve(Given(json.loads(sys.argv[2])), create_app, EchoClient))
