@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -163,6 +163,10 @@ class Engine:
         open_items = {choice.item.item_id for request in self._requests.values() for choice in request.open.values()}
         assert open_items == set(self._choices), "open choices and live items differ"
         assert len(self._choices) == self.scheduler.live, "the scheduler and the engine disagree on who lives"
+
+    def wait_compiled(self, seconds: float) -> None:
+        """Sleep until a grammar is compiled, at most ``seconds``; not at all when none is under way."""
+        wait([future for _, future in self._compiling.values()], timeout=seconds, return_when=FIRST_COMPLETED)
 
     def prepare_grammars(self) -> None:
         """Get ready for the first grammar in the background."""
