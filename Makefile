@@ -41,7 +41,7 @@ bench: $(SERVE_STAMP) $(MODEL_STAMP)  ## engine speed on this machine, in tokens
 
 docs: $(DEV_STAMP)  ## regenerate the generated pages and build the site into site/
 	$(BIN)/python -m headrace.cli.documentation docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 size:  ## installed size of the default set, by package
 	@$(BIN)/python tools/installed_size.py

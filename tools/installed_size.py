@@ -23,9 +23,8 @@ def main() -> None:
     counted = {name: value for name, value in sizes.items() if name not in APART | models}
     for name, value in sorted(counted.items(), key=lambda pair: -pair[1]):
         print(f"{value / 1e6:8.1f} MB  {name}")
-    print(
-        f"{sum(counted.values()) / 1e6:8.1f} MB  in all, without pip and models ({sum(sizes[name] for name in models) / 1e6:.0f} MB)"
-    )
+    weights, whole = sum(sizes[name] for name in models) / 1e6, sum(counted.values()) / 1e6
+    print(f"{whole:8.1f} MB  in all, without pip and models ({weights:.0f} MB)")
 
 
 if __name__ == "__main__":

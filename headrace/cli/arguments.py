@@ -12,15 +12,16 @@ from headrace.settings.sources import Sources, merge
 
 
 def arguments(kind: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command one flag for every option of ``kind``; it gets the built object as its first argument."""
+    """Give a command one flag for every option of ``kind``; it gets the built object as its first
+    argument, before those of decorators further out."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         declared = [option for option in options_of(kind) if option.public]
 
         @functools.wraps(function)
-        def command(**values: Any) -> Any:
+        def command(*outer: Any, **values: Any) -> Any:
             flags = given({option.name: values.pop(option.name) for option in declared})
-            return function(merge([kind], Sources(flags, {})).of(kind), **values)
+            return function(merge([kind], Sources(flags, {})).of(kind), *outer, **values)
 
         wrapped: Callable[..., Any] = command
         for option in reversed(declared):

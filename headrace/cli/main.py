@@ -70,7 +70,8 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, epilog=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(headrace.__version__, prog_name="headrace")
-def command() -> None:
+@click.option("--traceback", is_flag=True, help="Where headrace itself has a bug, show where.")
+def command(traceback: bool) -> None:
     """One server for models: exact, batched, paged serving on the hardware you have."""
 
 
@@ -80,7 +81,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run the command line and return its exit code; refusals are one line on stderr."""
+    """Run the command line and return its exit code; whatever goes wrong is one line on stderr."""
+    try:
+        return _run(arguments)
+    except HeadraceError as error:
+        return _refuse(error.message, 2)
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has gone: give the interpreter something harmless to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if "--traceback" in arguments[:1]:
+            raise
+        return _refuse(f"this is a bug ({type(error).__name__}: {error}); `headrace --traceback …` shows where", 1)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         code = command.main(args=arguments, prog_name="headrace", standalone_mode=False)
         sys.stdout.flush()
@@ -94,14 +112,6 @@ def run(arguments: list[str]) -> int:
         return _refuse(f"{' '.join(error.format_message().split())}{where}", 2)
     except click.ClickException as error:
         return _refuse(error.format_message(), 2)
-    except HeadraceError as error:
-        return _refuse(error.message, 2)
-    except (click.Abort, KeyboardInterrupt):
-        return 130
-    except BrokenPipeError:
-        # The reader (`| head`) has gone: give the interpreter something harmless to flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     return code if isinstance(code, int) else 0
 
 

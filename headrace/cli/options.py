@@ -31,9 +31,9 @@ def settings_options(*kinds: type) -> Callable[[Callable[..., Any]], Callable[..
         declared = public_options(kinds)
 
         @functools.wraps(function)
-        def command(*, config: Path | None, **values: Any) -> Any:
+        def command(*outer: Any, config: Path | None, **values: Any) -> Any:
             flags = given({name: values.pop(name) for name in declared})
-            return function(merge(SERVE_SETTINGS, Sources(flags, os.environ, config)), **values)
+            return function(merge(SERVE_SETTINGS, Sources(flags, os.environ, config)), *outer, **values)
 
         wrapped: Callable[..., Any] = command
         for option in reversed(list(declared.values())):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
+from headrace.cli.local import prepare
 from headrace.cli.options import SERVE_SETTINGS, settings_options
+from headrace.engine.settings import EngineSettings
 from headrace.settings.sources import Effective
 
 
@@ -21,6 +23,7 @@ def serve(effective: Effective) -> None:
     """
     from headrace.server.app import run
 
+    prepare(effective.of(EngineSettings).model)
     code = run(effective)
     if code:
         raise click.exceptions.Exit(code)
