@@ -1,0 +1,145 @@
+"""The torch chain against transformers, family by family, through our own loaders; and against itself, batched otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch_families import CASES, VOCAB, build
+
+from headrace.errors import HeadraceError
+from headrace.evaluation.quality import window_logits
+from headrace.kernels.interface import Int32, StepBatch
+from headrace.kernels.torch_chain import TorchChain
+from headrace.models.catalog import find_model, open_model
+from headrace.models.folder_model import load_folder
+
+pytestmark = pytest.mark.torch
+TOLERANCE = 1e-4  # of the largest logit
+
+
+def int32(values: object) -> Int32:
+    return np.asarray(values, dtype=np.int32)
+
+
+def expected_logits(model: Any, tokens: Int32) -> np.ndarray:
+    with torch.inference_mode():
+        return np.asarray(model(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0].float().numpy())
+
+
+def logits(chain: TorchChain, tokens: Int32, step_tokens: int) -> np.ndarray:
+    return np.concatenate([np.array(piece) for piece in window_logits(chain, tokens, step_tokens)])
+
+
+def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float = TOLERANCE) -> None:
+    assert actual.shape == expected.shape
+    scale = np.abs(expected).max()
+    assert scale > 1.0, "logits of nearly nothing would agree with anything"
+    assert np.abs(actual - expected).max() <= tolerance * scale
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_family_agrees_with_transformers(case: str, tmp_path: Path) -> None:
+    model = build(case, tmp_path)
+    config, weights = load_folder(tmp_path)
+    assert config.eos_ids == (2, 3)
+    tokens = int32(np.random.default_rng(3).integers(4, VOCAB, 75))  # far beyond the window of 20
+    chain = TorchChain(config, weights, kv_dtype="fp32")
+    expected = expected_logits(model, tokens)
+    assert_close(logits(chain, tokens, step_tokens=75), expected)
+    assert_close(logits(chain, tokens, step_tokens=7), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["F16", "BF16"])
+def test_half_precision_files_are_read_exactly(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = build("gemma3", tmp_path, dtype)
+    config, weights = load_folder(tmp_path)
+    tokens = int32(np.random.default_rng(4).integers(4, VOCAB, 40))
+    assert_close(logits(TorchChain(config, weights, kv_dtype="fp32"), tokens, 40), expected_logits(model, tokens))
+
+
+def test_items_in_one_batch_do_not_touch_each_other(tmp_path: Path) -> None:
+    """Two items with interleaved pages among NaN rubbish, the second one joining when the first is half computed."""
+    model = build("gemma3", tmp_path)
+    chain = TorchChain(*load_folder(tmp_path), kv_dtype="fp32")
+    rng = np.random.default_rng(5)
+    one, two = int32(rng.integers(4, VOCAB, 50)), int32(rng.integers(4, VOCAB, 30))
+    pool = np.full((9, chain.page_layout.page_bytes), 255, dtype=np.uint8)
+    pages = int32([7, 0, 5, 2, 8, 1])  # four of one, two of two
+    chain.forward(StepBatch(one[:33], int32(range(33)), int32([0, 33]), int32([0, 4]), pages[:4], int32([32])), pool)
+    assert_close(chain.logits(0, 1), expected_logits(model, one)[32:33])
+    both = StepBatch(
+        token_ids=np.concatenate([two, one[33:]]),
+        positions=int32([*range(30), *range(33, 50)]),
+        slice_starts=int32([0, 30, 47]),
+        page_starts=int32([0, 2, 6]),
+        page_ids=int32([*pages[4:], *pages[:4]]),
+        output_rows=int32([29, 40, 46]),
+    )
+    chain.forward(both, pool)
+    expected = np.concatenate([expected_logits(model, two)[29:], expected_logits(model, one)[[43, 49]]])
+    assert_close(chain.logits(0, 3), expected)
+    assert_close(chain.logits(1, 2), expected[1:])
+    assert chain.greedy(0, 3).tolist() == expected.argmax(axis=-1).tolist()
+    assert chain.hidden().shape == (3, chain.config.hidden)
+
+
+def test_bf16_pages_are_half_as_large_and_nearly_as_good(tmp_path: Path) -> None:
+    model = build("llama", tmp_path)
+    config, weights = load_folder(tmp_path)
+    exact, rounded = TorchChain(config, weights, kv_dtype="fp32"), TorchChain(config, weights)
+    assert exact.page_layout.page_bytes == 2 * rounded.page_layout.page_bytes == 3 * 2 * 2 * 12 * 16 * 4
+    tokens = int32(np.random.default_rng(6).integers(4, VOCAB, 40))
+    expected, actual = expected_logits(model, tokens), logits(rounded, tokens, 16)
+    assert_close(actual, expected, tolerance=0.05)
+    assert np.abs(actual - expected).max() > 0.0
+
+
+def test_page_bytes_follow_the_layout(tmp_path: Path) -> None:
+    """K^T then V, per layer and head: what the layout says is where the bytes are."""
+    build("llama", tmp_path)
+    chain = TorchChain(*load_folder(tmp_path), kv_dtype="fp32")
+    pool = np.zeros((2, chain.page_layout.page_bytes), dtype=np.uint8)
+    chain.forward(StepBatch(int32([5]), int32([3]), int32([0, 1]), int32([0, 1]), int32([1]), int32([0])), pool)
+    assert not pool[0].any()
+    page = pool[1].view(np.float32).reshape(3, 2, 2, 12 * 16)  # layer, head, K or V
+    keys, values = page[:, :, 0].reshape(3, 2, 12, 16), page[:, :, 1].reshape(3, 2, 16, 12)
+    assert np.count_nonzero(keys[..., 3]) == keys[..., 3].size
+    assert np.count_nonzero(values[:, :, 3]) == values[:, :, 3].size
+    assert np.count_nonzero(page) == keys[..., 3].size * 2
+
+
+def test_a_pool_of_another_shape_is_refused(tmp_path: Path) -> None:
+    build("llama", tmp_path)
+    chain = TorchChain(*load_folder(tmp_path))
+    batch = StepBatch(int32([5]), int32([0]), int32([0, 1]), int32([0, 1]), int32([0]), int32([0]))
+    with pytest.raises(HeadraceError, match="pool must be"):
+        chain.forward(batch, np.zeros((2, chain.page_layout.page_bytes * 2), dtype=np.uint8))
+
+
+def real_parity(name: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    opened = open_model(find_model(name))
+    path = find_model(name).path
+    assert path is not None
+    tokens = int32(np.random.default_rng(7).integers(5, opened.config.vocab - 5, 128))
+    chain = TorchChain(opened.config, opened.weights, kv_dtype="fp32")
+    actual = logits(chain, tokens, step_tokens=100)
+    model: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    assert_close(actual, expected_logits(model, tokens))
+
+
+@pytest.mark.model
+@pytest.mark.filterwarnings("default")  # transformers' own
+def test_smollm2_agrees_with_transformers() -> None:
+    real_parity("smollm2-135m-instruct")
+
+
+@pytest.mark.gemma
+@pytest.mark.filterwarnings("default")
+def test_gemma_agrees_with_transformers() -> None:
+    real_parity("gemma-3-270m")
