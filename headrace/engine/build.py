@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from dataclasses import dataclass, field
 
@@ -29,6 +30,7 @@ from headrace.scheduling.settings import SchedulingSettings
 
 FULL_CONTEXTS = 8  # sequences of full length that the default pool holds
 MEMORY_SHARE = 0.25
+GAP_SLACK = 1.25  # a step of the knee's size may take this much longer than measured at start, for its attention
 
 
 @dataclass(slots=True, eq=False)
@@ -131,13 +133,12 @@ def make_scheduler(settings: SchedulingSettings, pages: int, chain: ChainRunner,
     if calibration is not None and settings.step_tokens is None:
         scheduler.budget = dataclasses.replace(scheduler.budget, tokens=calibration.knee)
     if calibration is not None and settings.gap_target_ms is None:
-        knee = scheduler.budget.tokens
-        scheduler.budget = dataclasses.replace(scheduler.budget, seconds=1.25 * cost.predict(knee, knee * knee, knee // 8))
+        scheduler.budget = dataclasses.replace(scheduler.budget, seconds=GAP_SLACK * calibration.knee_seconds)
     return scheduler
 
 
 def _calibration(chain: ChainRunner, arena: Arena, identity: dict[str, object]) -> Calibration:
-    known: dict[str, object] = {"cpu": cpu_name(), "version": __version__, **identity}
+    known: dict[str, object] = {"cpu": cpu_name(), "version": __version__, "kernels": _kernels_id(), **identity}
     path = store_path(cache_dir(), known)
     stored = load(path)
     if stored is not None:
@@ -145,3 +146,11 @@ def _calibration(chain: ChainRunner, arena: Arena, identity: dict[str, object]) 
     measured = calibrate(chain, arena.bytes)
     save(path, measured)
     return measured
+
+
+def _kernels_id() -> str:
+    """Tells one build of the native kernels from another."""
+    from headrace.kernels import _native
+
+    file = os.stat(_native.__file__)
+    return f"{file.st_size}-{file.st_mtime_ns}"

@@ -22,21 +22,20 @@ import numpy as np
 from headrace.errors import HeadraceError
 from headrace.kernels.interface import Bytes, ChainRunner, StepBatch
 from headrace.scheduling.cost import Cost
+from headrace.scheduling.knee import CONTEXT_STEPS, KNEE_STEPS, CalibrationStep, StepSample, find_knee
 
 logger = logging.getLogger("headrace.engine.calibration")
 
-SIZES = (1, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 SECONDS = 2.4
-KNEE_SHARE = 0.95  # of the best throughput seen
-_FORMAT = 1
-LEAST_KNEE = 16
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """``knee``: rows a step aims at. ``cost``: a Cost taught by the measured steps."""
+    """``knee``: rows a step aims at; ``knee_seconds``: how long such a step takes. ``cost``: taught by the measured steps."""
 
     knee: int
+    knee_seconds: float
     cost: Cost
 
 
@@ -45,61 +44,49 @@ def calibrate(chain: ChainRunner, pages: Bytes, seconds: float = SECONDS) -> Cal
 
     Sizes take turns and the shortest time of each counts: what else the machine does then disturbs all alike.
     """
-    limit = min(len(pages) * chain.page_layout.tokens, chain.config.context_length)
-    _measure(chain, pages, 1)  # first touch of buffers and code
+    _measure(chain, pages, KNEE_STEPS[0])  # first touch of buffers and code
     ends = time.perf_counter() + seconds
-    times = {size: _measure(chain, pages, size) for size in _growing(chain, pages, limit, seconds / 3)}
+    times = {step: _measure(chain, pages, step) for step in _growing(chain, pages, seconds / 3)}
+    context = [step for step in CONTEXT_STEPS if _fits(step, chain, pages)]
+    context_times = {step: _measure(chain, pages, step) for step in context}
     while time.perf_counter() + sum(times.values()) < ends:
-        for size, best in times.items():
-            times[size] = min(best, _measure(chain, pages, size))
+        for step, best in times.items():
+            times[step] = min(best, _measure(chain, pages, step))
     cost = Cost()
-    for size, best in times.items():
-        cost.observe(size, size * (size + 1) // 2, 1, best)
-    _teach_head_and_context(chain, pages, cost, min(limit, max(times)))
-    return Calibration(_knee({size: size / best for size, best in times.items()}), cost)
+    for step, best in (*times.items(), *context_times.items()):
+        cost.observe(step.tokens, step.pairs, step.slices, best)
+    knee = find_knee(StepSample(step.tokens, best) for step, best in times.items())
+    return Calibration(knee.tokens, knee.seconds, cost)
 
 
-def _growing(chain: ChainRunner, pages: Bytes, limit: int, seconds: float) -> Iterator[int]:
-    """Sizes to measure, until one round of them takes ``seconds``."""
+def _growing(chain: ChainRunner, pages: Bytes, seconds: float) -> Iterator[CalibrationStep]:
+    """Steps to measure, until one round of them takes ``seconds``."""
     began = time.perf_counter()
-    for size in SIZES:
-        if size <= limit:
-            yield size
-        if time.perf_counter() - began > seconds:
+    for step in KNEE_STEPS:
+        if step is not KNEE_STEPS[0] and (not _fits(step, chain, pages) or time.perf_counter() - began > seconds):
             return
+        yield step
 
 
-def _knee(rates: Mapping[int, float]) -> int:
-    """The smallest measured size whose throughput is within 5 % of the best."""
-    best = max(rates.values())
-    return max(LEAST_KNEE, min(size for size, rate in rates.items() if rate >= KNEE_SHARE * best))
+def _fits(step: CalibrationStep, chain: ChainRunner, pages: Bytes) -> bool:
+    last = step.start + step.count
+    return last <= chain.config.context_length and step.slices * -(-last // chain.page_layout.tokens) <= len(pages)
 
 
-def _teach_head_and_context(chain: ChainRunner, pages: Bytes, cost: Cost, limit: int) -> None:
-    """Steps that tell the cost of head rows and of long contexts from that of rows."""
-    tokens = chain.page_layout.tokens
-    for rows in (8, 32):
-        if rows <= limit:
-            cost.observe(rows, rows * (rows + 1) // 2, rows, _measure(chain, pages, rows, rows))
-    for size, length in ((16, 1024), (16, 2048)):
-        if length + size <= min(len(pages) * tokens, chain.config.context_length):
-            cost.observe(size, size * length + size * (size + 1) // 2, 1, _measure(chain, pages, size, 1, length))
-
-
-def _measure(chain: ChainRunner, pages: Bytes, size: int, rows: int = 1, start: int = 0) -> float:
-    """Seconds of one step: ``size`` rows of one sequence from position ``start``, ``rows`` of them through the head."""
-    held = -(-(start + size) // chain.page_layout.tokens)
+def _measure(chain: ChainRunner, pages: Bytes, step: CalibrationStep) -> float:
+    """Seconds of one step, its last rows through the head."""
+    held = min(-(-(step.start + step.count) // chain.page_layout.tokens), len(pages) // step.slices)
     batch = StepBatch(
-        token_ids=np.arange(size, dtype=np.int32) % np.int32(chain.config.vocab),
-        positions=np.arange(start, start + size, dtype=np.int32),
-        slice_starts=np.array([0, size], np.int32),
-        page_starts=np.array([0, held], np.int32),
-        page_ids=np.arange(held, dtype=np.int32),
-        output_rows=np.arange(size - rows, size, dtype=np.int32),
+        token_ids=np.arange(step.tokens, dtype=np.int32) % np.int32(chain.config.vocab),
+        positions=np.tile(np.arange(step.start, step.start + step.count, dtype=np.int32), step.slices),
+        slice_starts=np.arange(step.slices + 1, dtype=np.int32) * np.int32(step.count),
+        page_starts=np.arange(step.slices + 1, dtype=np.int32) * np.int32(held),
+        page_ids=np.arange(step.slices * held, dtype=np.int32),
+        output_rows=np.arange(1, step.slices + 1, dtype=np.int32) * np.int32(step.count) - np.int32(1),
     )
     began = time.perf_counter()
     chain.forward(batch, pages)
-    chain.greedy(0, rows)
+    chain.greedy(0, step.slices)
     return time.perf_counter() - began
 
 
@@ -113,11 +100,14 @@ def load(path: Path) -> Calibration | None:
     """A stored calibration, ``None`` when there is none that can be used."""
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict) or data.get("format") != _FORMAT or not isinstance(data.get("knee"), int):
+        if not isinstance(data, dict) or data.get("format") != _FORMAT:
             raise ValueError("unknown form")
-        if not LEAST_KNEE <= data["knee"] <= SIZES[-1]:
+        knee, seconds = data["knee"], data["knee_seconds"]
+        if not (isinstance(knee, int) and KNEE_STEPS[0].tokens <= knee <= KNEE_STEPS[-1].tokens):
             raise ValueError("knee out of bounds")
-        return Calibration(data["knee"], Cost.from_dict(data["cost"]))
+        if not (isinstance(seconds, float) and 0 < seconds < 3600):
+            raise ValueError("seconds out of bounds")
+        return Calibration(knee, seconds, Cost.from_dict(data["cost"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, AttributeError, HeadraceError) as error:
@@ -127,7 +117,12 @@ def load(path: Path) -> Calibration | None:
 
 def save(path: Path, calibration: Calibration) -> None:
     """Store a calibration whole or not at all; a folder that can't be written only costs the next start its measuring."""
-    data = {"format": _FORMAT, "knee": calibration.knee, "cost": calibration.cost.to_dict()}
+    data = {
+        "format": _FORMAT,
+        "knee": calibration.knee,
+        "knee_seconds": calibration.knee_seconds,
+        "cost": calibration.cost.to_dict(),
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:

@@ -115,7 +115,7 @@ class RequestStream(AsyncIterator[list[TokenOutput]]):
 class EngineClient:
     """One engine process, seen from an asyncio program. Not thread-safe: use it from its event loop only.
 
-    ``on_death`` is called once, with the ``engine_dead`` error, when the engine ends without having been told to.
+    ``on_death`` is called once, with the ``engine_dead`` error, when an engine that had started ends without having been told to.
     ``command`` starts the engine process; it gets the number of its end of the socket as last argument.
     """
 
@@ -284,7 +284,7 @@ class EngineClient:
             self._started.set_exception(HeadraceError(code, self._dead.message))
         for stream in list(self._streams.values()):
             stream._fail(HeadraceError("engine_dead", self._dead.message))
-        if not self._leaving and self._on_death is not None:
+        if self._ready is not None and not self._leaving and self._on_death is not None:
             self._on_death(self._dead)
 
 
