@@ -8,6 +8,8 @@ accepted once is accepted always: the size of the source, its nesting, and llgui
 from __future__ import annotations
 
 import json
+import math
+import re
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -18,28 +20,31 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.engine.sampling_params import GrammarSpec
 from headrace.errors import HeadraceError
+from headrace.text.grammar_spec import GrammarSpec
 from headrace.text.tokenizer import Tokenizer
 
 # Unbounded white space lets a small model write blanks for ever; this is room for 24 columns of indentation.
 _JSON_OPTIONS = {"whitespace_pattern": r"[ \n\r\t]{0,24}", "lenient": False}
+_PROBE_STEPS = 4
+MAX_MULTIPLE = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class GrammarLimits:
     """``source_bytes`` and ``depth`` bound the request, ``choices`` the alternatives of one choice or enum.
 
-    The rest is llguidance's: ``lexer_fuel`` for building the lexer (50,000 a ms), ``step_fuel`` and ``step_items`` for
-    one mask, ``lexer_states`` (1–2 kB each), ``grammar_size`` in symbols. ``cached`` compiled grammars are kept.
+    The rest is llguidance's: ``lexer_fuel`` for building the lexer (50,000 a ms), ``step_fuel``, ``step_items`` and
+    ``row_items`` for one mask, ``lexer_states`` (1–2 kB each), ``grammar_size`` in symbols. ``cached`` compiled grammars are kept.
     """
 
     source_bytes: int = 64 * 1024
     depth: int = 48
     choices: int = 4096
-    lexer_fuel: int = 2_000_000
-    step_fuel: int = 500_000
+    lexer_fuel: int = 400_000
+    step_fuel: int = 200_000
     step_items: int = 50_000
+    row_items: int = 10_000
     lexer_states: int = 20_000
     grammar_size: int = 100_000
     cached: int = 64
@@ -155,14 +160,7 @@ class GrammarCompiler:
         matcher = llguidance.LLMatcher(self.prepare(), source, log_level=0, limits=self._parser_limits())
         if matcher.is_error():
             raise HeadraceError("invalid_grammar", _readable(matcher.get_error()), param=param)
-        # The first mask is where an expensive lexer shows: let it fail here, as a refusal, and not in a step.
-        probe = matcher.deep_copy()
-        out = np.zeros(self.words, dtype=np.uint32)
-        probe.unsafe_compute_mask_ptr(out.ctypes.data, out.nbytes)
-        if probe.is_error():
-            raise HeadraceError("invalid_grammar", _readable(probe.get_error()), param=param)
-        if not out.any():
-            raise HeadraceError("invalid_grammar", "no text at all satisfies the grammar", param=param)
+        self._probe(matcher.deep_copy(), param)
         compiled = CompiledGrammar(spec, self.words, matcher)
         with self._lock:
             self._cache[spec] = compiled
@@ -170,12 +168,26 @@ class GrammarCompiler:
                 self._cache.popitem(last=False)
         return compiled
 
+    def _probe(self, matcher: llguidance.LLMatcher, param: str) -> None:
+        """Make the first masks, where an expensive lexer or a wide grammar shows: better a refusal now than in a step."""
+        out = np.zeros(self.words, dtype=np.uint32)
+        for step in range(_PROBE_STEPS):
+            matcher.unsafe_compute_mask_ptr(out.ctypes.data, out.nbytes)
+            words = np.flatnonzero(out)
+            if matcher.is_error() or (step == 0 and not words.size):
+                raise HeadraceError("invalid_grammar", _readable(matcher.get_error()), param=param)
+            if matcher.is_accepting() or not words.size:
+                return
+            value = int(out[words[0]])
+            matcher.consume_token(int(words[0]) * 32 + (value & -value).bit_length() - 1)
+
     def _parser_limits(self) -> llguidance.LLParserLimits:
         limits = self.limits
         return llguidance.LLParserLimits(
             initial_lexer_fuel=limits.lexer_fuel,
             step_lexer_fuel=limits.step_fuel,
             step_max_items=limits.step_items,
+            max_items_in_row=limits.row_items,
             max_lexer_states=limits.lexer_states,
             max_grammar_size=limits.grammar_size,
             verbose_errors=False,
@@ -212,8 +224,11 @@ def check_source(spec: GrammarSpec, limits: GrammarLimits, param: str = "respons
             _check_choice(value, param)
         elif not isinstance(value, dict | bool):
             raise HeadraceError("invalid_grammar", "a schema must be an object or a boolean", param=param)
-    elif _nesting(spec.source) > limits.depth:
-        raise HeadraceError("invalid_grammar", f"brackets nest deeper than {limits.depth}", param=param)
+    else:
+        if _nesting(spec.source) > limits.depth:
+            raise HeadraceError("invalid_grammar", f"brackets nest deeper than {limits.depth}", param=param)
+        if spec.kind == "lark":
+            _check_embedded(spec.source, param)
 
 
 def _decode(source: str, param: str) -> Any:
@@ -237,10 +252,33 @@ def _check_tree(value: Any, limits: GrammarLimits, param: str) -> None:
                 inner += entry
             elif isinstance(entry, dict):
                 inner += entry.values()
+                _check_multiple(entry.get("multipleOf"), param)
         if not inner:
             return
         level = inner
     raise HeadraceError("invalid_grammar", f"the source nests deeper than {limits.depth}", param=param)
+
+
+def _check_multiple(value: Any, param: str) -> None:
+    """Bound ``multipleOf``: its automaton has a state for each remainder and its making takes no fuel (1,000,003: 12 s)."""
+    if isinstance(value, int | float) and not (value >= 1 and value == int(value) and value <= MAX_MULTIPLE):
+        digits = f"{value:.4f}".rstrip("0")
+        if not (0.0001 <= value < 1 and math.isclose(float(digits), value) and int(digits[2:]) <= MAX_MULTIPLE):
+            message = f"multipleOf must be an integer from 1 to {MAX_MULTIPLE}, or below 1 with at most four decimals"
+            raise HeadraceError("invalid_grammar", message, param=param)
+
+
+def _check_embedded(source: str, param: str) -> None:
+    """The same bound for schemas inside a Lark grammar, whose keys can't hide behind escapes."""
+    if "%json" not in source and "%llguidance" not in source:
+        return
+    if re.search(r"\\u(?!00[01])", source):
+        raise HeadraceError("invalid_grammar", "a schema inside a grammar must not use \\u escapes", param=param)
+    for match in re.finditer(r'"multipleOf"\s*:\s*([^,}\s]*)', source):
+        try:
+            _check_multiple(float(match[1]), param)
+        except ValueError:
+            raise HeadraceError("invalid_grammar", "multipleOf must be a number", param=param) from None
 
 
 def _check_choice(value: Any, param: str) -> None:
@@ -274,5 +312,7 @@ def _choice_grammar(source: str) -> str:
 
 def _readable(error: str) -> str:
     """The compiler's message in one line of bounded length."""
-    line = " ".join(error.split())
+    line = " ".join(error.replace("<non-verbose/>", "").split())
+    if line.startswith("NoExtension"):
+        return "no text at all satisfies the grammar"
     return line[:400] if line else "the grammar can't be compiled within the limits"

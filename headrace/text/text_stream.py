@@ -36,7 +36,18 @@ class TextStream:
     that end together, the longer one), however the ids were divided into pushes. ``include_stop`` keeps the stop string.
     """
 
-    __slots__ = ("_decoder", "_finished", "_firsts", "_held", "_include_stop", "_length", "_prefixes", "_skipped", "_stop", "_token_bytes")
+    __slots__ = (
+        "_decoder",
+        "_finished",
+        "_firsts",
+        "_held",
+        "_include_stop",
+        "_length",
+        "_prefixes",
+        "_skipped",
+        "_stop",
+        "_token_bytes",
+    )
 
     def __init__(
         self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), *, include_stop: bool = False, skip_special: bool = True
