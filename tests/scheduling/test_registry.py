@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from headrace.errors import HeadraceError
-from headrace.scheduling.composer import POLICIES, first_come
+from headrace.scheduling.composer import POLICIES
 from headrace.scheduling.registry import Registry
-from headrace.scheduling.settings import SchedulingSettings
 
 
 def test_names_and_choices() -> None:
@@ -20,26 +19,3 @@ def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(HeadraceError, match="did you mean 'prompts_whole_first'") as caught:
         POLICIES.get("prompt_whole_first")
     assert (caught.value.code, caught.value.param) == ("invalid_setting", "policy")
-
-
-def test_settings_take_their_choices_from_it() -> None:
-    assert POLICIES.get(SchedulingSettings().policy) is first_come
-    with pytest.raises(HeadraceError, match="policy must be one of fcfs, prompts_whole_first"):
-        SchedulingSettings(policy="lifo")
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("step_tokens", 15),
-        ("step_tokens", 8193),
-        ("gap_target_ms", 0),
-        ("max_running", 0),
-        ("max_waiting", 0),
-        ("max_logit_rows", 15),
-    ],
-)
-def test_bounds(field: str, value: int) -> None:
-    with pytest.raises(HeadraceError) as caught:
-        SchedulingSettings(**{field: value})  # type: ignore[arg-type]
-    assert caught.value.param == field

@@ -111,7 +111,7 @@ def test_knee_is_near_the_best_of_all_sizes(weights: tuple[float, float, float],
     gap = gap_ms / 1000 if gap_ms is not None else None
     prompts = [Arrival(0.0, spread(generator, 600), 1) for _ in range(60)]
     throughput: dict[int, float] = {}
-    for tokens in range(16, 1025, 16):
+    for tokens in (*range(16, 257, 16), *range(288, 1025, 64)):
         if gap is not None and truth.predict(tokens, 600 * tokens, 1) > gap:
             continue
         options = SchedulingSettings(step_tokens=tokens, max_logit_rows=256)
@@ -122,35 +122,25 @@ def test_knee_is_near_the_best_of_all_sizes(weights: tuple[float, float, float],
     assert gap is None or chosen.seconds <= gap * 1.001
 
 
-def test_knee_of_flat_and_impossible_machines() -> None:
-    flat = [StepSample(size, size * 1e-3) for size in (16, 64, 256)]
-    assert find_knee(flat).tokens == 16
-    assert find_knee(flat, gap_seconds=1e-3).tokens == 16
-    fixed = [StepSample(size, 1.0) for size in (16, 64, 256)]
-    assert find_knee(fixed).tokens == 256
-    outlier = [StepSample(16, 0.016), StepSample(64, 0.9), StepSample(64, 0.032), StepSample(128, 0.0625)]
-    assert find_knee(outlier).tokens == 64
-    with pytest.raises(ValueError, match="no calibration samples"):
-        find_knee([])
-
-
 def test_time_budget_beats_a_static_one_over_mixed_contexts() -> None:
-    """Contexts of up to 4,000: the static size must be set for the worst of them, the time budget adapts."""
-    truth = machine(*TWO_CORES, pair=3e-7)
+    """Each tenth prompt is long. A static size must be set for it, the time budget adapts (base cost of 45 tokens here)."""
+    truth = machine(9e-3, 1e-4, 1e-4, pair=1e-7)
     generator = random.Random(9)
-    arrivals = [Arrival(0.0, 3000, 600)]
-    arrivals += [Arrival(0.5 + i * 0.05, generator.choice((200, 250, 300, 300, 350, 400, 400, 3600)), 12) for i in range(120)]
-    gap = 50
-    static: dict[int, Trace] = {}
+    arrivals = [
+        Arrival(0.0, spread(generator, 3600) if generator.random() < 0.1 else spread(generator, 250, 16), spread(generator, 30, 2))
+        for _ in range(120)
+    ]
+    gap = 0.03
+    fitting: list[float] = []
     for tokens in range(16, 129, 8):
-        options = SchedulingSettings(step_tokens=tokens)
-        trace = simulate(scheduler(8000, options, truth), arrivals, truth)
-        if percentile(trace.gaps(), 99) <= gap / 1000:
-            static[tokens] = trace
-    timed = simulate(scheduler(8000, SchedulingSettings(step_tokens=128, gap_target_ms=gap), truth), arrivals, truth)
-    late = sum(value > gap / 1000 for value in timed.gaps()) / len(timed.gaps())
-    assert late < 0.01
-    assert timed.throughput >= 1.1 * max(trace.throughput for trace in static.values())
+        engine = scheduler(8000, SchedulingSettings(step_tokens=tokens), truth)
+        trace = simulate(engine, arrivals, truth, clients=6)
+        if percentile(trace.gaps(), 99) <= gap:
+            fitting.append(trace.throughput)
+    engine = scheduler(8000, SchedulingSettings(step_tokens=256, gap_target_ms=30), truth)
+    timed = simulate(engine, arrivals, truth, clients=6)
+    assert sum(value > gap * 1.0001 for value in timed.gaps()) < 0.01 * len(timed.gaps())
+    assert timed.throughput >= 1.1 * max(fitting)
 
 
 def test_more_streams_than_budget_take_turns() -> None:
