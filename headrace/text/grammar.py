@@ -25,7 +25,7 @@ from headrace.text.grammar_spec import GrammarSpec
 from headrace.text.tokenizer import Tokenizer
 
 # Unbounded white space lets a small model write blanks for ever; this is room for 24 columns of indentation.
-_JSON_OPTIONS = {"whitespace_pattern": r"[ \n\r\t]{0,24}", "lenient": False}
+_JSON_OPTIONS: Any = {"whitespace_pattern": r"[ \n\r\t]{0,24}", "lenient": False}
 _PROBE_STEPS = 4
 MAX_MULTIPLE = 1000
 

@@ -11,12 +11,24 @@ _KEY, _COLON, _VALUE, _COMMA, _DONE, _FAILED = range(6)
 class ObjectScanner:
     """Fed with pieces of text that begin with ``{``.
 
-    ``name`` is the string member ``name_key`` once it is complete; ``arguments`` the raw text so far of the member
-    ``arguments_key``, which must be an object. It looks at structure only: what is inside a value is not checked
+    ``name`` is the string member ``name_key`` once it is complete; :meth:`take` gives the raw text of the member
+    ``arguments_key``, which must be an object, as it grows. It looks at structure only: what is inside a value is not checked
     beyond brackets and strings.
     """
 
-    __slots__ = ("_arguments_key", "_depth", "_escaped", "_in_string", "_key", "_name_key", "_state", "_token", "arguments", "name")
+    __slots__ = (
+        "_arguments_key",
+        "_depth",
+        "_escaped",
+        "_fresh",
+        "_in_string",
+        "_key",
+        "_name_key",
+        "_state",
+        "_token",
+        "has_arguments",
+        "name",
+    )
 
     def __init__(self, name_key: str, arguments_key: str) -> None:
         self._name_key = name_key
@@ -28,7 +40,8 @@ class ObjectScanner:
         self._token = ""
         self._key = ""
         self.name: str | None = None
-        self.arguments = ""
+        self.has_arguments = False
+        self._fresh: list[str] = []
 
     @property
     def done(self) -> bool:
@@ -48,6 +61,12 @@ class ObjectScanner:
                 return index + 1
         return len(text)
 
+    def take(self) -> str:
+        """The part of the arguments' raw text that was not taken yet."""
+        text = "".join(self._fresh)
+        self._fresh.clear()
+        return text
+
     def _step(self, char: str) -> None:
         if self._depth == 0:
             self._depth, self._state = 1, (_KEY if char == "{" else _FAILED)
@@ -61,7 +80,7 @@ class ObjectScanner:
 
     def _string_step(self, char: str) -> None:
         if self._state == _VALUE and self._key == self._arguments_key and self._depth > 1:
-            self.arguments += char
+            self._fresh.append(char)
         if self._escaped:
             self._escaped = False
         elif char == "\\":
@@ -102,14 +121,15 @@ class ObjectScanner:
 
     def _begin_value(self, char: str) -> None:
         wants_object, wants_string = self._key == self._arguments_key, self._key == self._name_key
-        if wants_string or (wants_object and (char != "{" or self.arguments)):
+        if wants_string or (wants_object and (char != "{" or self.has_arguments)):
             self._state = _FAILED
             return
         self._token = char
         if char in "{[":
             self._depth += 1
         if wants_object:
-            self.arguments = char
+            self.has_arguments = True
+            self._fresh.append(char)
 
     def _value_step(self, char: str) -> None:
         """Inside a value that is not a plain string at depth 1."""
@@ -122,7 +142,7 @@ class ObjectScanner:
                 self._token += char
             return
         if self._key == self._arguments_key:
-            self.arguments += char
+            self._fresh.append(char)
         if char == '"':
             self._in_string = True
         elif char in "{[":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from headrace.text.tokenizer import Tokenizer
@@ -34,6 +34,7 @@ class TextStream:
 
     The joined deltas are exactly ``tokenizer.decode(all ids)``, cut at the stop string that is complete first (of two
     that end together, the longer one), however the ids were divided into pushes. ``include_stop`` keeps the stop string.
+    ``keep``: special ids that are text here (a tool dialect's own).
     """
 
     __slots__ = (
@@ -50,10 +51,16 @@ class TextStream:
     )
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), *, include_stop: bool = False, skip_special: bool = True
+        self,
+        tokenizer: Tokenizer,
+        stop: tuple[str, ...] = (),
+        *,
+        include_stop: bool = False,
+        skip_special: bool = True,
+        keep: Collection[int] = (),
     ) -> None:
         self._token_bytes = tokenizer.token_bytes
-        self._skipped = tokenizer.special_ids if skip_special else frozenset[int]()
+        self._skipped = tokenizer.special_ids.difference(keep) if skip_special else frozenset[int]()
         self._stop = tuple(text for text in stop if text)
         self._include_stop = include_stop
         self._prefixes = frozenset(text[:length] for text in self._stop for length in range(1, len(text)))

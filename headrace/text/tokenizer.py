@@ -23,7 +23,8 @@ class TokenizerParts:
 
     ``tokens`` is indexed by id, ``None`` where an id is unused. ``specials`` are matched only where a template (or the
     caller, by id) put them; ``literals`` are added tokens that ordinary text may hit (runs of spaces, HTML tags).
-    ``byte_level``: pieces are spelt in GPT-2's printable byte alphabet; else SentencePiece's, where ``<0x41>`` is a byte.
+    ``byte_level``: pieces are spelt in GPT-2's printable byte alphabet; else SentencePiece's, where ``<0x41>`` is a byte. ``fast_inner``: for the pieces of
+    a template that don't begin the text, where that makes a difference.
     """
 
     fast: FastTokenizer
@@ -37,6 +38,7 @@ class TokenizerParts:
     add_bos: bool = False
     add_space_prefix: bool = False
     chat_template: str | None = None
+    fast_inner: FastTokenizer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,9 @@ class Tokenizer:
 
     def __init__(self, parts: TokenizerParts) -> None:
         self._fast = parts.fast
-        self._fast.encode_special_tokens = True
+        self._inner = parts.fast_inner or parts.fast
+        for fast in (self._fast, self._inner):
+            fast.encode_special_tokens = True
         self._tokens = parts.tokens
         self._specials = {special.token_id: special for special in parts.specials}
         self._ids = first_ids(parts.tokens)
@@ -123,7 +127,8 @@ class Tokenizer:
             if isinstance(piece, int):
                 ids.append(piece)
             elif piece:
-                ids.extend(self.encode(piece))
+                fast = self._inner if ids else self._fast
+                ids.extend(fast.encode(_checked(piece), add_special_tokens=False).ids)
         if self.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
         return ids

@@ -6,13 +6,15 @@ import json
 import re
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from headrace.text.json_scan import ObjectScanner
 from headrace.text.tool_dialects import Dialect
 
 
-class CallDelta(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CallDelta:
     """A piece of call ``index``. ``id`` and ``name`` come once, in its first piece; ``arguments`` pieces join to JSON."""
 
     index: int
@@ -66,10 +68,8 @@ class ToolCallStream:
         self._held = ""
         self._raw = ""
         self._scanner = ObjectScanner("name", dialect.arguments_key)
-        self._sent_arguments = 0
         self._open = False
         self._calls = 0
-        self._wrote = False
         self._content: list[str] = []
         self._pieces: list[CallDelta] = []
 
@@ -135,13 +135,13 @@ class ToolCallStream:
         if self._held[0] == "{":
             self._state = _CALL
             self._scanner = ObjectScanner("name", self._dialect.arguments_key)
-            self._sent_arguments, self._open = 0, False
+            self._open = False
             return True
         if any(mark.startswith(self._held) for mark in self._marks):
             return False
         for mark in self._marks:
             if self._held.startswith(mark):
-                self._raw += mark
+                self._raw = mark if mark == self._dialect.trigger and self._calls else self._raw + mark
                 self._held = self._held[len(mark) :]
                 return True
         # Not a call after all. What stood before it is content only if it did not belong to a call.
@@ -175,20 +175,20 @@ class ToolCallStream:
             self._raw = ""
             self._state = _CONTENT
             return True
-        if not self._open and scanner.name is not None and (scanner.arguments or scanner.done):
+        if not self._open and scanner.name is not None and (scanner.has_arguments or scanner.done):
             self._pieces.append(CallDelta(self._calls, self._make_id(), scanner.name))
             self._open = True
             self._calls += 1
-        if self._open and len(scanner.arguments) > self._sent_arguments:
-            self._pieces.append(CallDelta(self._calls - 1, arguments=scanner.arguments[self._sent_arguments :]))
-            self._sent_arguments = len(scanner.arguments)
+        arguments = scanner.take() if self._open else ""
+        if arguments:
+            self._pieces.append(CallDelta(self._calls - 1, arguments=arguments))
         if scanner.done or scanner.failed:
             self._end_call()
             return True
         return False
 
     def _end_call(self) -> None:
-        if self._open and not self._scanner.arguments:
+        if self._open and not self._scanner.has_arguments:
             self._pieces.append(CallDelta(self._calls - 1, arguments="{}"))
         if not self._open:
             self._content.append(self._raw)

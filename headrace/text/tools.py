@@ -23,7 +23,7 @@ MAX_TOOLS = 128
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _FUNCTION_KEYS = ("name", "description", "parameters", "strict")
 _PREAMBLE = """\
-You can call functions to help with the user's request. The functions are listed between <tools> and </tools>, one JSON object a line:
+You can call functions to help with the user's request. They are listed between <tools> and </tools>, one JSON object a line:
 <tools>
 {tools}
 </tools>
