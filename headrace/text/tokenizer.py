@@ -23,8 +23,8 @@ class TokenizerParts:
 
     ``tokens`` is indexed by id, ``None`` where an id is unused. ``specials`` are matched only where a template (or the
     caller, by id) put them; ``literals`` are added tokens that ordinary text may hit (runs of spaces, HTML tags).
-    ``byte_level``: pieces are spelt in GPT-2's printable byte alphabet; else SentencePiece's, where ``<0x41>`` is a byte. ``fast_inner``: for the pieces of
-    a template that don't begin the text, where that makes a difference.
+    ``byte_level``: pieces are spelt in GPT-2's printable byte alphabet; else SentencePiece's, where ``<0x41>`` is a byte.
+    ``fast_inner``: for the pieces of a template that don't begin the text, where that makes a difference.
     """
 
     fast: FastTokenizer

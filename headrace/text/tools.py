@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from headrace.engine.sampling_params import GrammarSpec
+from headrace.text.grammar_spec import GrammarSpec
 from headrace.errors import HeadraceError
 from headrace.settings.nearest import suggestion
 from headrace.text.chat_template import ChatTemplate, Message
