@@ -23,6 +23,7 @@ std::int64_t now_ns() {
 }
 
 constexpr int kPausesPerLook = 16;  // pauses between two looks at the clock
+constexpr std::uint32_t kClosed = 0xffffffffu;  // a tile number that no region has
 
 std::uint64_t ticket_of(std::uint32_t region, std::uint32_t tile) { return static_cast<std::uint64_t>(region) << 32 | tile; }
 
@@ -53,8 +54,8 @@ void ThreadPool::stop_workers() {
     stopping_.store(false);
 }
 
-// A claim succeeds only while `region` is open, and an open region keeps call_, body_ and tiles_ unchanged: what was read
-// between loading the ticket and winning it belongs to that region.
+// The next region closes the ticket before it writes call_, body_ and tiles_ (release fence there, acquire fence here), so a
+// claim that wins has read the fields of its own region, however late the worker is.
 bool ThreadPool::take_tiles(std::uint32_t region, int worker) {
     bool worked = false;
     std::uint64_t ticket = ticket_.load(std::memory_order_acquire);
@@ -62,6 +63,7 @@ bool ThreadPool::take_tiles(std::uint32_t region, int worker) {
         const Call call = call_.load(std::memory_order_relaxed);
         void* body = body_.load(std::memory_order_relaxed);
         const int tiles = tiles_.load(std::memory_order_relaxed);
+        std::atomic_thread_fence(std::memory_order_acquire);
         const auto tile = static_cast<std::uint32_t>(ticket);
         if (static_cast<std::uint32_t>(ticket >> 32) != region || tile >= static_cast<std::uint32_t>(tiles)) return worked;
         if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
@@ -80,6 +82,8 @@ void ThreadPool::run(int tiles, Call call, void* body) {
         return;
     }
     const std::uint32_t region = region_.load(std::memory_order_relaxed) + 1;
+    ticket_.store(ticket_of(region, kClosed), std::memory_order_relaxed);
+    std::atomic_thread_fence(std::memory_order_release);
     done_.store(0, std::memory_order_relaxed);
     call_.store(call, std::memory_order_relaxed);
     body_.store(body, std::memory_order_relaxed);

@@ -1,0 +1,57 @@
+"""The pool runs every tile exactly once, whatever its size, and survives callers from several threads."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from headrace.kernels._native import ThreadPool
+
+
+def wanted(tiles: int, regions: int) -> list[int]:
+    counts = [0] * tiles
+    for region in range(regions):
+        for tile in range(region % tiles + 1):
+            counts[tile] += 1
+    return counts
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("tiles", [1, 2, 7, 64])
+def test_every_tile_runs_once(threads: int, tiles: int) -> None:
+    pool = ThreadPool(threads)
+    assert pool.cover(tiles, 4000) == wanted(tiles, 4000)
+
+
+def test_size_changes_between_regions() -> None:
+    pool = ThreadPool(1)
+    for threads in (2, 1, 4, 2, 2, 1, 3):
+        pool.resize(threads)
+        assert pool.threads == threads
+        assert pool.cover(9, 200) == wanted(9, 200)
+
+
+def test_several_callers_take_turns() -> None:
+    pool = ThreadPool(2)
+    with ThreadPoolExecutor(3) as callers:
+        results = list(callers.map(lambda _: pool.cover(5, 300), range(6)))
+    assert results == [wanted(5, 300)] * 6
+
+
+def test_sleeping_workers_wake() -> None:
+    import time
+
+    pool = ThreadPool(2)
+    for _ in range(20):
+        time.sleep(0.002)  # longer than workers spin
+        assert pool.cover(8, 8) == wanted(8, 8)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 257])
+def test_bounds(threads: int) -> None:
+    with pytest.raises(ValueError, match="between 1 and 256"):
+        ThreadPool(threads)
+    pool = ThreadPool(1)
+    with pytest.raises(ValueError, match="between 1 and 256"):
+        pool.resize(threads)
