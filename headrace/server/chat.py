@@ -18,6 +18,7 @@ from headrace.server.protocol.tokens import Rendered, RenderedList
 from headrace.server.rendering import json_response
 from headrace.server.requests import Call
 from headrace.server.sampling import (
+    Constraint,
     Wanted,
     check_stream_options,
     extension_grammar,
@@ -84,30 +85,32 @@ def _check(body: ChatRequest) -> None:
 def _job(service: Service, body: ChatRequest, prompt: Prompt) -> Job:
     limits = [limit for limit in (body.max_completion_tokens, body.max_tokens) if limit is not None]
     room = output_room(len(prompt.ids), min(limits, default=None), service.language.context_length, "messages")
+    constraint = _constraint(body)
     wanted = Wanted(
         max_tokens=room,
         choices=body.n or 1,
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
-        grammar=_grammar(body),
+        grammar=constraint.grammar,
     )
     return Job(
         prompt=prompt.ids,
         params=sampling_params(body, wanted, service.language.tokenizer.vocab_size),
         stop=stop_strings(body),
         deadline=body.deadline_ms / 1000 if body.deadline_ms is not None else None,
+        grammar_param=constraint.param,
     )
 
 
-def _grammar(body: ChatRequest) -> GrammarSpec | None:
+def _constraint(body: ChatRequest) -> Constraint:
     """The one constraint on the output; a format and an extension can't both be set."""
     extension = extension_grammar(body)
     wanted = body.response_format
-    if isinstance(wanted, JsonObjectFormat | JsonSchemaFormat) and extension is not None:
+    if isinstance(wanted, JsonObjectFormat | JsonSchemaFormat) and extension.grammar is not None:
         problem = "'response_format' can't be combined with 'regex', 'choice' or 'grammar'."
         raise HeadraceError("invalid_value", problem, param="response_format")
     if isinstance(wanted, JsonObjectFormat):
-        return GrammarSpec("json_object", "")
+        return Constraint(GrammarSpec("json_object", ""), "response_format")
     if isinstance(wanted, JsonSchemaFormat):
-        return GrammarSpec("json_schema", json.dumps(wanted.json_schema.schema))
+        return Constraint(GrammarSpec("json_schema", json.dumps(wanted.json_schema.schema)), "response_format")
     return extension

@@ -80,7 +80,7 @@ def _check(body: CompletionRequest) -> None:
 def _jobs(service: Service, body: CompletionRequest, prompts: list[Prompt], choices: int) -> list[Job]:
     """One job a prompt. Prompts without a given seed get one each, so that equal prompts differ as separate calls would."""
     language = service.language
-    grammar = extension_grammar(body)
+    constraint = extension_grammar(body)
     ranked = body.best_of is not None and body.best_of > (body.n or 1)
     prompt_logprobs = body.prompt_logprobs
     if body.echo and body.logprobs is not None:
@@ -94,7 +94,7 @@ def _jobs(service: Service, body: CompletionRequest, prompts: list[Prompt], choi
             choices=choices,
             top_logprobs=0 if ranked and body.logprobs is None else body.logprobs,
             prompt_logprobs=prompt_logprobs,
-            grammar=grammar,
+            grammar=constraint.grammar,
         )
         jobs.append(
             Job(
@@ -103,6 +103,7 @@ def _jobs(service: Service, body: CompletionRequest, prompts: list[Prompt], choi
                 stop=stop_strings(body),
                 deadline=body.deadline_ms / 1000 if body.deadline_ms is not None else None,
                 first_index=number * choices,
+                grammar_param=constraint.param,
             )
         )
     return jobs

@@ -21,13 +21,17 @@ from headrace.text.text_stream import TextStream
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One prompt of a call. Its choices get the indices ``first_index`` and up. ``deadline`` in seconds from now."""
+    """One prompt of a call. Its choices get the indices ``first_index`` and up. ``deadline`` in seconds from now.
+
+    ``grammar_param``: the field that the parameters' grammar came from, for the engine's refusal of it.
+    """
 
     prompt: list[int]
     params: SamplingParams
     stop: tuple[str, ...] = ()
     deadline: float | None = None
     first_index: int = 0
+    grammar_param: str | None = None
 
 
 @dataclass(slots=True)
@@ -129,17 +133,22 @@ class Generation:
 
     async def __anext__(self) -> list[Piece]:
         while not self.done:
-            if len(self._running) == 1:
-                try:
-                    outputs = await anext(self._running[0].stream)
-                except StopAsyncIteration:
-                    raise internal_error() from None
-                pieces = self._take(0, outputs)
-            else:
-                pieces = await self._next_of_many()
+            try:
+                pieces = await (self._next_of_one() if len(self._running) == 1 else self._next_of_many())
+            except HeadraceError as error:
+                if error.code == "invalid_grammar":
+                    raise HeadraceError(error.code, error.message, param=self._jobs[0].grammar_param) from None
+                raise
             if pieces:
                 return pieces
         raise StopAsyncIteration
+
+    async def _next_of_one(self) -> list[Piece]:
+        try:
+            outputs = await anext(self._running[0].stream)
+        except StopAsyncIteration:
+            raise internal_error() from None
+        return self._take(0, outputs)
 
     async def _next_of_many(self) -> list[Piece]:
         entries = [await self._queue.get()]

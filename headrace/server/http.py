@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -74,8 +75,9 @@ class GuardedProtocol(HttpToolsProtocol):
         error = table_error("headers_too_large") if too_large else HeadraceError("invalid_value", "The request is not valid HTTP.")
         body = error_body(error)
         status = error.kind.status
-        head = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-        self.transport.write(head % (status, _REASONS[status], len(body)) + body)
+        head = b"HTTP/1.1 %d %b\r\nx-request-id: %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+        head %= status, _REASONS[status], secrets.token_hex(16).encode(), len(body)
+        self.transport.write(head + b"connection: close\r\n\r\n" + body)
         self.transport.close()
 
     def _arm(self) -> None:

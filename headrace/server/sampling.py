@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from headrace.engine.sampling_params import GrammarSpec, SamplingParams
 from headrace.errors import HeadraceError
@@ -68,16 +69,25 @@ def stop_strings(body: SamplingBody) -> tuple[str, ...]:
     return (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
 
 
-def extension_grammar(body: SamplingBody) -> GrammarSpec | None:
+class Constraint(NamedTuple):
+    """A grammar and the field it came from."""
+
+    grammar: GrammarSpec | None
+    param: str | None
+
+
+def extension_grammar(body: SamplingBody) -> Constraint:
     """The constraint of ``regex``, ``choice`` or ``grammar``; at most one of them may be set."""
     given = [name for name in ("regex", "choice", "grammar") if getattr(body, name) is not None]
     if len(given) > 1:
         raise HeadraceError("invalid_value", f"'{given[1]}' can't be combined with '{given[0]}'.", param=given[1])
     if body.regex is not None:
-        return GrammarSpec("regex", body.regex)
+        return Constraint(GrammarSpec("regex", body.regex), "regex")
     if body.choice is not None:
-        return GrammarSpec("choice", json.dumps(body.choice))
-    return GrammarSpec("lark", body.grammar) if body.grammar is not None else None
+        return Constraint(GrammarSpec("choice", json.dumps(body.choice)), "choice")
+    if body.grammar is not None:
+        return Constraint(GrammarSpec("lark", body.grammar), "grammar")
+    return Constraint(None, None)
 
 
 def check_stream_options(body: SamplingBody) -> None:

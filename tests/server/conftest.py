@@ -30,6 +30,7 @@ class Running:
     lines: list[str] = field(default_factory=list)
     url: str = ""
     key: str | None = None
+    reader: threading.Thread = field(default_factory=threading.Thread)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -74,10 +75,14 @@ class Running:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(15)
+            self.process.wait(15)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            return self.process.wait()
+            self.process.wait()
+        self.reader.join(5)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return self.process.returncode
 
 
 def launch(command: list[str], key: str | None = None) -> Running:
@@ -90,13 +95,15 @@ def launch(command: list[str], key: str | None = None) -> Running:
         for line in process.stderr:
             running.lines.append(line.rstrip())
 
-    threading.Thread(target=read, daemon=True).start()
+    running.reader = threading.Thread(target=read, daemon=True)
+    running.reader.start()
     until = time.monotonic() + 60
     while not running.url:
         found = [line for line in running.lines if "listening on" in line]
         if found:
             running.url = found[0].split()[-1]
-        assert process.poll() is None and time.monotonic() < until, "\n".join(running.lines)
+        alive = process.poll() is None and time.monotonic() < until
+        assert alive, "\n".join(running.lines)
         time.sleep(0.02)
     return running
 
@@ -106,26 +113,35 @@ def wait_ready(running: Running) -> Running:
     return running
 
 
-def launch_echo(pace: float = 0.005, key: str | None = None, **options: Any) -> Running:
-    command = [sys.executable, str(HERE / "echo_server.py"), str(pace), json.dumps({"port": 0, **options})]
+def launch_server(engine: str | float = 0.005, key: str | None = None, **options: Any) -> Running:
+    """A ready server over the real engine (``"real"``) or the echo engine (seconds a token)."""
+    command = [sys.executable, str(HERE / "run_server.py"), str(engine), json.dumps({"port": 0, **options})]
     return wait_ready(launch(command, key))
 
 
 @pytest.fixture(scope="session")
 def echo() -> Iterator[Running]:
     """A server over the echo engine that nobody may break."""
-    running = launch_echo()
+    running = launch_server()
+    yield running
+    assert running.stop() == 0, "\n".join(running.lines)
+
+
+@pytest.fixture(scope="session")
+def real() -> Iterator[Running]:
+    """The server over the real engine and SmolLM2, started once; nobody may break it."""
+    running = launch_server("real")
     yield running
     assert running.stop() == 0, "\n".join(running.lines)
 
 
 @pytest.fixture
-def own_echo() -> Iterator[Callable[..., Running]]:
-    """Makes servers over the echo engine that the test may break."""
+def own() -> Iterator[Callable[..., Running]]:
+    """Makes servers that the test may break."""
     made: list[Running] = []
 
     def make(**options: Any) -> Running:
-        made.append(launch_echo(**options))
+        made.append(launch_server(**options))
         return made[-1]
 
     yield make

@@ -1,4 +1,7 @@
-"""The real server process over the echo engine: ``echo_server.py PACE '{"port": 0, ...}'``."""
+"""The real server process: ``run_server.py ENGINE '{"port": 0, ...}'``.
+
+ENGINE is ``real``, or the echo engine's seconds a token.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ ENGINE = Path(__file__).with_name("echo_engine.py")
 class EchoClient(EngineClient):
     """Starts the echo engine instead of the real one."""
 
-    command: ClassVar[tuple[str, ...]] = (sys.executable, str(ENGINE), sys.argv[1] if len(sys.argv) > 1 else "0.01")
+    command: ClassVar[tuple[str, ...]] = (sys.executable, str(ENGINE), sys.argv[1])
 
 
 class Given:
@@ -29,7 +32,7 @@ class Given:
     def __init__(self, options: dict[str, Any]) -> None:
         self._objects = {
             ServerSettings: ServerSettings(**options),
-            EngineSettings: EngineSettings(),
+            EngineSettings: EngineSettings(pool_mib=256),
             SchedulingSettings: SchedulingSettings(),
         }
 
@@ -38,4 +41,5 @@ class Given:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(Given(json.loads(sys.argv[2])), create_app, EchoClient))
+    kind = EngineClient if sys.argv[1] == "real" else EchoClient
+    sys.exit(serve(Given(json.loads(sys.argv[2])), create_app, kind))
