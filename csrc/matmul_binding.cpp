@@ -7,6 +7,7 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <string>
@@ -30,6 +31,8 @@ using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::c
 using Result = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 using Source = std::tuple<Bytes, std::string, int, int, std::optional<Order>>;
 
+constexpr std::size_t kMaxProductRows = 1u << 20;
+
 Result new_matrix(std::size_t rows, std::size_t columns) {
     auto* data = new float[rows * columns];
     nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
@@ -46,17 +49,40 @@ std::unique_ptr<PackedMatrix> pack(const std::vector<Source>& sources, ThreadPoo
     return pack_matrix(pool, views, interleave);
 }
 
-Result product(const PackedMatrix& matrix, const Matrix& x, ThreadPool& pool, int repeat) {
+void check_rows(const PackedMatrix& matrix, const Matrix& x) {
     if (x.shape(1) != static_cast<std::size_t>(matrix.inputs())) throw std::invalid_argument("x has not the matrix's inputs");
-    if (repeat < 1) throw std::invalid_argument("repeat must be at least 1");
+    if (x.shape(0) > kMaxProductRows) throw std::invalid_argument("x has too many rows");
+}
+
+Result product(const PackedMatrix& matrix, const Matrix& x, ThreadPool& pool) {
+    check_rows(matrix, x);
     const auto rows = static_cast<int>(x.shape(0)), columns = matrix.columns();
     Result out = new_matrix(x.shape(0), static_cast<std::size_t>(columns));
     float* to = out.data();
     nb::gil_scoped_release release;
     RowBuffer buffer(rows, matrix.inputs());
     const Rows view = buffer.load(x.data(), matrix.needs_planes());
-    for (int i = 0; i < repeat; ++i) matmul(kernels(), pool, matrix, view, to, static_cast<std::size_t>(columns));
+    matmul(kernels(), pool, matrix, view, to, static_cast<std::size_t>(columns));
     return out;
+}
+
+// Seconds for `repeat` rounds over the matrices (of one shape), each multiplied by the same rows: more matrices than the
+// caches hold make the round read its weights from memory, as a step does.
+double time_products(const std::vector<const PackedMatrix*>& matrices, const Matrix& x, ThreadPool& pool, int repeat) {
+    if (matrices.empty() || repeat < 1) throw std::invalid_argument("nothing to time");
+    for (const PackedMatrix* matrix : matrices) check_rows(*matrix, x);
+    const auto columns = static_cast<std::size_t>(matrices.front()->columns());
+    for (const PackedMatrix* matrix : matrices)
+        if (matrix->columns() != matrices.front()->columns()) throw std::invalid_argument("the matrices differ in shape");
+    const std::vector<float> values(x.data(), x.data() + x.size());
+    std::vector<float> out(x.shape(0) * columns);
+    nb::gil_scoped_release release;
+    RowBuffer buffer(static_cast<int>(x.shape(0)), static_cast<int>(x.shape(1)));
+    const Rows view = buffer.load(values.data(), true);
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < repeat; ++i)
+        for (const PackedMatrix* matrix : matrices) matmul(kernels(), pool, *matrix, view, out.data(), columns);
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 Result dequantize(const PackedMatrix& matrix, const Order& columns) {
@@ -102,6 +128,8 @@ void bind_tables(nb::module_& m) {
 
 void bind_matmul(nb::module_& m) {
     bind_tables(m);
+    m.def("time_products", &time_products, nb::arg("matrices"), nb::arg("x"), nb::arg("pool"), nb::arg("repeat"),
+          "Seconds for `repeat` rounds of products of the same rows with each matrix.");
     nb::class_<ThreadPool>(m, "ThreadPool", "Threads that take small tiles from a counter; the caller is one of them.")
         .def(nb::init<int>(), nb::arg("threads"))
         .def_prop_ro("threads", &ThreadPool::threads)
@@ -119,7 +147,7 @@ void bind_matmul(nb::module_& m) {
         .def_prop_ro("column_starts", &PackedMatrix::column_starts)
         .def_prop_ro("source_rows", &PackedMatrix::source_rows)
         .def_prop_ro("interleaved", &PackedMatrix::interleaved)
-        .def("matmul", &product, nb::arg("x"), nb::arg("pool"), nb::arg("repeat") = 1)
+        .def("matmul", &product, nb::arg("x"), nb::arg("pool"))
         .def("dequantize", &dequantize, nb::arg("columns"));
 }
 
