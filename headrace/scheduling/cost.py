@@ -20,6 +20,7 @@ _ANCHOR = 1e-4  # information that always pulls to the present coefficients: une
 _FIRST_GUESS = (5e-3, 1e-4, 3e-4, 0.0, 3e-7, 1e-4)  # seconds; before anything was measured
 _EAGER = 64  # observations after which the equations are solved only every _SOLVE_EVERY-th time
 _SOLVE_EVERY = 8
+_PACE_RATE = 0.1  # how fast the speed of the machine as a whole is followed
 _CLIP = 3.0  # residuals beyond this many typical ones count less and less (Huber)
 _RECENT = 1000
 _FORMAT = 1
@@ -43,17 +44,19 @@ class Cost:
 
     ``tokens``: rows computed; ``pairs``: query-key pairs, the sum over rows of the keys they see; ``rows``: rows through the
     head. Recursive least squares with forgetting on relative errors, kept as normal equations so that the non-negative
-    solution is exact. A step that took far longer than foreseen (its thread was preempted) has little weight, a lasting
-    change of speed is learnt all the same, because then such steps become typical.
+    solution is exact. A common factor, the pace, follows the speed of the whole machine within some tens of steps (others use
+    its cores, its clock drops), while the proportions between the terms are learnt slowly. A step that took far longer than
+    foreseen (its thread was preempted) has little weight in both, until such steps become typical.
     """
 
-    __slots__ = ("_coefficients", "_information", "_observed", "_recent", "_spread", "_target")
+    __slots__ = ("_coefficients", "_information", "_observed", "_pace", "_recent", "_spread", "_target")
 
     def __init__(self) -> None:
         self._coefficients = list(_FIRST_GUESS)
         self._information = [[0.0] * _SIZE for _ in range(_SIZE)]
         self._target = [0.0] * _SIZE
         self._observed = 0
+        self._pace = 1.0
         self._spread = 0.1
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._pull_to_present(1.0)
@@ -65,7 +68,7 @@ class Cost:
 
     def coefficients(self) -> dict[str, float]:
         """Seconds by term: base, token, token_beyond_8, token_beyond_32, pair, logit_row."""
-        return dict(zip(_NAMES, self._coefficients, strict=True))
+        return {name: self._pace * value for name, value in zip(_NAMES, self._coefficients, strict=True)}
 
     def predict(self, tokens: int, pairs: int, rows: int) -> float:
         """Expected seconds of a step."""
@@ -75,14 +78,14 @@ class Cost:
             seconds += beyond_low * (tokens - _HINGES[0])
             if tokens > _HINGES[1]:
                 seconds += beyond_high * (tokens - _HINGES[1])
-        return seconds
+        return self._pace * seconds
 
     def max_tokens_within(self, seconds: float, tokens: int, pairs: int, rows: int, start: int) -> int:
         """Most rows that a prompt chunk from position ``start`` may add to a step of ``tokens``, ``pairs``, ``rows``.
 
         Convex in the chunk, so each straight piece between hinges is a quadratic equation. 0 when the step is full already.
         """
-        left = seconds - self.predict(tokens, pairs, rows)
+        left = (seconds - self.predict(tokens, pairs, rows)) / self._pace
         if left <= 0.0:
             return 0
         _, slope, beyond_low, beyond_high, pair, _ = self._coefficients
@@ -103,18 +106,20 @@ class Cost:
         """Learn from one measured step. Raises ``ValueError`` unless ``seconds`` is positive and finite."""
         if not (seconds > 0.0 and math.isfinite(seconds)):
             raise ValueError(f"a step takes a positive time, not {seconds}")
-        predicted = self.predict(tokens, pairs, rows)
-        error = seconds / predicted - 1.0
-        self._recent.append(error)
+        predicted = max(self.predict(tokens, pairs, rows), 1e-9)
+        self._recent.append(seconds / predicted - 1.0)
         self._observed += 1
-        early = self._observed <= _SIZE * 2
-        size = abs(error)
-        clip = _CLIP * self._spread
+        early = self._observed <= 2 * _SIZE
+        error = math.log(seconds / predicted)
+        size, clip = abs(error), _CLIP * self._spread
         influence = 1.0 if early or size <= clip else clip / size
-        self._spread += 0.05 * (min(size, 2.0 * clip) - self._spread)
-        self._spread = max(self._spread, 0.01)
+        if not early:
+            self._pace *= math.exp(_PACE_RATE * influence * error)
+            self._spread = max(self._spread + 0.05 * (min(size, 2.0 * clip) - self._spread), 0.01)
         # early predictions mean nothing, so the measured time sets the scale of the error
-        self._absorb(_features(tokens, pairs, rows), seconds, influence / (seconds if early else max(predicted, 1e-7)) ** 2)
+        paced = seconds / self._pace
+        scale = paced if early else max(predicted / self._pace, 1e-7)
+        self._absorb(_features(tokens, pairs, rows), paced, influence / scale**2)
         if self._observed <= _EAGER or self._observed % _SOLVE_EVERY == 0:
             self._coefficients = _solve_non_negative(self._information, self._target, self._coefficients)
 
