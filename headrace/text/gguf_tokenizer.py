@@ -111,6 +111,7 @@ def _parts(metadata: Mapping[str, Any], vocabulary: _Vocabulary, fast: FastToken
         specials=tuple(SpecialToken(vocabulary.tokens[index], index) for index in specials),
         literals=frozenset(literals),
         byte_level=byte_level,
+        space_mark_is_space=not byte_level,
         byte_pieces=frozenset(vocabulary.of_type(_BYTE)),
         bos_id=_token_id(metadata, "bos", vocabulary),
         eos_ids=_eos_ids(metadata, vocabulary),
@@ -212,6 +213,7 @@ def _expect(metadata: Mapping[str, Any], key: str, kind: type[str]) -> str:
 
 def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     value = metadata.get(key)
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not set(map(type, value)) <= {str}:
+    entries: list[Any] = list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [None]
+    if not set(map(type, entries)) <= {str}:
         raise HeadraceError("model_file", f"the file has no '{key}', or not as a list of texts")
-    return list(value)
+    return entries

@@ -25,6 +25,7 @@ class TokenizerParts:
     caller, by id) put them; ``literals`` are added tokens that ordinary text may hit (runs of spaces, HTML tags).
     ``byte_level``: pieces are spelt in GPT-2's printable byte alphabet; else SentencePiece's, where ``<0x41>`` is a byte.
     ``fast_inner``: for the pieces of a template that don't begin the text, where that makes a difference.
+    ``space_mark_is_space``: U+2581 in text is the same as a space, as in SentencePiece itself.
     """
 
     fast: FastTokenizer
@@ -39,6 +40,7 @@ class TokenizerParts:
     add_space_prefix: bool = False
     chat_template: str | None = None
     fast_inner: FastTokenizer | None = None
+    space_mark_is_space: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class Tokenizer:
         self._literals = parts.literals
         self._byte_level = parts.byte_level
         self._byte_pieces = parts.byte_pieces
+        self._space_mark_is_space = parts.space_mark_is_space
         self._bytes: dict[int, bytes] = {}
         self.bos_id = parts.bos_id
         self.eos_ids = parts.eos_ids
@@ -109,7 +112,7 @@ class Tokenizer:
 
     def _fast_encode(self, text: str, *, offsets: bool = False) -> Any:
         """Encode; a long text as a batch of one, since only batches let other Python threads run meanwhile."""
-        text = _checked(text)
+        text = self._checked(text)
         if len(text) <= LONG_TEXT:
             return self._fast.encode(text, add_special_tokens=False)
         encode = self._fast.encode_batch if offsets else self._fast.encode_batch_fast
@@ -128,7 +131,7 @@ class Tokenizer:
                 ids.append(piece)
             elif piece:
                 fast = self._inner if ids else self._fast
-                ids.extend(fast.encode(_checked(piece), add_special_tokens=False).ids)
+                ids.extend(fast.encode(self._checked(piece), add_special_tokens=False).ids)
         if self.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
         return ids
@@ -165,6 +168,17 @@ class Tokenizer:
         """True for ids that only a template or the model itself can produce."""
         return token_id in self._specials
 
+    def _checked(self, text: str) -> str:
+        if text.isascii():
+            return text
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise HeadraceError(
+                "invalid_value", f"the text has a lone surrogate at character {error.start}: it is not valid Unicode"
+            ) from None
+        return text.replace(SPACE_MARK, " ") if self._space_mark_is_space else text
+
     def _make_bytes(self, token_id: int) -> bytes:
         token = self._tokens[token_id]
         if token is None:
@@ -181,14 +195,3 @@ class Tokenizer:
 def first_ids(tokens: Sequence[_T]) -> dict[_T, int]:
     """Token to id; of equal tokens the first one counts."""
     return dict(zip(reversed(tokens), range(len(tokens) - 1, -1, -1), strict=True))
-
-
-def _checked(text: str) -> str:
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise HeadraceError(
-                "invalid_value", f"the text has a lone surrogate at character {error.start}: it is not valid Unicode"
-            ) from None
-    return text

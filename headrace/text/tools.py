@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from headrace.text.grammar_spec import GrammarSpec
 from headrace.errors import HeadraceError
 from headrace.settings.nearest import suggestion
 from headrace.text.chat_template import ChatTemplate, Message
+from headrace.text.grammar_spec import GrammarSpec
 from headrace.text.tool_dialects import HERMES, Dialect, call_grammar, dialect_of
 
 MAX_TOOLS = 128
