@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 from rich.progress import Progress
 
 from headrace.cli.arguments import arguments
+from headrace.cli.local import prepare
+from headrace.cli.models import Loading
+from headrace.cli.options import LOCAL_SETTINGS, settings_options
 from headrace.cli.output import number, progress_bar, stdout, table, write_json
+from headrace.engine.settings import EngineSettings
+from headrace.evaluation.engine_speed import Speed, SpeedSettings, SpeedTest
+from headrace.evaluation.kernel_speed import KernelSettings
 from headrace.evaluation.load import LoadResult, LoadRun, LoadSettings, Record
-from headrace.evaluation.load_report import LoadReport, as_json, latency_rows, plot, report
-from headrace.evaluation.machine import Machine, inspect
+from headrace.evaluation.load_report import LoadReport, as_json, latency_rows, plot, report, without_nan
+from headrace.evaluation.machine import Machine, inspect, read_bandwidth
+from headrace.scheduling.settings import SchedulingSettings
+from headrace.settings.sources import Effective
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -51,6 +60,74 @@ def serve(settings: LoadSettings, json_file: Path | None, plot_file: Path | None
         click.echo(f"wrote {plot_file}", err=True)
     if not found.finished:
         raise click.exceptions.Exit(1)
+
+
+@bench.command("engine")
+@click.option("--json", "json_file", type=_FILE, help="Write everything that was measured to this file.")
+@arguments(SpeedSettings)
+@settings_options(*LOCAL_SETTINGS)
+def engine(effective: Effective, settings: SpeedSettings, json_file: Path | None) -> None:
+    """Speed without HTTP: tokens/s, GB/s, and the share of the memory bandwidth that this machine shows right now.
+
+    \b
+    headrace bench engine
+    headrace bench engine --batches 1 --batches 16 --prompts 1024 --tokens 128 --threads 1
+    """
+    from headrace.engine.build import BuildOptions, build_engine
+
+    engine_settings = effective.of(EngineSettings)
+    prepare(engine_settings.model)
+    built = build_engine(engine_settings, BuildOptions(effective.of(SchedulingSettings)))
+    try:
+        with progress_bar() as bar:
+            bandwidth = read_bandwidth(built.threads)
+            speeds = SpeedTest(built, settings, Loading(bar)).run()
+            bandwidth = max(bandwidth, read_bandwidth(built.threads))
+    finally:
+        built.close()
+    machine = inspect()
+    _print_speeds(f"{built.model.name}, {built.threads} threads", speeds, bandwidth)
+    stdout().print(f"memory reads at {bandwidth:.1f} GB/s here (best before and after)\n{machine.line()}", style="dim")
+    if json_file is not None:
+        document = {
+            "kind": "engine",
+            "machine": asdict(machine),
+            "bandwidth": bandwidth,
+            "speeds": [asdict(speed) for speed in speeds],
+        }
+        write_json(json_file, without_nan(document | {"model": built.model.name, "threads": built.threads}))
+
+
+def _print_speeds(title: str, speeds: list[Speed], bandwidth: float) -> None:
+    rows = []
+    for speed in speeds:
+        rate = speed.bytes_per_second / 1e9
+        spread = f"{number(speed.lowest)} – {number(speed.highest)}"
+        rows.append((speed.what, number(speed.median), spread, f"{rate:.2f}", f"{rate / bandwidth:.0%}", f"{speed.overhead:.1%}"))
+    stdout().print(table(title, ("", "tok/s", "lowest – highest", "GB/s", "of bandwidth", "overhead"), rows))
+
+
+@bench.command("kernels")
+@arguments(KernelSettings)
+def kernels(settings: KernelSettings) -> None:
+    """Matrix products alone, for each instruction set of this machine: integer operations and bytes of weights a second.
+
+    \b
+    headrace bench kernels
+    headrace bench kernels --threads 2 --rows 1 --rows 32
+    """
+    from headrace.evaluation.kernel_speed import measure
+    from headrace.models.catalog import find_model, open_model
+
+    with progress_bar() as bar:
+        speeds = list(measure(open_model(find_model(settings.model), Loading(bar)), settings, Loading(bar)))
+    rows = [
+        (s.isa, str(s.rows), f"{s.seconds * 1e3:.2f}", f"{s.operations_per_second / 1e9:,.0f}", f"{s.bytes_per_second / 1e9:.2f}")
+        for s in speeds
+    ]
+    title = f"gate and up matrices of {settings.model}, {settings.threads} threads"
+    stdout().print(table(title, ("instruction set", "rows", "ms", "Gop/s", "GB/s of weights"), rows))
+    stdout().print(inspect().line(), style="dim")
 
 
 class _Ticker:

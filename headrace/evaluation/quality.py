@@ -11,7 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.errors import HeadraceError
+from headrace.engine.grammars import open_tokenizer
 from headrace.kernels.interface import ChainRunner, Float32, Int32, StepBatch
+from headrace.kernels.native_chain import NativeChain
+from headrace.models.catalog import find_model, open_model
 
 Float64 = npt.NDArray[np.float64]
 
@@ -142,3 +145,21 @@ def _one_slice(row: Int32, start: int, end: int, pages: Int32) -> StepBatch:
         page_ids=pages,
         output_rows=np.arange(count, dtype=np.int32),
     )
+
+
+def measure_native(
+    model: str, count: int, length: int, threads: int = 2, progress: Callable[[int, int], None] | None = None
+) -> Quality:
+    """The native chain of a model against plain torch in fp32 (keys and values too): ``count`` windows of ``length`` tokens.
+
+    Needs the ``torch`` extra. Windows begin with the model's begin-of-text where its tokenizer asks for one.
+    """
+    from headrace.kernels.torch_chain import TorchChain
+
+    opened = open_model(find_model(model))
+    tokenizer = open_tokenizer(opened.tokenizer_source)
+    bos = tokenizer.bos_id if tokenizer.add_bos else None
+    windows = text_windows(tokenizer.encode(real_text()), length, count)
+    native = NativeChain(opened.config, opened.weights, threads)
+    reference = TorchChain(opened.config, opened.weights, kv_dtype="fp32")
+    return compare_chains(reference, native, windows, first_token=bos, progress=progress)
