@@ -72,25 +72,28 @@ ALWAYS const float* whole_block(const float* z, int n, int first, float* padded)
     return padded;
 }
 
-// Largest value of each block; false when a value is NaN or +inf.
+// Largest value of each block; false when a value is NaN.
 HEADRACE_CLONES bool block_maxima(const float* z, int n, float* maxima) {
     float padded[kBlock];
-    W16 bad = {};
+    W16 magnitude = {};  // largest bits without sign: only NaN is beyond infinity (gcc takes other comparisons apart)
     for (int first = 0; first < n; first += kBlock) {
         const float* block = whole_block(z, n, first, padded);
         V16 most = splat(-kInfinity);
         for (int i = 0; i < kBlock; i += 16) {
             const V16 v = load(block + i);
             most = v > most ? v : most;
-            bad |= ~(v < splat(kInfinity));
+            W16 bits;
+            std::memcpy(&bits, &v, sizeof bits);
+            bits &= 0x7fffffff;
+            magnitude = bits > magnitude ? bits : magnitude;
         }
         float best = -kInfinity;
         for (int i = 0; i < 16; ++i) best = most[i] > best ? most[i] : best;
         maxima[first / kBlock] = best;
     }
-    std::int32_t any = 0;
-    for (int i = 0; i < 16; ++i) any |= bad[i];
-    return any == 0;
+    std::int32_t largest = 0;
+    for (int i = 0; i < 16; ++i) largest = std::max(largest, magnitude[i]);
+    return largest <= 0x7f800000;
 }
 
 // w[i] = e^((z[i] - top) * inverse), padded to whole blocks with 0, and each block's sum.
@@ -374,9 +377,9 @@ void Sampler::sample_row(const SampleBatch& batch, int row, Scratch& s) const {
     SampleResult& result = batch.results[row];
     const float* raw = batch.logits + static_cast<std::size_t>(request.row) * batch.stride;
     result = {-1, SampleStatus::ok, std::numeric_limits<float>::quiet_NaN(), 0};
-    const bool finite = block_maxima(raw, vocab_, s.raw_maxima.data());
+    const bool numbers = block_maxima(raw, vocab_, s.raw_maxima.data());
     const float raw_top = *std::max_element(s.raw_maxima.begin(), s.raw_maxima.end());
-    if (!finite || raw_top == -kInfinity) {
+    if (!numbers || std::isinf(raw_top)) {
         result.status = SampleStatus::not_a_number;
         return;
     }
