@@ -1,0 +1,102 @@
+"""Many engines on one loaded model, so that variants of a mechanism run in turns on the same weights and pages."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from headrace.engine.build import BuildOptions, BuiltEngine, build_engine, make_scheduler
+from headrace.engine.grammars import LazyGrammars, open_tokenizer
+from headrace.engine.loop import Engine, EngineParts
+from headrace.engine.settings import EngineSettings
+from headrace.engine.wire import Submit, TokenLogprob, TokenOutput
+from headrace.evaluation.experiment import Conditions
+from headrace.evaluation.workload import passage
+from headrace.kernels.sampler import Sampler
+from headrace.scheduling.settings import SchedulingSettings
+
+Key = tuple[int, int]
+"""(request id, choice)."""
+
+
+@dataclass(slots=True)
+class Trace:
+    """Everything that one choice of one request gave: what two runs are compared by."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: str | None = None
+
+    def take(self, output: TokenOutput) -> None:
+        """Add a step's output."""
+        self.tokens += output.tokens
+        self.logprobs += output.logprobs or []
+        self.prompt_logprobs += output.prompt_logprobs or []
+        self.finish = output.finish or self.finish
+
+
+Traces = Mapping[Key, Trace]
+
+
+class Bench:
+    """A loaded model on which engines with different settings are made; a context manager.
+
+    Only one engine made here may be in use at a time: they share the pages.
+    """
+
+    def __init__(self, conditions: Conditions) -> None:
+        self.built: BuiltEngine = build_engine(
+            EngineSettings(model=conditions.model, threads=conditions.threads), BuildOptions(progress=None)
+        )
+        self.tokenizer = open_tokenizer(self.built.model.tokenizer_source)
+        self._grammars = LazyGrammars(lambda: self.tokenizer, self.built.model.config.vocab)
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.built.close()
+
+    def engine(self, scheduling: SchedulingSettings | None = None, pages: int | None = None) -> Engine:
+        """A fresh engine over the loaded chain; ``pages`` limits its pool (at most the pages that are mapped)."""
+        built = self.built
+        held = min(pages or built.arena.pages, built.arena.pages)
+        scheduler = make_scheduler(scheduling or SchedulingSettings(), held, built.chain, built.calibration)
+        limits = dataclasses.replace(built.engine.limits)
+        sampler = Sampler(built.model.config.vocab, built.threads)
+        return Engine(EngineParts(built.chain, built.arena.bytes, scheduler, sampler, limits, self._grammars))
+
+    def prompt(self, tokens: int, rng: random.Random) -> list[int]:
+        """Exactly that many tokens of running English text."""
+        ids: list[int] = []
+        while len(ids) < tokens:
+            ids += self.tokenizer.encode(passage(tokens, rng))
+        return ids[:tokens]
+
+
+def run_all(engine: Engine, submits: Sequence[Submit], gaps: Iterable[int] = ()) -> dict[Key, Trace]:
+    """Run requests to their ends. ``gaps``: steps to wait before each submit, 0 where it runs out.
+
+    Raises RuntimeError when a request is refused: an experiment's own requests never may.
+    """
+    traces: dict[Key, Trace] = {}
+    waiting, delays = list(submits), iter(gaps)
+    delay = next(delays, 0)
+    while waiting or engine.live:
+        while waiting and (delay <= 0 or not engine.live):
+            engine.submit(waiting.pop(0))
+            delay = next(delays, 0)
+        delay -= 1
+        outputs = engine.step()
+        for refused in engine.take_refused():
+            raise RuntimeError(f"request {refused.request_id} was refused: {refused.message}")
+        if outputs is None:
+            engine.wait_compiled(0.05)
+            continue
+        for output in outputs.outputs:
+            traces.setdefault((output.request_id, output.choice), Trace()).take(output)
+    return traces
