@@ -17,8 +17,8 @@ from headrace.server.auth import KeyRing
 from headrace.server.endpoint import Endpoint
 from headrace.server.gate import Gate
 from headrace.server.process import Settings, serve
-from headrace.server.rendering import error_response, table_error
-from headrace.server.requests import Call, HangupGuard, decoded
+from headrace.server.rendering import STATUS_HUNG_UP, error_response, internal_error, table_error
+from headrace.server.requests import Call, ClientGone, HangupGuard, decoded
 from headrace.server.routes import ENDPOINTS
 from headrace.server.service import Service
 
@@ -33,6 +33,8 @@ def create_app(service: Service, keys: KeyRing | None = None) -> ASGIApp:
             app.add_route(path, handler, methods=[endpoint.method], include_in_schema=False)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(HeadraceError, _refusal)
+    app.add_exception_handler(ClientGone, _hung_up)
+    app.add_exception_handler(Exception, _bug)
     return Gate(app, service.settings, keys, service.metrics)
 
 
@@ -63,6 +65,16 @@ def _handler(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaita
 async def _refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, HeadraceError)
     return error_response(error, {"connection": "close"} if error.kind.status in (408, 413) else None)
+
+
+async def _hung_up(request: Request, error: Exception) -> Response:
+    """An answer for the metrics alone; nobody is there to read it."""
+    return Response(status_code=STATUS_HUNG_UP)
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    """What a client sees of a bug; the gate logs it with the request id."""
+    return error_response(internal_error())
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:

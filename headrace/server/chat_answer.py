@@ -21,17 +21,23 @@ from headrace.server.protocol.chat import (
     ChatRequest,
     ChunkChoice,
     Delta,
+    FunctionOut,
+    ToolCallOut,
 )
 from headrace.server.protocol.usage import Usage
 from headrace.server.service import Service
 from headrace.server.sse import event
+from headrace.text.tool_dialects import Dialect
+from headrace.text.tool_stream import CallDelta, ToolCallStream, ToolDelta
 
 
 @dataclass(slots=True)
 class _Choice:
-    """What is known of one choice so far."""
+    """What is known of one choice so far. ``tools`` reads calls out of its text when the model may make any."""
 
+    tools: ToolCallStream | None
     text: str = ""
+    calls: list[ToolCallOut] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str = "stop"
     begun: bool = False
@@ -40,12 +46,12 @@ class _Choice:
 class ChatAnswer:
     """Collects pieces of a call; gives events for a stream or the whole answer at the end."""
 
-    def __init__(self, service: Service, body: ChatRequest, generation: Generation) -> None:
+    def __init__(self, service: Service, body: ChatRequest, generation: Generation, dialect: Dialect | None) -> None:
         self._body = body
         self._model = service.model_name
         self._language = service.language
         self._generation = generation
-        self._choices = [_Choice() for _ in range(body.n or 1)]
+        self._choices = [_Choice(ToolCallStream(dialect) if dialect is not None else None) for _ in range(body.n or 1)]
         self._prompt_logprobs: list[Any] | msgspec.UnsetType = msgspec.UNSET
         self._id = new_id("chatcmpl")
         self._created = int(time.time())
@@ -55,26 +61,31 @@ class ChatAnswer:
         """Take a turn's pieces for an answer in one piece."""
         for piece in pieces:
             choice = self._choices[piece.index]
-            choice.text += piece.text
+            delta = _read(choice, piece)
+            choice.text += delta.content
+            for call in delta.calls:
+                _gather(choice.calls, call)
             choice.logprobs += piece.logprobs or ()
-            choice.finish = piece.finish or choice.finish
             if piece.prompt_logprobs is not None:
                 entries = [*[None] * (self._generation.totals.prompt - len(piece.prompt_logprobs)), *piece.prompt_logprobs]
                 self._prompt_logprobs = prompt_logprobs_out(entries, self._language)
 
     def events(self, pieces: list[Piece]) -> bytes:
-        """A turn's events: role first, then text, each finish in a chunk of its own."""
-        data = b""
+        """A turn's events: role first, then text and calls, each finish in a chunk of its own."""
+        data: list[bytes] = []
         for piece in pieces:
             choice = self._choices[piece.index]
             if not choice.begun:
                 choice.begun = True
-                data += self._event(ChunkChoice(piece.index, Delta(role="assistant", content="")))
-            if piece.text or piece.logprobs:
-                data += self._event(ChunkChoice(piece.index, Delta(content=piece.text), self._logprobs(piece.logprobs)))
+                data.append(self._event(ChunkChoice(piece.index, Delta(role="assistant", content=""))))
+            delta = _read(choice, piece)
+            if delta.content or piece.logprobs:
+                logprobs = self._logprobs(piece.logprobs)
+                data.append(self._event(ChunkChoice(piece.index, Delta(content=delta.content), logprobs)))
+            data += [self._event(ChunkChoice(piece.index, Delta(tool_calls=[_call_chunk(call)]))) for call in delta.calls]
             if piece.finish is not None:
-                data += self._event(ChunkChoice(piece.index, Delta(), finish_reason=piece.finish))
-        return data
+                data.append(self._event(ChunkChoice(piece.index, Delta(), finish_reason=choice.finish)))
+        return b"".join(data)
 
     def tail(self) -> bytes:
         """The usage event, when it was asked for."""
@@ -83,7 +94,7 @@ class ChatAnswer:
     def whole(self) -> ChatCompletion:
         """The answer in one piece."""
         choices = [
-            ChatChoice(index, AnswerMessage(choice.text), self._logprobs(choice.logprobs), choice.finish)
+            ChatChoice(index, _message(choice), self._logprobs(choice.logprobs), choice.finish)
             for index, choice in enumerate(self._choices)
         ]
         return ChatCompletion(
@@ -106,3 +117,38 @@ class ChatAnswer:
             id=self._id, created=self._created, model=self._model, choices=choices,
             system_fingerprint=fingerprint(), usage=usage,
         )  # fmt: skip
+
+
+def _read(choice: _Choice, piece: Piece) -> ToolDelta:
+    """A piece's text as content and calls; sets the choice's finish reason when the piece ends it."""
+    if choice.tools is None:
+        choice.finish = piece.finish or choice.finish
+        return ToolDelta(piece.text)
+    delta = choice.tools.push(piece.text)
+    if piece.finish is not None:
+        last = choice.tools.finish()
+        delta = ToolDelta(delta.content + last.content, delta.calls + last.calls)
+        choice.finish = "tool_calls" if piece.finish == "stop" and choice.tools.calls else piece.finish
+    return delta
+
+
+def _call_chunk(call: CallDelta) -> ToolCallOut:
+    """A piece of a call: id, type and name come once."""
+    function = FunctionOut(call.name, call.arguments)
+    return ToolCallOut(function, call.index, call.id, "function" if call.id is not None else None)
+
+
+def _gather(calls: list[ToolCallOut], piece: CallDelta) -> None:
+    """Add a piece to the whole calls."""
+    if piece.id is not None:
+        calls.append(ToolCallOut(FunctionOut(piece.name, piece.arguments), None, piece.id, "function"))
+        return
+    call = calls[piece.index]
+    function = FunctionOut(call.function.name, (call.function.arguments or "") + piece.arguments)
+    calls[piece.index] = msgspec.structs.replace(call, function=function)
+
+
+def _message(choice: _Choice) -> AnswerMessage:
+    if not choice.calls:
+        return AnswerMessage(choice.text)
+    return AnswerMessage(choice.text or None, tool_calls=choice.calls)

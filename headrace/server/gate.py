@@ -10,14 +10,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from headrace.errors import HeadraceError
 from headrace.server.auth import KeyRing, check_browser, check_key
 from headrace.server.metrics import Metrics
-from headrace.server.rendering import error_response, internal_error
-from headrace.server.requests import ClientGone, request_id_of
+from headrace.server.rendering import STATUS_HUNG_UP, error_response, internal_error
+from headrace.server.requests import GONE, request_id_of
 from headrace.server.settings import ServerSettings
 
 logger = logging.getLogger("headrace.server")
-
-STATUS_HUNG_UP = 499
-"""Only in logs and metrics: the client left before its answer."""
 
 
 class Gate:
@@ -43,15 +40,13 @@ class Gate:
             if self._keys is None:
                 check_browser(scope["headers"], self._settings.host)
             await self._inner(scope, receive, answer.send)
-        except ClientGone:
-            answer.status = STATUS_HUNG_UP
         except HeadraceError as error:
             await self._refuse(error, answer, scope, receive)
         except Exception:
             logger.exception("request %s failed", request_id)
             await self._refuse(internal_error(), answer, scope, receive)
         finally:
-            self._record(scope, answer.status, time.monotonic() - started)
+            self._record(scope, STATUS_HUNG_UP if GONE in scope else answer.status, time.monotonic() - started)
 
     async def _refuse(self, error: HeadraceError, answer: _Answer, scope: Scope, receive: Receive) -> None:
         if answer.started:

@@ -32,6 +32,7 @@ class Job:
     deadline: float | None = None
     first_index: int = 0
     grammar_param: str | None = None
+    keep_special: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -104,7 +105,7 @@ class Generation:
     def _submit(self, job: Job) -> _Running:
         engine = self._service.engine
         stream = engine.submit(Submit(engine.new_request_id(), job.prompt, job.params, job.deadline))
-        texts = [self._service.language.text_stream(job.stop) for _ in range(job.params.n)]
+        texts = [self._service.language.text_stream(job.stop, job.keep_special) for _ in range(job.params.n)]
         return _Running(job, stream, RequestClock(self._metrics), texts, open=set(range(job.params.n)))
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -16,6 +16,7 @@ from headrace.text.gguf_tokenizer import tokenizer_from_gguf
 from headrace.text.marking import MarkedText
 from headrace.text.text_stream import TextStream
 from headrace.text.tokenizer import Tokenizer
+from headrace.text.tokenizer_files import tokenizer_from_folder
 
 Result = TypeVar("Result")
 
@@ -51,6 +52,10 @@ class Language:
         """Run ``work`` here when it is small, on a worker thread when it is not. ``size`` in characters or the like."""
         if size <= ASIDE_CHARS:
             return work()
+        return await self.on_thread(work)
+
+    async def on_thread(self, work: Callable[[], Result]) -> Result:
+        """Run ``work`` on a worker thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def check_length(self, text_length: int, param: str) -> None:
@@ -102,22 +107,16 @@ class Language:
         self.check_ids(ids, param)
         return Prompt(ids, None, param)
 
-    def text_stream(self, stop: tuple[str, ...]) -> TextStream:
-        """A fresh text of one choice."""
-        return TextStream(self.tokenizer, stop)
+    def text_stream(self, stop: tuple[str, ...], keep_special: tuple[str, ...] = ()) -> TextStream:
+        """A fresh text of one choice; special tokens named in ``keep_special`` show in it."""
+        named = (self.tokenizer.id_of(name) for name in keep_special)
+        return TextStream(self.tokenizer, stop, keep=[token for token in named if token is not None])
 
-    async def render(self, conversation: Conversation) -> Prompt:
-        """The prompt of a conversation; ``text`` as people should see it. Raises ``invalid_template`` and the like."""
-        size = sum(len(message.get("content") or "") for message in conversation.messages)
-        self.check_length(size, "messages")
-
-        def work() -> Prompt:
-            marked = self.template.render(conversation)
-            self.check_length(len(marked.text), "messages")
-            return Prompt(self.tokenizer.encode_template(marked), marked.plain, "messages")
-
-        # The template runs in a process of its own: waiting for it must not hold the loop, however small the prompt.
-        return await self.aside(work, size=ASIDE_CHARS + 1)
+    def render(self, conversation: Conversation) -> Prompt:
+        """The prompt of a conversation; ``text`` as people should see it. Blocks; raises ``invalid_template`` and the like."""
+        marked = self.template.render(conversation)
+        self.check_length(len(marked.text), "messages")
+        return Prompt(self.tokenizer.encode_template(marked), marked.plain, "messages")
 
     def spans(self, text: str, *, parse_special: bool, bos: bool) -> list[tuple[int, int, int]]:
         """(id, start, end) of each token of a text, in characters; with ``parse_special`` special-token strings count."""
@@ -166,5 +165,5 @@ def open_language(model: str, threads: int) -> Language:
 
 def _open_tokenizer(source: Mapping[str, object] | Path) -> Tokenizer:
     if isinstance(source, Path):
-        raise HeadraceError("model_file", "a tokenizer of a folder")
+        return tokenizer_from_folder(source)
     return tokenizer_from_gguf(source)

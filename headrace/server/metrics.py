@@ -14,7 +14,7 @@ from headrace.engine.wire import Gauges
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0)
 _GAPS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 
-FINISH_REASONS = ("stop", "length", "tool_calls", "cancelled", "deadline", "error")
+FINISH_REASONS = ("stop", "length", "cancelled", "deadline", "error")
 
 
 class Metrics:

@@ -15,6 +15,9 @@ encode_json = _encoder.encode
 
 JSON_TYPE = "application/json"
 
+STATUS_HUNG_UP = 499
+"""Only in logs and metrics: the client left before its answer."""
+
 
 class ErrorDetail(msgspec.Struct, frozen=True):
     """What OpenAI clients read of a refusal."""

@@ -79,6 +79,10 @@ def _too_large(settings: ServerSettings) -> HeadraceError:
     return HeadraceError("body_too_large", f"The body is larger than {settings.max_body_kib:,} KiB.")
 
 
+GONE = "headrace.gone"
+"""Key of an ASGI scope whose client left in the middle of a stream."""
+
+
 class ClientGone(Exception):
     """The client closed the connection; there is nobody to answer."""
 

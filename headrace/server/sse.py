@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from headrace.errors import HeadraceError
 from headrace.server.rendering import encode_json, error_body, internal_error
-from headrace.server.requests import HangupGuard
+from headrace.server.requests import GONE, ClientGone, HangupGuard
 from headrace.server.settings import ServerSettings
 
 logger = logging.getLogger("headrace.server.sse")
@@ -59,8 +59,11 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream until the end, an error, or the client's leaving."""
-        async with HangupGuard(receive):
-            await self._run(send)
+        try:
+            async with HangupGuard(receive):
+                await self._run(send)
+        except ClientGone:
+            scope[GONE] = True
 
     async def _run(self, send: Send) -> None:
         try:

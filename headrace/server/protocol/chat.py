@@ -157,7 +157,7 @@ class ChatRequest(SamplingBody, frozen=True, kw_only=True):
     web_search_options: None = None
 
 
-class CallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+class FunctionOut(msgspec.Struct, frozen=True, omit_defaults=True):
     """Function part of a tool call in an answer; ``name`` comes once, ``arguments`` in pieces."""
 
     name: str | None = None
@@ -167,7 +167,7 @@ class CallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
 class ToolCallOut(msgspec.Struct, frozen=True, omit_defaults=True):
     """A tool call of an answer; ``index`` only in streams."""
 
-    function: CallDelta
+    function: FunctionOut
     index: int | None = None
     id: str | None = None
     type: str | None = None

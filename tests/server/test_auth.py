@@ -1,0 +1,119 @@
+"""Keys on every route, browser defence, and what the server listens on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from conftest import Running, launch_server
+
+from headrace.errors import HeadraceError
+from headrace.server.auth import KeyRing, is_local
+from headrace.server.routes import ENDPOINTS
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    path.write_text("# first\nsecret-one\n\n  secret-two  \n")
+    running = launch_server(0.005, key="secret-two", api_key_file=str(path))
+    yield running
+    assert running.stop() == 0
+
+
+@pytest.mark.server
+def test_every_route_and_method_wants_a_key(locked: Running) -> None:
+    paths = [path.replace("{id:path}", "x") for endpoint in ENDPOINTS for path in endpoint.paths]
+    paths += [
+        "/",
+        "/nope",
+        "/docs",
+        "/redoc",
+        "/v1",
+        "/v1/",
+        "//livez",
+        "/livez/",
+        "/LIVEZ",
+        "/%6civez/../metrics",
+        "/livez/../metrics",
+    ]
+    with httpx.Client(base_url=locked.url, trust_env=False) as http:
+        for path in paths:
+            for method in METHODS:
+                for headers in (
+                    {},
+                    {"authorization": "Bearer wrong"},
+                    {"authorization": "secret-one"},
+                    {"x-api-key": "secret-one"},
+                ):
+                    answer = http.request(method, path, headers=headers)
+                    if path == "/livez":
+                        assert answer.status_code in (200, 405)
+                    else:
+                        assert answer.status_code == 401, (method, path, headers)
+                        assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.server
+def test_keys_open_the_door(locked: Running) -> None:
+    with httpx.Client(base_url=locked.url, trust_env=False) as http:
+        for key in ("secret-one", "secret-two"):
+            for scheme in ("Bearer", "bearer"):
+                assert http.get("/v1/models", headers={"authorization": f"{scheme} {key}"}).status_code == 200
+        twice = [("authorization", "Bearer secret-one"), ("authorization", "Bearer secret-one")]
+        assert http.get("/v1/models", headers=twice).status_code == 401
+        assert http.get("/v1/models", headers=[(b"authorization", "Bearer sécret".encode())]).status_code == 401
+    assert locked.client().models.list().data
+
+
+def test_key_files(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    for text in ("", "# only a comment\n", "two words\n", "k\u00e9y\n", "x" * 513):
+        file.write_text(text)
+        with pytest.raises(HeadraceError) as refused:
+            KeyRing.read(str(file))
+        assert (refused.value.code, refused.value.param) == ("invalid_setting", "api_key_file")
+    with pytest.raises(HeadraceError):
+        KeyRing.read(str(tmp_path / "none"))
+    file.write_text("a\nb\n")
+    ring = KeyRing.read(str(file))
+    assert ring.admits("a")
+    assert ring.admits("b")
+    assert not ring.admits("")
+    assert not ring.admits("a" * 600)
+
+
+@pytest.mark.server
+def test_web_pages_are_kept_out(echo: Running) -> None:
+    with httpx.Client(base_url=echo.url, trust_env=False) as http:
+        for headers in (
+            {"origin": "https://evil.example"},
+            {"host": "evil.example"},
+            {"origin": "null"},
+            {"host": "evil.example:80"},
+        ):
+            answer = http.get("/v1/models", headers=headers)
+            assert answer.status_code == 403
+            assert answer.json()["error"]["code"] == "permission_denied"
+        for headers in ({"origin": "http://localhost:3000"}, {"host": "localhost"}, {"host": "[::1]:80"}):
+            answer = http.get("/v1/models", headers=headers)
+            assert answer.status_code == 200
+            assert not any(name.startswith("access-control") for name in answer.headers)
+
+
+def test_local_names() -> None:
+    assert all(is_local(name) for name in ("localhost", "127.0.0.1", "127.9.9.9", "::1", "a.localhost"))
+    assert not any(is_local(name) for name in ("", "localhost.evil.example", "10.0.0.1", "0.0.0.0", "evil"))
+
+
+@pytest.mark.server
+def test_listens_on_one_loopback_socket_only(own: Callable[..., Running]) -> None:
+    running = own()
+    processes = [psutil.Process(running.process.pid), *psutil.Process(running.process.pid).children(recursive=True)]
+    listening = [link for process in processes for link in process.net_connections() if link.status == psutil.CONN_LISTEN]
+    assert [(link.laddr.ip, link.laddr.port) for link in listening] == [("127.0.0.1", int(running.url.rsplit(":", 1)[1]))]
