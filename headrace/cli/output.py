@@ -40,7 +40,7 @@ def progress_bar() -> Progress:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]], left: int = 1) -> Table:
     """A plain table; cells are text as it is, without markup; the first ``left`` columns are text, the others numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    made = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, min_width=len(title))
     for position, column in enumerate(columns):
         made.add_column(column, justify="left" if position < left else "right", overflow="fold")
     for row in rows:
