@@ -1,6 +1,7 @@
 // Running a step: what happens between the token ids and the kept rows.
 #include "chain.hpp"
 
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -170,10 +171,14 @@ Rows Chain::head_rows(int first, int count) const {
 const float* Chain::logits(int first, int count) {
     std::lock_guard lock(busy_);
     const Rows x = head_rows(first, count);
-    float* out = logits_.reserve(product(count, logits_stride()));
+    const auto stride = static_cast<std::size_t>(head_->columns());
+    float* out = logits_.reserve(product(count, stride));
     for_tiles(*head_, count, [&](int m0, int m1, int panel0, int panel1, int) {
-        matmul_tile(*table_, *head_, x, m0, m1, panel0, panel1, out, logits_stride());
+        matmul_tile(*table_, *head_, x, m0, m1, panel0, panel1, out, stride);
     });
+    const auto vocab = static_cast<std::size_t>(shape_.vocab);
+    for (int row = 1; row < count && stride != vocab; ++row)  // the last panel's padding goes
+        std::memmove(out + product(row, vocab), out + product(row, stride), vocab * sizeof(float));
     return out;
 }
 

@@ -61,8 +61,7 @@ class Chain {
 
     int kept_rows() const { return kept_rows_; }
     const float* hidden() const { return final_.data(); }
-    std::size_t logits_stride() const { return static_cast<std::size_t>(head_->columns()); }
-    const float* logits(int first, int count);
+    const float* logits(int first, int count);  // [count][vocab]
     void greedy(int first, int count, std::int32_t* out);
 
   private:

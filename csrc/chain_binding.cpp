@@ -142,8 +142,7 @@ Kept logits(Chain& chain, int first, int count) {
         nb::gil_scoped_release release;
         values = chain.logits(first, count);
     }
-    return Kept(values, {static_cast<std::size_t>(count), static_cast<std::size_t>(chain.shape().vocab)}, nb::handle(),
-                {static_cast<std::int64_t>(chain.logits_stride()), 1});
+    return Kept(values, {static_cast<std::size_t>(count), static_cast<std::size_t>(chain.shape().vocab)}, nb::handle());
 }
 
 void greedy(Chain& chain, int first, const MutableInts& out) {

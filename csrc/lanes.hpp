@@ -68,7 +68,8 @@ HEADRACE_INLINE F16 to_float(I16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 HEADRACE_INLINE F16 as_float(I16 a) { return {_mm512_castsi512_ps(a.v)}; }
 HEADRACE_INLINE I16 as_int(F16 a) { return {_mm512_castps_si512(a.v)}; }
 // The low byte of each lane.
-HEADRACE_INLINE void store_bytes(void* p, I16 a) { _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v)); }
+HEADRACE_INLINE __m128i low_bytes(I16 a) { return _mm512_cvtepi32_epi8(a.v); }
+HEADRACE_INLINE void store_bytes(void* p, I16 a) { _mm_storeu_si128(static_cast<__m128i*>(p), low_bytes(a)); }
 
 // Lanes first ≤ i < last keep a, the others take b.
 HEADRACE_INLINE F16 keep_range(F16 a, int first, int last, F16 b) {
@@ -128,11 +129,12 @@ HEADRACE_INLINE I16 to_int(F16 x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtp
 HEADRACE_INLINE F16 to_float(I16 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 HEADRACE_INLINE F16 as_float(I16 x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
 HEADRACE_INLINE I16 as_int(F16 x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
-HEADRACE_INLINE void store_bytes(void* p, I16 x) {
+HEADRACE_INLINE __m128i low_bytes(I16 x) {
     const __m256i low = _mm256_set1_epi32(0xff);
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low)), 0xd8);
-    _mm_storeu_si128(static_cast<__m128i*>(p), _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+    return _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 }
+HEADRACE_INLINE void store_bytes(void* p, I16 x) { _mm_storeu_si128(static_cast<__m128i*>(p), low_bytes(x)); }
 
 HEADRACE_INLINE F16 keep_range(F16 x, int first, int last, F16 y) {
     const __m256i low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), high = _mm256_add_epi32(low, _mm256_set1_epi32(8));
@@ -223,6 +225,23 @@ HEADRACE_INLINE F16 operator-(F16 a) { return as_float(as_int(a) + splat_int(INT
 HEADRACE_INLINE F16 abs(F16 a) { return as_float(as_int(a) & splat_int(INT32_MAX)); }
 
 // The planes of sixteen quantised inputs, 32 bytes: per 4 inputs a dword of `high` bytes, then a dword of `low` bytes.
+#if defined(HEADRACE_LANES_512) || defined(HEADRACE_LANES_256)
+HEADRACE_INLINE void store_planes(void* p, I16 high, I16 low) {
+    const __m128i h = low_bytes(high), l = low_bytes(low);
+    _mm_storeu_si128(static_cast<__m128i*>(p), _mm_unpacklo_epi32(h, l));
+    _mm_storeu_si128(static_cast<__m128i*>(p) + 1, _mm_unpackhi_epi32(h, l));
+}
+HEADRACE_INLINE int32_t sum(I16 a) {
+#if defined(HEADRACE_LANES_512)
+    const __m256i eight = _mm256_add_epi32(_mm512_castsi512_si256(a.v), _mm512_extracti64x4_epi64(a.v, 1));
+#else
+    const __m256i eight = _mm256_add_epi32(a.a, a.b);
+#endif
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+}
+#else
 HEADRACE_INLINE void store_planes(void* p, I16 high, I16 low) {
     uint8_t h[16], l[16];
     store_bytes(h, high);
@@ -232,14 +251,12 @@ HEADRACE_INLINE void store_planes(void* p, I16 high, I16 low) {
         std::memcpy(static_cast<uint8_t*>(p) + 8 * i + 4, l + 4 * i, 4);
     }
 }
-
 HEADRACE_INLINE int32_t sum(I16 a) {
-    int32_t lane[16];
-    store(lane, a);
-    int32_t total = 0;
-    for (int i = 0; i < 16; ++i) total += lane[i];
-    return total;
+    uint32_t total = 0;
+    for (int i = 0; i < 16; ++i) total += raw(a.v[i]);
+    return wrap(total);
 }
+#endif
 
 // Fixed trees: lane i meets i + 8, then i + 4, i + 2, i + 1.
 #if defined(HEADRACE_LANES_512) || defined(HEADRACE_LANES_256)

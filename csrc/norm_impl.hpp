@@ -28,16 +28,19 @@ HEADRACE_INLINE void norm_row(const float* x, const float* gain, float eps, int 
     for (int i = 0; i < n; i += 16) store(out + i, load(x + i) * inverse * load(gain + i));
 }
 
+// A row with a NaN or an infinity gets a NaN scale: every product of it is NaN then, which the end of the chain can see.
 HEADRACE_INLINE void quantise_row(const float* x, int n, const QuantisedRow& to) {
-    F16 peak_a = splat(0.0f), peak_b = splat(0.0f);
+    F16 peak_a = splat(0.0f), peak_b = splat(0.0f), broken = splat(0.0f);
     for (int i = 0; i < n; i += 32) {
-        peak_a = max(abs(load(x + i)), peak_a);
-        peak_b = max(abs(load(x + i + 16)), peak_b);
+        const F16 a = load(x + i), b = load(x + i + 16);
+        peak_a = max(abs(a), peak_a);
+        peak_b = max(abs(b), peak_b);
+        broken = fma(a, splat(0.0f), fma(b, splat(0.0f), broken));
     }
     const float peak = maximum(max(peak_a, peak_b));
     const bool live = peak > 1e-30f;  // below, the inverse could overflow: the row counts as zero
     const F16 inverse = splat(live ? static_cast<float>(kActivationPeak) / peak : 0.0f);
-    *to.scale = live ? peak / static_cast<float>(kActivationPeak) : 0.0f;
+    *to.scale = (live ? peak / static_cast<float>(kActivationPeak) : 0.0f) + sum(broken);
     for (int i = 0; i < n; i += 32) {
         int32_t sums[2];
         for (int j = 0; j < 2; ++j) {

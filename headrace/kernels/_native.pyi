@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,4 +44,57 @@ class PackedMatrix:
     def matmul(self, x: _Float32, pool: ThreadPool) -> _Float32: ...
     def dequantize(self, columns: _Int32) -> _Float32: ...
 
+class AttentionShape:
+    @staticmethod
+    def of(heads: int, kv_heads: int, head_dim: int, window: int, page_offset: int) -> AttentionShape: ...
+
+class Chain:
+    def __init__(self, hidden: int, vocab: int, context: int, eps: float, embedding_scale: float, pool: ThreadPool) -> None: ...
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def page_bytes(self) -> int: ...
+    def add_attention(
+        self,
+        shape: AttentionShape,
+        scale: float,
+        inverse_frequencies: _Float32,
+        qkv: PackedMatrix,
+        o: PackedMatrix,
+        vectors: Mapping[str, _Float32],
+    ) -> None: ...
+    def add_mlp(
+        self, inner: int, activation: str, gate_up: PackedMatrix, down: PackedMatrix, vectors: Mapping[str, _Float32]
+    ) -> None: ...
+    def set_ends(self, embedding: PackedMatrix, head: PackedMatrix, vectors: Mapping[str, _Float32]) -> None: ...
+    def forward(
+        self,
+        token_ids: _Int32,
+        positions: _Int32,
+        slice_starts: _Int32,
+        page_starts: _Int32,
+        page_ids: _Int32,
+        output_rows: _Int32,
+        pages: npt.NDArray[np.uint8],
+        first: int,
+        last: int,
+    ) -> None: ...
+    def hidden(self) -> _Float32: ...
+    def logits(self, first: int, count: int) -> _Float32: ...
+    def greedy(self, first: int, out: _Int32) -> None: ...
+
+def attention(
+    threads: ThreadPool,
+    shape: AttentionShape,
+    positions: _Int32,
+    slice_starts: _Int32,
+    page_starts: _Int32,
+    page_ids: _Int32,
+    pages: npt.NDArray[np.uint8],
+    q: _Float32,
+    out: _Float32,
+) -> None: ...
+def map(function: str, x: _Float32, out: _Float32) -> None: ...
+def norm(x: _Float32, gain: _Float32, eps: float, out: _Float32) -> None: ...
+def quantise(x: _Float32, planes: npt.NDArray[np.int8], sums16: _Int32, sums32: _Int32) -> float: ...
 def __getattr__(name: str) -> Any: ...

@@ -60,7 +60,7 @@ class NativeChain:
     @property
     def threads(self) -> int:
         """Threads that compute, the caller included."""
-        return int(self._pool.threads)
+        return self._pool.threads
 
     def set_threads(self, threads: int) -> None:
         """Compute with that many threads (1 … 256) from the next call on; results stay the same bits."""
@@ -76,18 +76,19 @@ class NativeChain:
 
     def forward_span(self, batch: StepBatch, pool: Bytes, first: int, last: int) -> None:
         """Run blocks ``first … last - 1`` of the same batch; spans must be run in order, beginning at block 0."""
-        arrays = [_checked(name, getattr(batch, name), np.dtype(np.int32), 1) for name in _BATCH_ARRAYS]
-        self._chain.forward(*arrays, _checked("pool", pool, np.dtype(np.uint8), 2), first, last)
+        for name in _BATCH_ARRAYS:
+            _check(name, getattr(batch, name), np.dtype(np.int32), 1)
+        _check("pool", pool, np.dtype(np.uint8), 2)
+        places = (batch.slice_starts, batch.page_starts, batch.page_ids, batch.output_rows)
+        self._chain.forward(batch.token_ids, batch.positions, *places, pool, first, last)
 
     def hidden(self) -> Float32:
         """The kept rows after the final norm, [R, hidden]: a read-only view, valid until the next forward."""
-        view: Float32 = self._chain.hidden()
-        return view
+        return self._chain.hidden()
 
     def logits(self, first: int, count: int) -> Float32:
         """Logits of kept rows ``first … first + count``, [count, vocab]: a read-only view, valid until the next call."""
-        view: Float32 = self._chain.logits(first, count)
-        return view
+        return self._chain.logits(first, count)
 
     def greedy(self, first: int, count: int) -> Int32:
         """Arg-max token of each of those rows, the lowest id of equals; the logits are never stored."""
@@ -137,7 +138,6 @@ def _checked_threads(threads: int) -> int:
     return threads
 
 
-def _checked(name: str, array: npt.NDArray[np.generic], dtype: np.dtype[np.generic], dimensions: int) -> npt.NDArray[np.generic]:
+def _check(name: str, array: npt.NDArray[np.generic], dtype: np.dtype[np.generic], dimensions: int) -> None:
     if array.dtype != dtype or array.ndim != dimensions or not array.flags.c_contiguous:
         raise ValueError(f"{name} must be {dimensions}-dimensional {dtype.name}, C-contiguous")
-    return array

@@ -69,7 +69,8 @@ class Sequence:
             scores = keys[:, own] @ queries[head]
             weights = np.exp(scores - scores.max())
             out[head] = weights @ values[:, own] / weights.sum()
-        return out.reshape(-1)
+        flat: npt.NDArray[np.float64] = out.reshape(-1)
+        return flat
 
 
 def build(shape: Heads, lengths: list[int], seed: int) -> tuple[list[Sequence], npt.NDArray[np.uint8]]:

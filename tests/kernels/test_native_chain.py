@@ -133,6 +133,7 @@ def test_kept_rows_are_the_asked_ones_in_order(chain: NativeChain) -> None:
     rows = [40, 3, 76, 3]
     some = all_logits(chain, make_batch([Piece(PROMPT, 0, PAGES)], rows), pool)
     assert some.tobytes() == whole[rows].tobytes()
+    assert chain.logits(0, 4).flags.c_contiguous
     assert chain.logits(1, 2).tobytes() == whole[rows[1:3]].tobytes()
     assert chain.hidden().shape == (4, chain.config.hidden)
     np.testing.assert_array_equal(chain.greedy(0, 4), whole[rows].argmax(1))
@@ -205,7 +206,7 @@ def test_arrays_of_the_wrong_form_are_named() -> None:
         chain.forward(batch, pool[:, ::2])
     with pytest.raises(ValueError, match="kept rows"):
         chain.logits(0, 1)
-    batch.positions = batch.positions.astype(np.int64)  # type: ignore[assignment]
+    batch.positions = batch.positions.astype(np.int64)
     with pytest.raises(ValueError, match="positions must be 1-dimensional int32"):
         chain.forward(batch, pool)
     batch.positions = batch.positions[:5].astype(np.int32)

@@ -108,3 +108,13 @@ def test_rows_without_size_become_zero() -> None:
         assert not planes.any()
         assert not sums16.any()
         assert not sums32.any()
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 17, 63])
+def test_a_broken_value_breaks_its_whole_row_visibly(broken: float, place: int) -> None:
+    x = np.ones(64, np.float32)
+    x[place] = broken
+    for isa in ISAS:
+        _native.set_isa(isa)
+        assert np.isnan(quantised(x)[0])
