@@ -8,7 +8,7 @@
 namespace headrace {
 namespace {
 
-constexpr int kTileRows = 64;     // rows of activations that stay in L1/L2 while a tile's panels pass
+constexpr int kTileRows = 64;
 constexpr int kTilePanels = 4;
 
 struct TileGrid {
@@ -21,30 +21,39 @@ TileGrid grid_of(const PackedMatrix& matrix, int rows) {
     return {row_tiles, panel_tiles, kTileRows, kTilePanels};
 }
 
+// One panel times rows m0 … m1-1; `out` points at the first of them and the panel's first column.
+void panel_times_rows(const KernelTable& table, const PackedMatrix& matrix, const Rows& x, int m0, int m1, int panel, float* out,
+                      std::size_t out_stride) {
+    const int padded = (x.inputs + kGroup - 1) / kGroup * kGroup;
+    const Panel& place = matrix.panels()[static_cast<std::size_t>(panel)];
+    const FormatTraits& traits = kFormatTraits[static_cast<int>(place.format)];
+    PanelProduct product{};
+    product.panel = matrix.data() + place.offset;
+    product.groups = matrix.inputs() / traits.group;
+    product.rows = m1 - m0;
+    product.out = out;
+    product.out_stride = out_stride;
+    if (traits.quantised) {
+        product.plane_stride = static_cast<std::size_t>(padded) * 2;
+        product.planes = x.planes + product.plane_stride * static_cast<std::size_t>(m0);
+        product.sum_stride = static_cast<std::size_t>(padded / traits.group);
+        product.sums = (traits.group == 16 ? x.sums16 : x.sums32) + product.sum_stride * static_cast<std::size_t>(m0);
+        product.scale = x.scale + m0;
+    } else {
+        product.value_stride = x.value_stride;
+        product.values = x.values + x.value_stride * static_cast<std::size_t>(m0);
+    }
+    table.panel[static_cast<int>(place.format)](product);
+}
+
+// One row block at a time meets all panels of the tile, so that rows and panels both stay in the innermost cache.
 void panels_times_rows(const KernelTable& table, const PackedMatrix& matrix, const Rows& x, int m0, int m1, int panel0, int panel1,
                        float* out, std::size_t out_stride) {
-    const int padded = (x.inputs + kGroup - 1) / kGroup * kGroup;
-    for (int panel = panel0; panel < panel1; ++panel) {
-        const Panel& place = matrix.panels()[static_cast<std::size_t>(panel)];
-        const FormatTraits& traits = kFormatTraits[static_cast<int>(place.format)];
-        PanelProduct product{};
-        product.panel = matrix.data() + place.offset;
-        product.groups = matrix.inputs() / traits.group;
-        product.rows = m1 - m0;
-        product.out = out + static_cast<std::size_t>(panel - panel0) * kPanelWidth;
-        product.out_stride = out_stride;
-        if (traits.quantised) {
-            product.plane_stride = static_cast<std::size_t>(padded) * 2;
-            product.planes = x.planes + product.plane_stride * static_cast<std::size_t>(m0);
-            product.sum_stride = static_cast<std::size_t>(padded / traits.group);
-            product.sums = (traits.group == 16 ? x.sums16 : x.sums32) + product.sum_stride * static_cast<std::size_t>(m0);
-            product.scale = x.scale + m0;
-        } else {
-            product.value_stride = x.value_stride;
-            product.values = x.values + x.value_stride * static_cast<std::size_t>(m0);
-        }
-        table.panel[static_cast<int>(place.format)](product);
-    }
+    for (int row = m0; row < m1; row += kRowBlock)
+        for (int panel = panel0; panel < panel1; ++panel)
+            panel_times_rows(table, matrix, x, row, std::min(row + kRowBlock, m1), panel,
+                             out + static_cast<std::size_t>(row - m0) * out_stride + static_cast<std::size_t>(panel - panel0) * kPanelWidth,
+                             out_stride);
 }
 
 void dequantize_group(Format format, const std::uint8_t* record, int lane, float* out) {
