@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from headrace.errors import HeadraceError
 from headrace.engine.grammars import open_tokenizer
+from headrace.errors import HeadraceError
 from headrace.kernels.interface import ChainRunner, Float32, Int32, StepBatch
 from headrace.kernels.native_chain import NativeChain
 from headrace.models.catalog import find_model, open_model
