@@ -53,10 +53,11 @@ class GrammarLimits:
 class Matcher:
     """Where one item stands in its grammar. Used by one thread at a time."""
 
-    __slots__ = ("_inner",)
+    __slots__ = ("_eos", "_inner")
 
-    def __init__(self, inner: llguidance.LLMatcher) -> None:
+    def __init__(self, inner: llguidance.LLMatcher, eos: frozenset[int]) -> None:
         self._inner = inner
+        self._eos = eos
 
     def mask(self, out: NDArray[np.uint32]) -> None:
         """Write one bit a token (token t is bit t % 32 of word t // 32); end-of-sequence is allowed where the text may end.
@@ -70,6 +71,8 @@ class Matcher:
 
     def advance(self, token: int) -> bool:
         """Take a sampled token. False: the grammar forbids it, and the state is unchanged."""
+        if self.is_complete():
+            return token in self._eos
         if self._inner.is_error() or self._inner.validate_tokens([token]) != 1:
             return False
         return bool(self._inner.consume_token(token))
@@ -85,7 +88,7 @@ class Matcher:
 
     def fork(self) -> Matcher:
         """An independent matcher in the same state (for n > 1, or to try a draft)."""
-        return Matcher(self._inner.deep_copy())
+        return Matcher(self._inner.deep_copy(), self._eos)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +98,21 @@ class CompiledGrammar:
     spec: GrammarSpec
     words: int
     _start: llguidance.LLMatcher
+    _eos: frozenset[int]
 
     def matcher(self) -> Matcher:
         """A matcher at the start (about 10 µs)."""
-        return Matcher(self._start.deep_copy())
+        return Matcher(self._start.deep_copy(), self._eos)
 
 
 class _Vocabulary:
     """What llguidance asks of a tokenizer: token bytes, special ids and a way to encode bytes."""
 
-    def __init__(self, tokenizer: Tokenizer, eos_id: int) -> None:
-        self.eos_token_id = eos_id
+    def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
+        self.eos_token_id = tokenizer.eos_ids[0]
         self.bos_token_id = tokenizer.bos_id
         self.tokens = [tokenizer.token_bytes(index) for index in range(tokenizer.vocab_size)]
+        self.tokens += [b""] * (vocab - tokenizer.vocab_size)
         self.special_token_ids = sorted(tokenizer.special_ids | set(tokenizer.eos_ids))
         self._encode = tokenizer.encode
 
@@ -142,8 +147,8 @@ class GrammarCompiler:
         with self._lock:
             if self._prepared is None:
                 eos = list(self._tokenizer.eos_ids)
-                wrapper = llguidance.TokenizerWrapper(_Vocabulary(self._tokenizer, eos[0]))
-                self._prepared = llguidance.LLTokenizer(wrapper, n_vocab=self._vocab, eos_token=eos)
+                wrapper = llguidance.TokenizerWrapper(_Vocabulary(self._tokenizer, self._vocab))
+                self._prepared = llguidance.LLTokenizer(wrapper, eos_token=eos)
             return self._prepared
 
     def compile(self, spec: GrammarSpec, *, param: str = "response_format") -> CompiledGrammar:
@@ -161,7 +166,7 @@ class GrammarCompiler:
         if matcher.is_error():
             raise HeadraceError("invalid_grammar", _readable(matcher.get_error()), param=param)
         self._probe(matcher.deep_copy(), param)
-        compiled = CompiledGrammar(spec, self.words, matcher)
+        compiled = CompiledGrammar(spec, self.words, matcher, frozenset(self._tokenizer.eos_ids))
         with self._lock:
             self._cache[spec] = compiled
             while len(self._cache) > self.limits.cached:

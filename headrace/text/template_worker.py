@@ -15,11 +15,11 @@ from datetime import datetime
 from typing import Any, BinaryIO
 
 import msgspec
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, Undefined, nodes
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 MEMORY_BYTES = 768 * 1024 * 1024
 MAX_FRAME_BYTES = 64 * 1024 * 1024
@@ -57,12 +57,20 @@ class GenerationExtension(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class StrictSandbox(ImmutableSandboxedEnvironment):
+    """Refuses an unsafe attribute at once, where jinja2 would print nothing until it is used."""
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
+        """Never returns."""
+        raise SecurityError(f"the attribute {attribute!r} may not be used")
+
+
 class Renderer:
     """Holds the loaded template."""
 
     def __init__(self) -> None:
         self._nonce = ""
-        self._environment = ImmutableSandboxedEnvironment(
+        self._environment = StrictSandbox(
             trim_blocks=True,
             lstrip_blocks=True,
             autoescape=False,
