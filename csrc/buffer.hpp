@@ -18,20 +18,20 @@ class Buffer {
             const std::size_t bytes = (wanted * sizeof(T) + 63) / 64 * 64;
             memory_.reset();
             capacity_ = 0;
-            memory_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
-            if (!memory_) throw std::bad_alloc();
+            auto* memory = static_cast<T*>(std::aligned_alloc(64, bytes));
+            if (!memory) throw std::bad_alloc();
+            memory_.reset(memory, [](T* old) { std::free(old); });
             capacity_ = wanted;
         }
         return memory_.get();
     }
     T* data() { return memory_.get(); }
     const T* data() const { return memory_.get(); }
+    // Keeps today's memory alive for views handed out, even if the buffer grows meanwhile.
+    std::shared_ptr<T> share() const { return memory_; }
 
   private:
-    struct Free {
-        void operator()(T* memory) const { std::free(memory); }
-    };
-    std::unique_ptr<T, Free> memory_;
+    std::shared_ptr<T> memory_;
     std::size_t capacity_ = 0;
 };
 

@@ -168,7 +168,7 @@ Rows Chain::head_rows(int first, int count) const {
             all.sums16 + product(first, n / 16), all.values + product(first, n), n};
 }
 
-const float* Chain::logits(int first, int count) {
+std::shared_ptr<float> Chain::logits(int first, int count) {
     std::lock_guard lock(busy_);
     const Rows x = head_rows(first, count);
     const auto stride = static_cast<std::size_t>(head_->columns());
@@ -179,7 +179,7 @@ const float* Chain::logits(int first, int count) {
     const auto vocab = static_cast<std::size_t>(shape_.vocab);
     for (int row = 1; row < count && stride != vocab; ++row)  // the last panel's padding goes
         std::memmove(out + product(row, vocab), out + product(row, stride), vocab * sizeof(float));
-    return out;
+    return logits_.share();
 }
 
 // Arg-max by tiles: the best of each tile, then the tiles in order, so that the lowest id wins a tie.

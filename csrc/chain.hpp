@@ -60,8 +60,9 @@ class Chain {
     void forward(const BatchView& batch, const PoolView& pages, int first, int last);
 
     int kept_rows() const { return kept_rows_; }
-    const float* hidden() const { return final_.data(); }
-    const float* logits(int first, int count);  // [count][vocab]
+    // Views outlive a growing buffer, but the next call overwrites what they show.
+    std::shared_ptr<float> hidden() const { return final_.share(); }     // [kept rows][hidden]
+    std::shared_ptr<float> logits(int first, int count);                 // [count][vocab]
     void greedy(int first, int count, std::int32_t* out);
 
   private:

@@ -132,17 +132,20 @@ float quantise(const Floats& x, const MutableBytes& planes, const MutableInts& s
     return scale;
 }
 
-Kept hidden(const Chain& chain) {
-    return Kept(chain.hidden(), {static_cast<std::size_t>(chain.kept_rows()), static_cast<std::size_t>(chain.shape().hidden)}, nb::handle());
+Kept kept(const std::shared_ptr<float>& values, int rows, int columns) {
+    nb::capsule owner(new std::shared_ptr<float>(values), [](void* p) noexcept { delete static_cast<std::shared_ptr<float>*>(p); });
+    return Kept(values.get(), {static_cast<std::size_t>(rows), static_cast<std::size_t>(columns)}, owner);
 }
 
+Kept hidden(const Chain& chain) { return kept(chain.hidden(), chain.kept_rows(), chain.shape().hidden); }
+
 Kept logits(Chain& chain, int first, int count) {
-    const float* values;
+    std::shared_ptr<float> values;
     {
         nb::gil_scoped_release release;
         values = chain.logits(first, count);
     }
-    return Kept(values, {static_cast<std::size_t>(count), static_cast<std::size_t>(chain.shape().vocab)}, nb::handle());
+    return kept(values, count, chain.shape().vocab);
 }
 
 void greedy(Chain& chain, int first, const MutableInts& out) {
@@ -179,8 +182,8 @@ void bind_chain(nb::module_& m) {
         .def_prop_ro("page_bytes", &Chain::page_bytes)
         .def("forward", &forward, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "slice_starts"_a.noconvert(),
              "page_starts"_a.noconvert(), "page_ids"_a.noconvert(), "output_rows"_a.noconvert(), "pages"_a.noconvert(), "first"_a, "last"_a)
-        .def("hidden", &hidden, nb::rv_policy::reference_internal)
-        .def("logits", &logits, "first"_a, "count"_a, nb::rv_policy::reference_internal)
+        .def("hidden", &hidden)
+        .def("logits", &logits, "first"_a, "count"_a)
         .def("greedy", &greedy, "first"_a, "out"_a.noconvert());
 }
 

@@ -79,6 +79,8 @@ class NativeChain:
         for name in _BATCH_ARRAYS:
             _check(name, getattr(batch, name), np.dtype(np.int32), 1)
         _check("pool", pool, np.dtype(np.uint8), 2)
+        if not pool.flags.writeable:
+            raise ValueError("pool must be writable")
         places = (batch.slice_starts, batch.page_starts, batch.page_ids, batch.output_rows)
         self._chain.forward(batch.token_ids, batch.positions, *places, pool, first, last)
 

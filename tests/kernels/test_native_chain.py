@@ -140,6 +140,16 @@ def test_kept_rows_are_the_asked_ones_in_order(chain: NativeChain) -> None:
     np.testing.assert_array_equal(chain.greedy(2, 1), whole[rows[2:3]].argmax(1))
 
 
+def test_old_views_stay_readable(chain: NativeChain) -> None:
+    pool = new_pool(chain, 10)
+    chain.forward(make_batch([Piece(PROMPT[:1], 0, PAGES)]), pool)
+    hidden, logits = chain.hidden(), chain.logits(0, 1)
+    chain.forward(make_batch([Piece(PROMPT, 0, PAGES)]), pool)
+    chain.logits(0, len(PROMPT))
+    assert np.isfinite(hidden).all()
+    assert np.isfinite(logits).all()
+
+
 def test_greedy_takes_the_lowest_of_equal_ids() -> None:
     config = tiny_config(Tiny(vocab=1000))
     weights = MemoryWeights(config, 7)
@@ -204,6 +214,10 @@ def test_arrays_of_the_wrong_form_are_named() -> None:
         chain.forward(batch, np.zeros((10, 64), np.uint8))
     with pytest.raises(ValueError, match="pool must be 2-dimensional uint8"):
         chain.forward(batch, pool[:, ::2])
+    frozen = pool.copy()
+    frozen.flags.writeable = False
+    with pytest.raises(ValueError, match="pool must be writable"):
+        chain.forward(batch, frozen)
     with pytest.raises(ValueError, match="kept rows"):
         chain.logits(0, 1)
     batch.positions = batch.positions.astype(np.int64)
