@@ -55,11 +55,15 @@ $(VENV_STAMP):
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# The build runs in an isolated environment (cmake, ninja and nanobind come from the package index and leave again).
-# A developer's environment rebuilds by `make native` instead, so that a change costs seconds.
+# The build runs in an isolated environment (cmake, ninja and nanobind come from the package index and leave again), and
+# the default set is kept small (tools/requirements.py). A developer's environment rebuilds by `make native` instead, so
+# that a change costs seconds.
 $(SERVE_STAMP): $(VENV_STAMP) pyproject.toml $(SOURCES)
-	@if [ -e $(DEV_STAMP) ]; then $(MAKE) --no-print-directory native; \
-	else echo "installing headrace into $(VENV) and compiling its kernels (about a minute)"; $(PIP) -e .; fi
+	@if [ -e $(DEV_STAMP) ]; then $(MAKE) --no-print-directory native; else \
+	  echo "installing headrace into $(VENV) and compiling its kernels (a minute or two)" && \
+	  $(BIN)/python tools/requirements.py whole >$(VENV)/whole.txt && $(PIP) --no-compile -r $(VENV)/whole.txt && \
+	  $(BIN)/python tools/requirements.py alone >$(VENV)/alone.txt && $(PIP) --no-compile --no-deps -r $(VENV)/alone.txt && \
+	  $(PIP) --no-deps -e .; fi
 	@touch $@
 
 $(MODEL_STAMP): $(SERVE_STAMP)
