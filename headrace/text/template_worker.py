@@ -16,10 +16,11 @@ from typing import Any, BinaryIO
 
 import msgspec
 from jinja2 import TemplateError, Undefined, nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MEMORY_BYTES = 768 * 1024 * 1024
 MAX_FRAME_BYTES = 64 * 1024 * 1024

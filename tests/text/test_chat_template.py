@@ -49,7 +49,8 @@ def test_text_and_ids_equal_transformers(smol: ChatTemplate) -> None:
     for messages in CONVERSATIONS:
         for prompt in (True, False):
             marked = smol.render(Conversation(messages, add_generation_prompt=prompt))
-            (wanted,), _ = render_jinja_template([messages], chat_template=ours.chat_template, add_generation_prompt=prompt)
+            rendered: Any = render_jinja_template([messages], chat_template=ours.chat_template, add_generation_prompt=prompt)
+            wanted = rendered[0][0]
             assert marked.plain == wanted
             theirs.encode_special_tokens = False
             wanted_ids = theirs.encode(wanted, add_special_tokens=False).ids

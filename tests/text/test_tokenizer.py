@@ -47,6 +47,8 @@ def reference(name: str) -> Any:
 def test_ids_equal_the_reference_on_hard_texts(name: str) -> None:
     ours, theirs = tokenizer(name), reference(name)
     for text in HARD:
+        if name == GEMMA and " " * 32 in text:
+            continue  # the converter halves longer runs (16 + 16); SentencePiece itself, the oracle below, takes 31 first
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids, repr(text)
 
     @settings(max_examples=300, deadline=None)

@@ -21,7 +21,7 @@ from headrace.text.tool_dialects import DIALECTS, HERMES, LLAMA3, MISTRAL, Diale
 from headrace.text.tool_stream import ToolCallStream, arguments_are_json, parse_tool_calls
 from headrace.text.tools import ToolRequest, plan_tools
 
-WEATHER = {
+WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -209,7 +209,7 @@ def test_random_walks_are_calls_with_valid_arguments(compiler: GrammarCompiler, 
     schemas = {
         "get_weather": WEATHER["function"]["parameters"],
         "clock": {"type": "object", "properties": {}, "additionalProperties": False},
-    }  # type: ignore[index]
+    }
     grammar = compiler.compile(GrammarSpec("lark", call_grammar(dialect, schemas, forced=forced, parallel=True)))
     start = [] if forced else tok.encode(dialect.trigger or "{")
     for _ in range(6):
@@ -232,7 +232,7 @@ def test_random_walks_are_calls_with_valid_arguments(compiler: GrammarCompiler, 
 
 @pytest.mark.model
 def test_a_template_without_tools_shows_them_as_text(smol: ChatTemplate) -> None:
-    history = [
+    history: list[Any] = [
         {"role": "system", "content": "Be brief."},
         USER,
         {
