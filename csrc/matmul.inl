@@ -38,7 +38,6 @@ HEADRACE_INLINE F16 load_half(const std::uint8_t* p) {
     // maskz: gcc 12 takes the unmasked form for a use of an uninitialised vector
     return {_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
-HEADRACE_INLINE void prefetch(const std::uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 
 #elif defined(HEADRACE_LANES_256)
 
@@ -86,7 +85,6 @@ HEADRACE_INLINE F16 load_half(const std::uint8_t* p) {
     const __m128i* half = reinterpret_cast<const __m128i*>(p);
     return {_mm256_cvtph_ps(_mm_loadu_si128(half)), _mm256_cvtph_ps(_mm_loadu_si128(half + 1))};
 }
-HEADRACE_INLINE void prefetch(const std::uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 
 #else
 
@@ -127,12 +125,8 @@ HEADRACE_INLINE F16 load_half(const std::uint8_t* p) {
     for (int n = 0; n < 16; ++n) r.v[n] = half_to_float(half[n]);
     return r;
 }
-HEADRACE_INLINE void prefetch(const std::uint8_t*) {}
 
 #endif
-
-// Pulls the record after next's lines while this one is used: the hardware prefetcher stops at 4 KiB pages.
-constexpr int kPrefetchBytes = 2048;
 
 template <Format format>
 HEADRACE_INLINE void unpack(const std::uint8_t* record, Codes* w) {
@@ -189,8 +183,6 @@ void quantised_rows(const PanelProduct& p, int row) {
     for (int g = 0; g < p.groups; ++g) {
         Codes w[operands];
         I16 dots[R];
-        if constexpr (R <= 4)
-            for (int line = 0; line < traits.record_bytes; line += 64) prefetch(record + kPrefetchBytes + line);
         unpack<format>(record, w);
         group_dots<format, R>(w, x, p.plane_stride, dots);
         const F16 d = load_half(record + code_bytes);
