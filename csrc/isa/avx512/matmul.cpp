@@ -1,1 +1,2 @@
-#include "matmul.inl"
+// Panel products, compiled for avx512.
+#include "matmul_impl.hpp"

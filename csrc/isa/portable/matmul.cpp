@@ -1,1 +1,2 @@
-#include "matmul.inl"
+// Panel products, compiled for portable.
+#include "matmul_impl.hpp"
