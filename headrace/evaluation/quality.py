@@ -152,8 +152,12 @@ def measure_native(
 ) -> Quality:
     """The native chain of a model against plain torch in fp32 (keys and values too): ``count`` windows of ``length`` tokens.
 
-    Needs the ``torch`` extra. Windows begin with the model's begin-of-text where its tokenizer asks for one.
+    Needs the ``torch`` extra. Windows begin with the model's begin-of-text where its tokenizer asks for one. Both sides
+    use ``threads``; on a machine that is busy with other work the reference is fastest with one, since torch's threads
+    wait for each other after every operator.
     """
+    import torch
+
     from headrace.kernels.torch_chain import TorchChain
 
     opened = open_model(find_model(model))
@@ -161,5 +165,10 @@ def measure_native(
     bos = tokenizer.bos_id if tokenizer.add_bos else None
     windows = text_windows(tokenizer.encode(real_text()), length, count)
     native = NativeChain(opened.config, opened.weights, threads)
-    reference = TorchChain(opened.config, opened.weights, kv_dtype="fp32")
-    return compare_chains(reference, native, windows, first_token=bos, progress=progress)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        reference = TorchChain(opened.config, opened.weights, kv_dtype="fp32")
+        return compare_chains(reference, native, windows, first_token=bos, progress=progress)
+    finally:
+        torch.set_num_threads(before)

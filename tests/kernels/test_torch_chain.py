@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,15 @@ from headrace.models.folder_model import load_folder
 
 pytestmark = pytest.mark.torch
 TOLERANCE = 1e-4  # of the largest logit
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """torch's threads wait for each other after every operator: on a busy machine two are five times slower than one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def int32(values: object) -> Int32:
