@@ -58,7 +58,8 @@ void Chain::forward(const BatchView& batch, const PoolView& pages, int first, in
     if (!embedding_) throw std::invalid_argument("the chain has no embedding yet");
     if (first < 0 || first > last || last > blocks()) throw std::invalid_argument("no such span of blocks");
     check_batch(batch, pages, {shape_.vocab, shape_.context, page_bytes_}, stamps_);
-    if (first > 0 && residual_rows_ != batch.rows()) throw std::invalid_argument("token_ids differs in length from the span before");
+    if (first > 0 && (gathered_ || residual_rows_ != batch.rows()))
+        throw std::invalid_argument("token_ids differs in length from the span before, or that was the last");
     table_ = &kernels();
     kept_rows_ = 0;
     reserve(batch.rows());
@@ -67,16 +68,36 @@ void Chain::forward(const BatchView& batch, const PoolView& pages, int first, in
     find_pages(batch);
     if (first == 0) embed(batch);
     for (int i = first; i < last; ++i) {
-        if (order_[static_cast<std::size_t>(i)].attention)
-            run_attention(attention_[static_cast<std::size_t>(order_[static_cast<std::size_t>(i)].index)], batch, pages);
+        const Order& block = order_[static_cast<std::size_t>(i)];
+        if (i + 1 == blocks() && !block.attention) gather_outputs(batch);
+        if (block.attention)
+            run_attention(attention_[static_cast<std::size_t>(block.index)], batch, pages);
         else
-            run_mlp(mlp_[static_cast<std::size_t>(order_[static_cast<std::size_t>(i)].index)], batch.rows());
+            run_mlp(mlp_[static_cast<std::size_t>(block.index)], residual_rows_);
     }
-    if (last == blocks()) keep_outputs(batch);
+    if (last < blocks()) return;
+    gather_outputs(batch);
+    keep_outputs();
+}
+
+// From here on only the output rows matter: nothing of the others will be read again. Does nothing the second time.
+void Chain::gather_outputs(const BatchView& batch) {
+    if (gathered_) return;
+    gathered_ = true;
+    const auto hidden = static_cast<std::size_t>(shape_.hidden);
+    const std::size_t rows = batch.output_rows.size;
+    float* kept = final_.reserve(rows * hidden);
+    for (std::size_t row = 0; row < rows; ++row)
+        std::memcpy(kept + row * hidden, residual_.data() + product(batch.output_rows[row], hidden), hidden * sizeof(float));
+    reserve(static_cast<int>(rows));
+    float* residual = residual_.reserve(rows * hidden);
+    if (rows > 0) std::memcpy(residual, kept, rows * hidden * sizeof(float));
+    residual_rows_ = static_cast<int>(rows);
 }
 
 void Chain::embed(const BatchView& batch) {
     residual_rows_ = batch.rows();
+    gathered_ = false;
     float* residual = residual_.reserve(product(residual_rows_, static_cast<std::size_t>(shape_.hidden)));
     for_rows(residual_rows_, [&](int row, int) {
         float* to = residual + product(row, static_cast<std::size_t>(shape_.hidden));
@@ -143,18 +164,15 @@ void Chain::run_mlp(const MlpBlock& block, int rows) {
     product_onto_residual(*block.down, activations_.rows(rows, wide_.data()), block.post_norm);
 }
 
-void Chain::keep_outputs(const BatchView& batch) {
-    const int rows = static_cast<int>(batch.output_rows.size);
+void Chain::keep_outputs() {
     const auto hidden = static_cast<std::size_t>(shape_.hidden);
-    float* kept = final_.reserve(product(rows, hidden));
-    final_activations_.reserve(rows, shape_.hidden);
-    for_rows(rows, [&](int row, int) {
-        const int source = batch.output_rows[static_cast<std::size_t>(row)];
-        float* to = kept + product(row, hidden);
-        table_->rows.norm(residual_.data() + product(source, hidden), final_norm_.data(), shape_.eps, shape_.hidden, to);
+    final_activations_.reserve(residual_rows_, shape_.hidden);
+    for_rows(residual_rows_, [&](int row, int) {
+        float* to = final_.data() + product(row, hidden);
+        table_->rows.norm(residual_.data() + product(row, hidden), final_norm_.data(), shape_.eps, shape_.hidden, to);
         if (head_->needs_planes()) table_->rows.quantise(to, shape_.hidden, final_activations_.row(row));
     });
-    kept_rows_ = rows;
+    kept_rows_ = residual_rows_;
 }
 
 // Kept rows first … first+count-1 as the head's input.

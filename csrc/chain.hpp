@@ -94,7 +94,8 @@ class Chain {
     void find_pages(const BatchView& batch);
     void quantise_wide(int width, const PackedMatrix& next, int rows);
     void run_mlp(const MlpBlock& block, int rows);
-    void keep_outputs(const BatchView& batch);
+    void gather_outputs(const BatchView& batch);
+    void keep_outputs();
     Rows head_rows(int first, int count) const;
 
     ChainShape shape_;
@@ -111,6 +112,7 @@ class Chain {
     const KernelTable* table_ = nullptr;
 
     int residual_rows_ = 0, kept_rows_ = 0;
+    bool gathered_ = false;  // the residual holds the output rows only
     Buffer<float> residual_, normed_, qkv_, wide_, final_, logits_, scratch_;
     Activations activations_, final_activations_;
     AttentionRunner attention_runner_;

@@ -134,6 +134,11 @@ def test_kept_rows_are_the_asked_ones_in_order(chain: NativeChain) -> None:
     some = all_logits(chain, make_batch([Piece(PROMPT, 0, PAGES)], rows), pool)
     assert some.tobytes() == whole[rows].tobytes()
     assert chain.logits(0, 4).flags.c_contiguous
+    written = pool.copy()
+    chain.forward(make_batch([Piece(PROMPT, 0, PAGES)], []), pool)
+    assert chain.hidden().shape == (0, chain.config.hidden)
+    assert pool.tobytes() == written.tobytes()
+    all_logits(chain, make_batch([Piece(PROMPT, 0, PAGES)], rows), pool)
     assert chain.logits(1, 2).tobytes() == whole[rows[1:3]].tobytes()
     assert chain.hidden().shape == (4, chain.config.hidden)
     np.testing.assert_array_equal(chain.greedy(0, 4), whole[rows].argmax(1))
@@ -168,6 +173,10 @@ def test_spans_of_blocks_make_up_the_whole(chain: NativeChain) -> None:
     for first in range(len(chain.config.blocks)):
         chain.forward_span(batch, pool, first, first + 1)
     assert chain.logits(0, len(PROMPT)).tobytes() == whole.tobytes()
+    with pytest.raises(ValueError, match="the last"):
+        chain.forward_span(batch, pool, 1, 2)
+    with pytest.raises(ValueError, match="span"):
+        chain.forward_span(batch, pool, 0, 99)
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
