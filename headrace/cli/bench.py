@@ -10,6 +10,7 @@ import click
 from rich.progress import Progress
 
 from headrace.cli.arguments import arguments
+from headrace.cli.bench_peers import peers
 from headrace.cli.local import prepare
 from headrace.cli.models import Loading
 from headrace.cli.options import LOCAL_SETTINGS, settings_options
@@ -33,8 +34,12 @@ def bench() -> None:
     \b
     headrace bench serve --rate 2            load a running server
     headrace bench engine                    speed without HTTP
-    headrace bench kernels                   matrix products and attention alone
+    headrace bench kernels                   matrix products alone
+    headrace bench peers --peer NAME=WHERE   beside other servers, in turns
     """
+
+
+bench.add_command(peers)
 
 
 @bench.command("serve")
