@@ -163,7 +163,8 @@ HEADRACE_INLINE void weigh_vectors(Query* queries, const TileView<T>& tile, int 
 }
 
 template <int R, class T>
-HEADRACE_INLINE void weigh(Query* queries, const TileView<T>& tile, int width, const float (*weights)[kTileKeys], int from, int to) {
+HEADRACE_INLINE void weigh(Query* queries, const TileView<T>& tile, int width, const float (*weights)[kTileKeys], int from,
+                           int to) {
     if (from >= to) return;
     if (width % (16 * kVectorsAtOnce) == 0)
         weigh_vectors<R, kVectorsAtOnce>(queries, tile, width, weights, from, to);
@@ -254,7 +255,8 @@ inline void visit_tiles(const AttentionTile& work, Query* queries, int count) {
         tile.first = key;
         for (int p = 0; p < kTilePages; ++p) {  // pages that nobody sees are replaced by one that exists
             const int page = larger(smaller(key / kPageTokens + p, last_page), first / kPageTokens);
-            tile.keys[p] = reinterpret_cast<const std::uint16_t*>(work.pool + work.pages[page] * work.page_bytes + work.head_offset);
+            const std::uint8_t* head = work.pool + work.pages[page] * work.page_bytes + work.head_offset;
+            tile.keys[p] = reinterpret_cast<const std::uint16_t*>(head);
             tile.values[p] = tile.keys[p] + kPageTokens * width;
         }
         for (int i = 0; i < count; ++i) {

@@ -74,12 +74,13 @@ HEADRACE_INLINE void store_bytes(void* p, I16 a) { _mm_storeu_si128(static_cast<
 // Lanes first ≤ i < last keep a, the others take b.
 HEADRACE_INLINE F16 keep_range(F16 a, int first, int last, F16 b) {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __mmask16 kept = _mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32(first)) & _mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32(last));
-    return {_mm512_mask_blend_ps(kept, b.v, a.v)};
+    const __mmask16 after = _mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32(first));
+    return {_mm512_mask_blend_ps(_mm512_mask_cmplt_epi32_mask(after, lane, _mm512_set1_epi32(last)), b.v, a.v)};
 }
 
 HEADRACE_INLINE F16 load_bf16(const uint16_t* p) {
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16))};
+    const __m512i codes = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(codes, 16))};
 }
 HEADRACE_INLINE void store_bf16(uint16_t* p, F16 a) {
     const __m512i bits = _mm512_castps_si512(a.v);
@@ -131,7 +132,8 @@ HEADRACE_INLINE F16 as_float(I16 x) { return {_mm256_castsi256_ps(x.a), _mm256_c
 HEADRACE_INLINE I16 as_int(F16 x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
 HEADRACE_INLINE __m128i low_bytes(I16 x) {
     const __m256i low = _mm256_set1_epi32(0xff);
-    const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low)), 0xd8);
+    const __m256i mixed = _mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low));
+    const __m256i words = _mm256_permute4x64_epi64(mixed, 0xd8);
     return _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 }
 HEADRACE_INLINE void store_bytes(void* p, I16 x) { _mm_storeu_si128(static_cast<__m128i*>(p), low_bytes(x)); }
