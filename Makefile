@@ -30,6 +30,7 @@ check: $(DEV_STAMP)  ## lint, format, types and the size report
 	$(BIN)/ruff check headrace tests tools
 	$(BIN)/ruff format --check headrace tests tools
 	$(BIN)/mypy
+	$(BIN)/mypy tests/kernels/conftest.py
 	$(BIN)/python tools/size_report.py
 
 format: $(DEV_STAMP)  ## apply the formatter and the safe fixes

@@ -28,8 +28,12 @@ ERROR_TABLE: dict[str, ErrorKind] = {
         ErrorKind("unsupported_parameter", 400, "invalid_request_error", "The field exists, this server or model can't honour it."),
         ErrorKind("invalid_value", 400, "invalid_request_error", "A field's value is of the wrong type or out of bounds."),
         ErrorKind("missing_parameter", 400, "invalid_request_error", "A required field is absent."),
-        ErrorKind("context_length_exceeded", 400, "invalid_request_error", "Prompt and wanted output don't fit the model's context."),
-        ErrorKind("invalid_grammar", 400, "invalid_request_error", "The schema, regex or choice list can't be compiled within limits."),
+        ErrorKind(
+            "context_length_exceeded", 400, "invalid_request_error", "Prompt and wanted output don't fit the model's context."
+        ),
+        ErrorKind(
+            "invalid_grammar", 400, "invalid_request_error", "The schema, regex or choice list can't be compiled within limits."
+        ),
         ErrorKind("invalid_template", 400, "invalid_request_error", "The chat template refused the messages."),
         ErrorKind("invalid_api_key", 401, "authentication_error", "No API key, or one that the server does not know."),
         ErrorKind("permission_denied", 403, "permission_error", "The key may not do this."),
@@ -47,7 +51,9 @@ ERROR_TABLE: dict[str, ErrorKind] = {
         ErrorKind("deadline_exceeded", 504, "timeout_error", "The request's own deadline passed before it finished."),
         ErrorKind("model_file", 400, "model_error", "A model file is damaged, lies about its contents or is of an unknown kind."),
         ErrorKind("unsupported_machine", 400, "machine_error", "This CPU or system lacks something that is required."),
-        ErrorKind("invalid_setting", 400, "settings_error", "An option, file key or environment variable is unknown or out of bounds."),
+        ErrorKind(
+            "invalid_setting", 400, "settings_error", "An option, file key or environment variable is unknown or out of bounds."
+        ),
     )
 }
 

@@ -1,8 +1,8 @@
 """Print the default dependencies for pip: ``whole`` ones, or those that are installed ``alone``.
 
-tokenizers and gguf declare clients of a model hub among their dependencies (some 30 MB) that they only import when
-asked to download. This project never does, so the two are installed without dependencies; a test imports everything
-in an environment that has none of the clients.
+tokenizers and gguf declare clients of a model hub among their dependencies (some 30 MB), rich a highlighter and a Markdown
+parser: all are imported only by functions that this project never calls. So the three are installed alone; a test imports
+everything where none of those is present.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-ALONE = ("tokenizers", "gguf")
+ALONE = ("tokenizers", "gguf", "rich")
 
 
 def requirements(which: str) -> list[str]:
