@@ -82,7 +82,9 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
     arena.touch_in_background()
     parts = EngineParts(
         chain=chain, pages=arena.bytes, scheduler=scheduler, sampler=Sampler(model.config.vocab, threads),
-        limits=Limits(model.config.vocab, context, model.config.eos_ids, settings.seed),
+        limits=Limits(
+            model.config.vocab, min(context, arena.pages * chain.page_layout.tokens), model.config.eos_ids, settings.seed
+        ),
         grammars=LazyGrammars(lambda: open_tokenizer(model.tokenizer_source), model.config.vocab),
     )  # fmt: skip
     return BuiltEngine(Engine(parts), model, chain, arena, threads, calibration, time.perf_counter() - began)

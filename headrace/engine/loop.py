@@ -259,13 +259,18 @@ class Engine:
         spent = self.scheduler.commit(step, sampled)
         for chosen in outcome.chosen:
             self._take_token(chosen)
+        for choice in outcome.unscorable:
+            self._fail_request(choice.request)
         for item in spent:
             if item.item_id in self._choices:
                 self._finish_without_token(self._choices[item.item_id])
-        for choice in outcome.unscorable:
-            if choice.finish is None:
-                logger.error("request %d: a prompt row is not finite", choice.request.submit.request_id)
-                self._finish(choice, "error")
+
+    def _fail_request(self, request: LiveRequest) -> None:
+        """A row of the shared prompt is not finite: no choice can go on."""
+        if request.open:
+            logger.error("request %d: a prompt row is not finite", request.submit.request_id)
+        for choice in list(request.open.values()):
+            self._drop(choice, "error")
 
     def _finish_without_token(self, choice: Choice) -> None:
         """Embeddings, and requests that only score their prompt."""

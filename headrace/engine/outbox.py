@@ -35,6 +35,8 @@ class Outbox:
         tokens = [last[0]] if last is not None else []
         logprobs = [last[1]] if last is not None and last[1] is not None else None
         self._emit(choice, tokens, logprobs)
+        for index in range(1, request.copies + 1):
+            self._send(request, TokenOutput(request.submit.request_id, index, [], finish=reason))
         if request.ranked and not request.open:
             self._emit_best(request)
 

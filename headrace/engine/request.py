@@ -100,6 +100,11 @@ class LiveRequest:
         return self.submit.params
 
     @property
+    def copies(self) -> int:
+        """Choices beside the first that only repeat how it ended."""
+        return self.params.n - 1 if self.params.max_tokens == 0 and not self.submit.embed else 0
+
+    @property
     def deadline(self) -> float | None:
         """The moment on the engine's clock when time is up."""
         return None if self.submit.deadline is None else self.arrival + self.submit.deadline
@@ -136,13 +141,18 @@ def make_request(submit: Submit, arrival: float, limits: Limits) -> LiveRequest:
     values = np.array([value for _, value in biased], np.float32)
     forbidden = np.array(sorted(stops), np.int32)
     bans = (np.concatenate((tokens, forbidden)), np.concatenate((values, np.full(len(forbidden), -np.inf, np.float32))))
-    return LiveRequest(submit, arrival, stops, (tokens, values), bans, (params.best_of or params.n) > params.n)
+    return LiveRequest(
+        submit, arrival, stops, (tokens, values), bans, (params.best_of or params.n) > params.n and params.max_tokens > 0
+    )
 
 
 def make_choices(request: LiveRequest, first_item_id: int, limits: Limits) -> list[Choice]:
-    """The request's choices with fresh items; the first one leads, the others fork from its prompt."""
+    """The request's choices with fresh items; the first one leads, the others fork from its prompt.
+
+    Without output there is one item whatever n says: nothing tells choices apart (see :meth:`LiveRequest.copies`).
+    """
     submit, params = request.submit, request.params
-    count = 1 if submit.embed else (params.best_of or params.n)
+    count = 1 if submit.embed or params.max_tokens == 0 else (params.best_of or params.n)
     choices = []
     for index in range(count):
         item = Item(

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from headrace.engine.wire import MAX_FRAME_BYTES, EngineInbound, EngineOutbound
+from headrace.errors import HeadraceError
 
 _LENGTH = struct.Struct("<I")
 READ_BYTES = 1 << 18
@@ -94,7 +95,7 @@ class Outbound:
 def _decode(decoder: msgspec.msgpack.Decoder[Any], bodies: list[bytes]) -> list[Any]:
     try:
         return [decoder.decode(body) for body in bodies]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, HeadraceError) as error:  # options check themselves
         raise FrameError(f"a frame is no message of this protocol: {error}") from error
 
 
