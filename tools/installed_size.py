@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import metadata
+from pathlib import Path
 
 APART = {"pip", "setuptools", "wheel"}
 
@@ -11,8 +12,8 @@ def size(distribution: metadata.Distribution) -> int:
     """Bytes on disk of a distribution's files, compiled Python files included."""
     total = 0
     for file in distribution.files or ():
-        path = distribution.locate_file(file)
-        total += path.stat().st_size if hasattr(path, "stat") and path.is_file() else 0
+        path = Path(str(distribution.locate_file(file)))
+        total += path.stat().st_size if path.is_file() else 0
     return total
 
 
