@@ -35,7 +35,7 @@ def chat(effective: Effective, sampling: SamplingArguments, url: str | None, sys
     """
     with ExitStack() as stack:
         if url is not None:
-            speaker = _remote(url, sampling)
+            speaker = _remote(stack.enter_context(asyncio.Runner()), url, sampling)
         else:
             llm = stack.enter_context(open_llm(effective))
             params = sampling.params()
@@ -83,13 +83,12 @@ def _say(speaker: Speaker, messages: Messages) -> str | None:
     return "".join(pieces)
 
 
-def _remote(url: str, sampling: SamplingArguments) -> Speaker:
+def _remote(runner: asyncio.Runner, url: str, sampling: SamplingArguments) -> Speaker:
     """Answers of a server. Only what OpenAI's API knows is sent."""
     from headrace.evaluation.load import first_model
     from headrace.evaluation.streaming_client import RequestFailedError, Stream, parse_url, stream
 
     endpoint = parse_url(url)
-    runner = asyncio.Runner()
     try:
         model = runner.run(first_model(endpoint))
     except RequestFailedError as error:

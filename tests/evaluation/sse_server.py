@@ -42,9 +42,11 @@ async def answering(script: Callable[[int], Script]) -> AsyncIterator[Answering]
     state = Answering(script)
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            await _answer(state, reader, writer)
-        writer.close()
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                await _answer(state, reader, writer)
+        finally:
+            writer.close()
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     state.port = server.sockets[0].getsockname()[1]
