@@ -65,7 +65,8 @@ class ToyChain:
 
     def greedy(self, first: int, count: int) -> Int32:
         """Arg-max of each row."""
-        return self.logits(first, count).argmax(axis=1).astype(np.int32)
+        tokens: Int32 = self.logits(first, count).argmax(axis=1).astype(np.int32)
+        return tokens
 
     def _fold(self, memory: Int32, pages: Int32, last: int) -> Float32:
         state = np.zeros(HIDDEN, np.float32)

@@ -1,0 +1,186 @@
+"""The composition matrix: mechanisms switched on in pairs, tokens and logprobs bit for bit those of each request alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+import pytest
+
+from headrace.engine.build import make_chain, make_scheduler
+from headrace.engine.grammars import LazyGrammars, open_tokenizer
+from headrace.engine.loop import Engine, EngineParts
+from headrace.engine.request import Limits
+from headrace.engine.sampling_params import GrammarSpec, SamplingParams
+from headrace.engine.wire import Submit, TokenLogprob, TokenOutput
+from headrace.kernels.interface import ChainRunner
+from headrace.kernels.sampler import Sampler
+from headrace.memory.arena import Arena
+from headrace.models.catalog import OpenModel, find_model, open_model
+from headrace.scheduling.settings import SchedulingSettings
+
+pytestmark = pytest.mark.model
+
+TEXTS = (
+    "The capital of France is",
+    "Once upon a time, in a land of rivers and mills, there lived a miller who",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n",
+    "A headrace is the channel that leads the water to the wheel. Below the wheel the water leaves by the tailrace, and",
+)
+SCHEMA = '{"type":"object","properties":{"name":{"type":"string","maxLength":8}},"required":["name"],"additionalProperties":false}'
+OUTPUT, LONG_OUTPUT = 10, 36
+POOL, STARVED = 256, 12  # pages
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """One composition: how the engine runs, and what its requests ask for beside plain sampling."""
+
+    step_tokens: int = 256
+    threads: int = 2
+    pages: int = POOL
+    shuffle: int = 0
+    forks: bool = False
+    grammar: bool = False
+    logprobs: bool = False
+    penalties: bool = False
+
+
+MECHANISMS: dict[str, dict[str, int | bool]] = {
+    "chunks of 16": {"step_tokens": 16},
+    "chunks of 48": {"step_tokens": 48},
+    "forks": {"forks": True},
+    "preemption": {"pages": STARVED},
+    "grammar": {"grammar": True},
+    "logprobs": {"logprobs": True},
+    "one thread": {"threads": 1},
+    "arrival order": {"shuffle": 3},
+    "penalties": {"penalties": True},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The real model on one and on two threads, and everything that is known of requests run alone."""
+
+    model: OpenModel
+    chains: dict[int, ChainRunner]
+    arena: Arena
+    grammars: LazyGrammars
+    prompts: list[list[int]]
+    alone: dict[bytes, list[Answer]]
+
+
+@dataclass(slots=True)
+class Answer:
+    """All that a choice got."""
+
+    tokens: list[int]
+    logprobs: list[TokenLogprob]
+    prompt_logprobs: list[TokenLogprob]
+    finish: str | None = None
+
+    def add(self, output: TokenOutput) -> None:
+        self.tokens += output.tokens
+        self.logprobs += output.logprobs or []
+        self.prompt_logprobs += output.prompt_logprobs or []
+        self.finish = output.finish
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    model = open_model(find_model("smollm2"))
+    chains = {threads: make_chain(model, "cpu", threads) for threads in (1, 2)}
+    tokenizer = open_tokenizer(model.tokenizer_source)
+    arena = Arena(POOL, chains[1].page_layout.page_bytes)
+    grammars = LazyGrammars(lambda: tokenizer, model.config.vocab)
+    yield Bench(model, chains, arena, grammars, [tokenizer.encode(text) for text in TEXTS], {})
+    arena.close()
+
+
+def requests_of(mix: Mix, bench: Bench) -> list[Submit]:
+    """Eight requests: four prompts, greedy and sampled, some of them with the mechanism in question."""
+    submits = []
+    output = OUTPUT if mix.pages == POOL else LONG_OUTPUT
+    for i in range(8):
+        params = SamplingParams(
+            max_tokens=output - i % 3, temperature=(0.0, 0.9)[i % 2], top_p=(1.0, 0.95)[i // 2 % 2], seed=i, ignore_eos=i != 5,
+            n=2 if mix.forks and i % 2 == 1 else 1,
+            top_logprobs=3 if mix.logprobs and i % 3 != 2 else None,
+            prompt_logprobs=2 if mix.logprobs and i % 2 == 0 else None,
+            grammar=GrammarSpec("json_schema", SCHEMA) if mix.grammar and i in (1, 4) else None,
+            repetition_penalty=1.2 if mix.penalties else 1.0, frequency_penalty=0.3 if mix.penalties and i % 2 else 0.0,
+        )  # fmt: skip
+        submits.append(Submit(i, bench.prompts[i % len(TEXTS)], params))
+    return submits
+
+
+def engine_of(mix: Mix, bench: Bench) -> Engine:
+    chain = bench.chains[mix.threads]
+    scheduler = make_scheduler(SchedulingSettings(step_tokens=mix.step_tokens), mix.pages, chain, None)
+    config = bench.model.config
+    limits = Limits(config.vocab, config.context_length, config.eos_ids)
+    pages = bench.arena.bytes[: mix.pages]
+    return Engine(EngineParts(chain, pages, scheduler, Sampler(config.vocab, mix.threads), limits, bench.grammars))
+
+
+def run(engine: Engine, submits: list[Submit], arrivals: random.Random | None) -> dict[int, list[Answer]]:
+    """Everything that each request got; with ``arrivals``, requests come in random order between steps."""
+    answers = {submit.request_id: [Answer([], [], []) for _ in range(submit.params.n)] for submit in submits}
+    coming = list(submits)
+    if arrivals is not None:
+        arrivals.shuffle(coming)
+    while coming or engine.live:
+        while coming and (arrivals is None or arrivals.random() < 0.4 or not engine.live):
+            engine.submit(coming.pop(0))
+        outputs = engine.step()
+        engine.check_integrity()
+        for output in outputs.outputs if outputs is not None else ():
+            answers[output.request_id][output.choice].add(output)
+        if outputs is None:
+            engine.wait_compiled(1.0)
+    engine.close()
+    return answers
+
+
+def expect_short_answers(engine: Engine, bench: Bench) -> None:
+    """Answers that end at once let the scheduler admit more than the pool can hold to the end, so that it must preempt."""
+    ended = SamplingParams(max_tokens=100, logit_bias={bench.model.config.eos_ids[0]: 100.0})
+    for i in range(8):
+        engine.submit(Submit(100 + i, bench.prompts[0], ended))
+        while engine.live:
+            engine.step()
+
+
+def alone(submit: Submit, bench: Bench) -> list[Answer]:
+    """What the request gets by itself: prompt in one step, one thread. Run once and remembered."""
+    key = msgspec.json.encode(submit)
+    if key not in bench.alone:
+        engine = engine_of(Mix(threads=1), bench)
+        bench.alone[key] = run(engine, [submit], None)[submit.request_id]
+    return bench.alone[key]
+
+
+PAIRS = list(itertools.combinations(MECHANISMS, 2))
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=[f"{first} with {second}" for first, second in PAIRS])
+def test_pair(first: str, second: str, bench: Bench) -> None:
+    both = MECHANISMS[first] | MECHANISMS[second]
+    if len(both) < len(MECHANISMS[first]) + len(MECHANISMS[second]):
+        pytest.skip("two values of one switch")
+    mix = dataclasses.replace(Mix(), **both)  # type: ignore[arg-type]
+    engine = engine_of(mix, bench)
+    if mix.pages == STARVED:
+        expect_short_answers(engine, bench)
+    submits = requests_of(mix, bench)
+    answers = run(engine, submits, random.Random(mix.shuffle) if mix.shuffle else None)
+    for submit in submits:
+        assert answers[submit.request_id] == alone(submit, bench), f"request {submit.request_id}"
+    assert engine.scheduler.pool.free == mix.pages
+    if mix.pages == STARVED:
+        assert engine.gauges().preemptions > 0, "the pool was meant to be too small"
