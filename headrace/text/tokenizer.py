@@ -102,20 +102,23 @@ class Tokenizer:
 
         ``bos``: put the model's beginning-of-sequence id first if the model asks for one (a raw completion prompt).
         """
-        ids: list[int] = self._fast_encode(text).ids
+        ids: list[int] = self._encode(self._fast, text).ids
         return [self.bos_id, *ids] if bos and self.add_bos and self.bos_id is not None else ids
 
     def encode_with_offsets(self, text: str) -> Encoding:
         """Like :meth:`encode`, with the characters that each token came from (tokens inside one character share it)."""
-        encoding = self._fast_encode(text, offsets=True)
-        return Encoding(encoding.ids, [(start, end) for start, end in encoding.offsets])
+        encoding = self._encode(self._fast, text, offsets=True)
+        if len(text) <= LONG_TEXT:
+            return Encoding(encoding.ids, [(start, end) for start, end in encoding.offsets])
+        # One by one, so that no single call holds the interpreter for long.
+        return Encoding(encoding.ids, [encoding.token_to_chars(at) or (0, 0) for at in range(len(encoding))])
 
-    def _fast_encode(self, text: str, *, offsets: bool = False) -> Any:
+    def _encode(self, fast: FastTokenizer, text: str, *, offsets: bool = False) -> Any:
         """Encode; a long text as a batch of one, since only batches let other Python threads run meanwhile."""
         text = self._checked(text)
         if len(text) <= LONG_TEXT:
-            return self._fast.encode(text, add_special_tokens=False)
-        encode = self._fast.encode_batch if offsets else self._fast.encode_batch_fast
+            return fast.encode(text, add_special_tokens=False)
+        encode = fast.encode_batch if offsets else fast.encode_batch_fast
         return encode([text], add_special_tokens=False)[0]
 
     def encode_template(self, rendered: MarkedText | str) -> list[int]:
@@ -131,7 +134,7 @@ class Tokenizer:
                 ids.append(piece)
             elif piece:
                 fast = self._inner if ids else self._fast
-                ids.extend(fast.encode(self._checked(piece), add_special_tokens=False).ids)
+                ids.extend(self._encode(fast, piece).ids)
         if self.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
         return ids
