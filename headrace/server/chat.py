@@ -10,7 +10,7 @@ from headrace.server.chat_prompt import ChatPrompt, chat_prompt
 from headrace.server.generation import Generation, Job
 from headrace.server.protocol.chat import ChatRequest
 from headrace.server.protocol.tokens import Rendered, RenderedList
-from headrace.server.rendering import json_response
+from headrace.server.rendering import encode_json, json_bytes, json_response
 from headrace.server.requests import Call
 from headrace.server.sampling import Wanted, check_stream_options, output_room, sampling_params, stop_strings
 from headrace.server.service import Service
@@ -34,7 +34,8 @@ async def complete(service: Service, call: Call[ChatRequest]) -> ASGIApp:
     async with generation as turns:
         async for pieces in turns:
             answer.add(pieces)
-    return json_response(answer.whole(), headers={"x-headrace-seed": seed})
+    data = await service.language.aside(lambda: encode_json(answer.whole()), answer.weight)
+    return json_bytes(data, {"x-headrace-seed": seed})
 
 
 async def render(service: Service, call: Call[ChatRequest]) -> ASGIApp:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
 from headrace.engine.wire import TokenLogprob
 from headrace.server.generation import Generation, Piece
 from headrace.server.identity import fingerprint, new_id
-from headrace.server.logprobs import chat_logprobs, prompt_logprobs_out
+from headrace.server.logprobs import chat_logprobs, prompt_logprobs, weight
 from headrace.server.protocol.chat import (
     AnswerMessage,
     ChatChoice,
@@ -52,7 +51,7 @@ class ChatAnswer:
         self._language = service.language
         self._generation = generation
         self._choices = [_Choice(ToolCallStream(dialect) if dialect is not None else None) for _ in range(body.n or 1)]
-        self._prompt_logprobs: list[Any] | msgspec.UnsetType = msgspec.UNSET
+        self._prompt_logprobs: list[TokenLogprob] | None = None
         self._id = new_id("chatcmpl")
         self._created = int(time.time())
         self._with_usage = bool(body.stream_options is not None and body.stream_options.include_usage)
@@ -67,8 +66,7 @@ class ChatAnswer:
                 _gather(choice.calls, call)
             choice.logprobs += piece.logprobs or ()
             if piece.prompt_logprobs is not None:
-                entries = [*[None] * (self._generation.totals.prompt - len(piece.prompt_logprobs)), *piece.prompt_logprobs]
-                self._prompt_logprobs = prompt_logprobs_out(entries, self._language)
+                self._prompt_logprobs = piece.prompt_logprobs
 
     def events(self, pieces: list[Piece]) -> bytes:
         """A turn's events: role first, then text and calls, each finish in a chunk of its own."""
@@ -91,15 +89,23 @@ class ChatAnswer:
         """The usage event, when it was asked for."""
         return event(self._chunk([], self._usage())) if self._with_usage else b""
 
+    @property
+    def weight(self) -> int:
+        """What rendering the whole answer costs, in logprobs shown."""
+        return sum(weight(choice.logprobs) for choice in self._choices) + weight(self._prompt_logprobs or [])
+
     def whole(self) -> ChatCompletion:
         """The answer in one piece."""
+        known = self._prompt_logprobs
+        prompt = self._generation.totals.prompt
         choices = [
             ChatChoice(index, _message(choice), self._logprobs(choice.logprobs), choice.finish)
             for index, choice in enumerate(self._choices)
         ]
         return ChatCompletion(
             id=self._id, created=self._created, model=self._model, choices=choices, usage=self._usage(),
-            system_fingerprint=fingerprint(), prompt_logprobs=self._prompt_logprobs,
+            system_fingerprint=fingerprint(),
+            prompt_logprobs=msgspec.UNSET if known is None else prompt_logprobs(known, prompt, self._language),
         )  # fmt: skip
 
     def _logprobs(self, entries: list[TokenLogprob] | None) -> ChatLogprobs | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +34,10 @@ class ChatPrompt:
 
 async def chat_prompt(language: Language, body: ChatRequest) -> ChatPrompt:
     """Render and tokenise, off the loop. Raises what tools, template and limits refuse."""
-    size = sum(_text_length(message) for message in body.messages)
-    language.check_length(size, "messages")
+    language.check_length(sum(map(len, _texts(body))), "messages")
 
     def work() -> ChatPrompt:
+        language.check_tokens(_texts(body), "messages")
         try:
             plan = plan_tools(_tool_request(body), language.template)
             constraint = _constraint(body, plan)
@@ -48,9 +49,14 @@ async def chat_prompt(language: Language, body: ChatRequest) -> ChatPrompt:
     return await language.on_thread(work)
 
 
-def _text_length(message: Any) -> int:
-    content = message.content
-    return len(content) if isinstance(content, str) else sum(len(part.text) for part in content or ())
+def _texts(body: ChatRequest) -> Iterator[str]:
+    """Every text of the messages."""
+    for message in body.messages:
+        content = message.content
+        if isinstance(content, str):
+            yield content
+        else:
+            yield from (part.text for part in content or ())
 
 
 def _tool_request(body: ChatRequest) -> ToolRequest:

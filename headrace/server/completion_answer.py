@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -11,7 +11,7 @@ from headrace.engine.wire import TokenLogprob
 from headrace.server.generation import Generation, Piece
 from headrace.server.identity import fingerprint, new_id
 from headrace.server.language import Language, Prompt
-from headrace.server.logprobs import prompt_logprobs_out
+from headrace.server.logprobs import prompt_logprobs, weight
 from headrace.server.protocol.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from headrace.server.protocol.usage import Usage
 from headrace.server.service import Service
@@ -26,10 +26,8 @@ class _Choice:
     text: str = ""
     finish: str | None = None
     begun: bool = False
-    total: float = 0.0
-    count: int = 0
     echoed: int = 0
-    logprobs: CompletionLogprobs | None = None
+    entries: list[tuple[TokenLogprob, int]] = field(default_factory=list)
 
 
 class CompletionAnswer:
@@ -43,50 +41,44 @@ class CompletionAnswer:
         self._prompts = prompts
         self._per_prompt = body.best_of or body.n or 1
         self._choices = [_Choice(number // self._per_prompt) for number in range(len(prompts) * self._per_prompt)]
-        self._prompt_logprobs: dict[int, list[TokenLogprob | None]] = {}
+        self._prompt_logprobs: dict[int, list[TokenLogprob]] = {}
         self._id = new_id("cmpl")
         self._created = int(time.time())
         self._with_usage = bool(body.stream_options is not None and body.stream_options.include_usage)
 
-    def add(self, pieces: list[Piece]) -> list[CompletionChoice]:
-        """Take a turn's pieces; returns what each adds, for streams."""
+    def add(self, pieces: list[Piece]) -> None:
+        """Take a turn's pieces for an answer in one piece."""
+        self._learn(pieces)
+        for piece in pieces:
+            choice = self._choices[piece.index]
+            choice.text += piece.text
+            choice.finish = piece.finish
+            choice.entries += zip(piece.logprobs or (), piece.offsets, strict=bool(piece.logprobs))
+
+    def _learn(self, pieces: list[Piece]) -> None:
         for piece in pieces:
             if piece.prompt_logprobs is not None:
-                prompt = self._choices[piece.index].prompt
-                missing = len(self._prompts[prompt].ids) - len(piece.prompt_logprobs)
-                self._prompt_logprobs[prompt] = [*[None] * missing, *piece.prompt_logprobs]
-        return [self._add(piece) for piece in pieces]
+                self._prompt_logprobs[self._choices[piece.index].prompt] = piece.prompt_logprobs
 
-    def _add(self, piece: Piece) -> CompletionChoice:
-        choice = self._choices[piece.index]
-        text, logprobs = piece.text, None
-        if self._body.logprobs is not None:
-            logprobs = CompletionLogprobs([], [], [], [])
-        if not choice.begun:
-            choice.begun = True
-            if self._body.echo:
-                text = self._echo(choice, logprobs) + text
-        choice.count += len(piece.tokens)
-        for entry, offset in zip(piece.logprobs or (), piece.offsets, strict=bool(piece.logprobs)):
-            choice.total += entry.logprob
-            if logprobs is not None:
-                self._append(logprobs, entry, entry.token, choice.echoed + offset)
-        choice.text += text
-        choice.finish = piece.finish
-        if logprobs is not None:
-            choice.logprobs = _joined(choice.logprobs, logprobs)
-        return CompletionChoice(piece.index, text, logprobs, piece.finish)
+    def _echoed(self, number: int) -> str:
+        prompt = self._prompts[number]
+        return prompt.text if prompt.text is not None else self._language.decode(prompt.ids)
 
-    def _echo(self, choice: _Choice, logprobs: CompletionLogprobs | None) -> str:
-        prompt = self._prompts[choice.prompt]
-        text = prompt.text if prompt.text is not None else self._language.decode(prompt.ids)
-        choice.echoed = len(text)
-        if logprobs is not None:
-            known = self._prompt_logprobs.get(choice.prompt) or [None] * len(prompt.ids)
-            offsets = [piece.offset for piece in self._language.text_stream(()).push(prompt.ids).pieces]
-            for token, entry, offset in zip(prompt.ids, known, offsets, strict=True):
-                self._append(logprobs, entry, token, offset)
-        return text
+    def _logprobs(self, choice: _Choice, entries: list[tuple[TokenLogprob, int]], echo: str | None) -> CompletionLogprobs | None:
+        """Entries with their offsets as parallel lists, the prompt's tokens first when ``echo`` is its text."""
+        if self._body.logprobs is None:
+            return None
+        found = CompletionLogprobs([], [], [], [])
+        if echo is not None:
+            ids = self._prompts[choice.prompt].ids
+            known = self._prompt_logprobs.get(choice.prompt, [])
+            offsets = [piece.offset for piece in self._language.text_stream(()).push(ids).pieces]
+            for token, entry, offset in zip(ids, [*[None] * (len(ids) - len(known)), *known], offsets, strict=True):
+                self._append(found, entry, token, offset)
+            choice.echoed = len(echo)
+        for entry, offset in entries:
+            self._append(found, entry, entry.token, choice.echoed + offset)
+        return found
 
     def _append(self, into: CompletionLogprobs, entry: TokenLogprob | None, token: int, offset: int) -> None:
         into.tokens.append(self._language.token_text(token))
@@ -95,20 +87,24 @@ class CompletionAnswer:
         if entry is not None and self._body.logprobs:
             top = {self._language.token_text(other): logprob for other, logprob in entry.top[: self._body.logprobs]}
             top.setdefault(into.tokens[-1], entry.logprob)
-        if into.top_logprobs is not None:
-            into.top_logprobs.append(top)
+        into.top_logprobs.append(top)
         into.text_offset.append(offset)
 
     def events(self, pieces: list[Piece]) -> bytes:
         """A turn's events: text first, each finish in a chunk of its own."""
-        data = b""
-        for choice in self.add(pieces):
-            finish = choice.finish_reason
-            if choice.text or (choice.logprobs is not None and choice.logprobs.tokens):
-                data += event(self._chunk([msgspec.structs.replace(choice, finish_reason=None)]))
-            if finish is not None:
-                data += event(self._chunk([CompletionChoice(choice.index, "", None, finish)]))
-        return data
+        self._learn(pieces)
+        data: list[bytes] = []
+        for piece in pieces:
+            choice = self._choices[piece.index]
+            echo = self._echoed(choice.prompt) if self._body.echo and not choice.begun else None
+            choice.begun = True
+            entries = list(zip(piece.logprobs or (), piece.offsets, strict=bool(piece.logprobs)))
+            text = (echo or "") + piece.text
+            if text or entries:
+                data.append(event(self._chunk([CompletionChoice(piece.index, text, self._logprobs(choice, entries, echo))])))
+            if piece.finish is not None:
+                data.append(event(self._chunk([CompletionChoice(piece.index, "", None, piece.finish)])))
+        return b"".join(data)
 
     def tail(self) -> bytes:
         """The usage event, when it was asked for."""
@@ -116,20 +112,26 @@ class CompletionAnswer:
             return b""
         return event(self._completion([], self._usage()))
 
+    @property
+    def weight(self) -> int:
+        """What rendering the whole answer costs, in logprobs shown."""
+        shown = sum(weight([entry for entry, _ in choice.entries]) for choice in self._choices)
+        return shown + self._per_prompt * sum(map(weight, self._prompt_logprobs.values()))
+
     def whole(self) -> Completion:
         """The answer in one piece; of ``best_of`` candidates the best ``n`` by mean logprob."""
         kept: list[CompletionChoice] = []
         n = self._body.n or 1
-        for number in range(len(self._prompts)):
+        for number, prompt in enumerate(self._prompts):
             candidates = self._choices[number * self._per_prompt : (number + 1) * self._per_prompt]
             if n < self._per_prompt:
-                candidates = sorted(candidates, key=lambda choice: -choice.total / max(1, choice.count))[:n]
+                candidates = sorted(candidates, key=lambda choice: -_mean(choice))[:n]
+            scored = self._prompt_logprobs.get(number, []) if self._body.prompt_logprobs is not None else None
+            known = msgspec.UNSET if scored is None else prompt_logprobs(scored, len(prompt.ids), self._language)
+            echo = self._echoed(number) if self._body.echo else None
             for choice in candidates:
-                shown = CompletionChoice(len(kept), choice.text, choice.logprobs, choice.finish)
-                if self._body.prompt_logprobs is not None:
-                    known = self._prompt_logprobs.get(number, [])
-                    shown = msgspec.structs.replace(shown, prompt_logprobs=prompt_logprobs_out(known, self._language))
-                kept.append(shown)
+                logprobs = self._logprobs(choice, choice.entries, echo)
+                kept.append(CompletionChoice(len(kept), (echo or "") + choice.text, logprobs, choice.finish, known))
         return self._completion(kept, self._usage())
 
     def _usage(self) -> Usage:
@@ -146,12 +148,5 @@ class CompletionAnswer:
         )  # fmt: skip
 
 
-def _joined(first: CompletionLogprobs | None, second: CompletionLogprobs) -> CompletionLogprobs:
-    if first is None:
-        return second
-    return CompletionLogprobs(
-        first.tokens + second.tokens,
-        first.token_logprobs + second.token_logprobs,
-        [*(first.top_logprobs or ()), *(second.top_logprobs or ())],
-        first.text_offset + second.text_offset,
-    )
+def _mean(choice: _Choice) -> float:
+    return sum(entry.logprob for entry, _ in choice.entries) / max(1, len(choice.entries))

@@ -11,7 +11,7 @@ from headrace.server.language import Prompt
 from headrace.server.protocol import limits
 from headrace.server.protocol.completions import CompletionRequest
 from headrace.server.protocol.tokens import Rendered, RenderedList
-from headrace.server.rendering import json_response
+from headrace.server.rendering import encode_json, json_bytes, json_response
 from headrace.server.requests import Call
 from headrace.server.sampling import (
     Wanted,
@@ -49,7 +49,8 @@ async def complete(service: Service, call: Call[CompletionRequest]) -> ASGIApp:
     async with generation as turns:
         async for pieces in turns:
             answer.add(pieces)
-    return json_response(answer.whole(), headers={"x-headrace-seed": seeds})
+    data = await service.language.aside(lambda: encode_json(answer.whole()), answer.weight)
+    return json_bytes(data, {"x-headrace-seed": seeds})
 
 
 async def render(service: Service, call: Call[CompletionRequest]) -> ASGIApp:

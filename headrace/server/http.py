@@ -10,6 +10,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from headrace.errors import HeadraceError
 from headrace.server.rendering import error_body, table_error
+from headrace.server.requests import ABORT
 
 MAX_HEADER_BYTES = 65_536
 MAX_HEADERS = 128
@@ -55,6 +56,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A further request on the same connection begins."""
         super().on_message_begin()
+        self.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]
         self._in_head = True
 
     def on_headers_complete(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from headrace.text.tokenizer_files import tokenizer_from_folder
 
 Result = TypeVar("Result")
 
+_SLICE_CHARS = 32_768
+_CUT_TOKENS = 64
 ASIDE_CHARS = 2048
 """Work on more characters than this leaves the event loop; below it the hand-over costs more than the work."""
 
@@ -65,6 +67,21 @@ class Language:
             message = f"The text has more than {least:,} tokens; the model's context holds {self.context_length:,}."
             raise HeadraceError("context_length_exceeded", message, param=param)
 
+    def check_tokens(self, texts: Iterable[str], param: str) -> None:
+        """Refuse texts that together have more tokens than the context, slice by slice: blocks, but never long at once.
+
+        Making and dropping one huge encoding would hold the interpreter. A cut adds a few tokens at its place at most.
+        """
+        count = 0
+        for text in texts:
+            if len(text) <= _SLICE_CHARS:
+                continue
+            for start in range(0, len(text), _SLICE_CHARS):
+                count += max(0, len(self.tokenizer.encode(text[start : start + _SLICE_CHARS])) - _CUT_TOKENS)
+                if count > self.context_length:
+                    message = f"The text has more than {count:,} tokens; the model's context holds {self.context_length:,}."
+                    raise HeadraceError("context_length_exceeded", message, param=param)
+
     def check_ids(self, ids: Sequence[int], param: str) -> None:
         """Refuse ids outside the vocabulary."""
         vocab = self.tokenizer.vocab_size
@@ -96,7 +113,12 @@ class Language:
 
     async def _text_prompt(self, text: str, param: str) -> Prompt:
         self.check_length(len(text), param)
-        ids = await self.aside(lambda: self.tokenizer.encode(text, bos=True), size=len(text))
+
+        def work() -> list[int]:
+            self.check_tokens([text], param)
+            return self.tokenizer.encode(text, bos=True)
+
+        ids = await self.aside(work, size=len(text))
         if not ids:
             raise HeadraceError("invalid_value", f"'{param}' is empty.", param=param)
         return Prompt(ids, text, param)

@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from headrace.engine.wire import Gauges
+from headrace.server.loop_lag import LoopLag
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0)
 _GAPS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
@@ -20,7 +21,7 @@ FINISH_REASONS = ("stop", "length", "cancelled", "deadline", "error")
 class Metrics:
     """Counters and histograms of the API process, and the engine's gauges read at scrape time."""
 
-    def __init__(self, gauges: Callable[[], Gauges], lag: Callable[[], float], live: Callable[[], int]) -> None:
+    def __init__(self, gauges: Callable[[], Gauges], lag: LoopLag, live: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
         self.requests = Counter(
@@ -48,7 +49,7 @@ class Metrics:
 class _EngineCollector(Collector):
     """Turns the engine's newest gauges into metrics when somebody asks."""
 
-    def __init__(self, gauges: Callable[[], Gauges], lag: Callable[[], float], live: Callable[[], int]) -> None:
+    def __init__(self, gauges: Callable[[], Gauges], lag: LoopLag, live: Callable[[], int]) -> None:
         self._gauges = gauges
         self._lag = lag
         self._live = live
@@ -61,7 +62,8 @@ class _EngineCollector(Collector):
             ("headrace_requests_live", "Requests between submit and end.", self._live()),
             ("headrace_pages_total", "Pages in the pool.", state.pages_total),
             ("headrace_pages_free", "Pages that nobody holds.", state.pages_free),
-            ("headrace_event_loop_lag_seconds", "Worst lateness of the event loop in the last ten seconds.", self._lag()),
+            ("headrace_event_loop_lag_seconds", "Worst lateness of the event loop in ten seconds.", self._lag.worst()),
+            ("headrace_event_loop_blocked_seconds", "The part of it that was our own doing.", self._lag.worst_blocked()),
         ):
             yield GaugeMetricFamily(name, text, value=value)
         for name, text, amount in (

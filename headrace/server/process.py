@@ -111,6 +111,8 @@ class Runner:
         await self._wind_down()
         server.should_exit = True
         await serving
+        for connection in list(server.server_state.connections):
+            connection.transport.abort()
         for task in side_tasks:
             task.cancel()
             with suppress(asyncio.CancelledError):

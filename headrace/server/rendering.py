@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from headrace.errors import ERROR_TABLE, HeadraceError
 _encoder = msgspec.json.Encoder()
 encode_json = _encoder.encode
 
+_SLICE = 1024
 JSON_TYPE = "application/json"
 
 STATUS_HUNG_UP = 499
@@ -52,6 +54,17 @@ def error_response(error: HeadraceError, headers: dict[str, str] | None = None) 
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A struct (or plain JSON value) as an answer."""
     return Response(encode_json(body), status_code=status, headers=headers, media_type=JSON_TYPE)
+
+
+def json_bytes(data: bytes, headers: dict[str, str] | None = None) -> Response:
+    """JSON that is already encoded as an answer."""
+    return Response(data, headers=headers, media_type=JSON_TYPE)
+
+
+def encode_slices(items: Sequence[Any]) -> msgspec.Raw:
+    """A long list as JSON, in slices: between them other threads, above all the event loop's, may run."""
+    slices = (encode_json(items[start : start + _SLICE])[1:-1] for start in range(0, len(items), _SLICE))
+    return msgspec.Raw(b"[" + b",".join(slices) + b"]")
 
 
 def table_error(code: str, *, param: str | None = None) -> HeadraceError:

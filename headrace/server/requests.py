@@ -79,6 +79,9 @@ def _too_large(settings: ServerSettings) -> HeadraceError:
     return HeadraceError("body_too_large", f"The body is larger than {settings.max_body_kib:,} KiB.")
 
 
+ABORT = "headrace.abort"
+"""Key of an ASGI scope: a function that drops the connection with all that is still unsent."""
+
 GONE = "headrace.gone"
 """Key of an ASGI scope whose client left in the middle of a stream."""
 

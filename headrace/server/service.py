@@ -24,7 +24,7 @@ class Service:
         self.settings = settings
         self.engine = engine
         self.lag = LoopLag()
-        self.metrics = Metrics(lambda: engine.gauges, self.lag.worst, lambda: engine.live)
+        self.metrics = Metrics(lambda: engine.gauges, self.lag, lambda: engine.live)
         self.started = int(time.time())
         self.draining = False
         self._language: Language | None = None

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from headrace.errors import HeadraceError
 from headrace.server.rendering import encode_json, error_body, internal_error
-from headrace.server.requests import GONE, ClientGone, HangupGuard
+from headrace.server.requests import ABORT, GONE, ClientGone, HangupGuard
 from headrace.server.settings import ServerSettings
 
 logger = logging.getLogger("headrace.server.sse")
@@ -64,6 +64,10 @@ class EventStream:
                 await self._run(send)
         except ClientGone:
             scope[GONE] = True
+        except _NotReading:
+            logger.info("a client read nothing for %g s and was let go", self._settings.send_timeout)
+            scope[GONE] = True
+            scope[ABORT]()
 
     async def _run(self, send: Send) -> None:
         try:
@@ -75,8 +79,7 @@ class EventStream:
                 raise
             last = b"data: " + error_body(error) + b"\n\n" + DONE
         except _NotReading:
-            logger.info("a client read nothing for %g s and was let go", self._settings.send_timeout)
-            return
+            raise
         except Exception:
             if not self._started:
                 raise

@@ -16,7 +16,7 @@ from headrace.server.protocol.tokens import (
     TokenizeAnswer,
     TokenizeRequest,
 )
-from headrace.server.rendering import encode_json, json_response
+from headrace.server.rendering import encode_json, encode_slices, json_response
 from headrace.server.requests import Call
 from headrace.server.service import Service
 
@@ -34,7 +34,7 @@ async def tokenize(service: Service, call: Call[TokenizeRequest]) -> Response:
             for token, start, end in found
         ]
         ids = [info.id for info in infos]
-        return encode_json(TokenizeAnswer(len(ids), language.context_length, ids, infos))
+        return encode_json(TokenizeAnswer(len(ids), language.context_length, ids, encode_slices(infos)))
 
     # Ids of a text of any length are an answer here, but a body-sized one must not hold the loop.
     data = await language.aside(work, size=4 * len(body.text))

@@ -113,10 +113,14 @@ def wait_ready(running: Running) -> Running:
     return running
 
 
+def launch_raw(engine: str, options: dict[str, Any], model: str = "smollm2", key: str | None = None) -> Running:
+    """A server that has just begun to listen."""
+    return launch([sys.executable, str(HERE / "run_server.py"), engine, json.dumps({"port": 0, **options}), model], key)
+
+
 def launch_server(engine: str | float = 0.005, key: str | None = None, **options: Any) -> Running:
     """A ready server over the real engine (``"real"``) or the echo engine (seconds a token)."""
-    command = [sys.executable, str(HERE / "run_server.py"), str(engine), json.dumps({"port": 0, **options})]
-    return wait_ready(launch(command, key))
+    return wait_ready(launch_raw(str(engine), options, key=key))
 
 
 @pytest.fixture(scope="session")

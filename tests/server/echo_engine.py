@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 import time
@@ -102,10 +103,9 @@ def main() -> None:
         if any(isinstance(message, Start) for message in connection.receive()):
             break
     connection.send(Ready("echo", CONTEXT, VOCAB, 4, PAGES, 16, 0.0))
-    try:
+    with contextlib.suppress(PeerGone):
         EchoEngine(connection, pace).run()
-    except PeerGone:
-        return
+    connection.close()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The real server process: ``run_server.py ENGINE '{"port": 0, ...}'``.
+"""The real server process: ``run_server.py ENGINE '{"port": 0, ...}' [MODEL]``.
 
 ENGINE is ``real``, or the echo engine's seconds a token.
 """
@@ -29,10 +29,10 @@ class EchoClient(EngineClient):
 class Given:
     """Settings as this script got them."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: dict[str, Any], model: str) -> None:
         self._objects = {
             ServerSettings: ServerSettings(**options),
-            EngineSettings: EngineSettings(pool_mib=256),
+            EngineSettings: EngineSettings(model=model, pool_mib=256),
             SchedulingSettings: SchedulingSettings(),
         }
 
@@ -42,4 +42,4 @@ class Given:
 
 if __name__ == "__main__":
     kind = EngineClient if sys.argv[1] == "real" else EchoClient
-    sys.exit(serve(Given(json.loads(sys.argv[2])), create_app, kind))
+    sys.exit(serve(Given(json.loads(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else "smollm2"), create_app, kind))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.errors import ERROR_TABLE, HeadraceError
+from headrace.errors import HeadraceError
 from headrace.server.protocol.chat import ChatRequest
 from headrace.server.protocol.common import IGNORED, UNSUPPORTED
 from headrace.server.protocol.completions import CompletionRequest
@@ -26,6 +26,14 @@ def refusal(body: Any, kind: type[msgspec.Struct] = ChatRequest) -> HeadraceErro
     with pytest.raises(HeadraceError) as caught:
         decode_body(body if isinstance(body, bytes) else json.dumps(body).encode(), kind)
     return caught.value
+
+
+def outcome(body: bytes, kind: type[msgspec.Struct]) -> HeadraceError | None:
+    try:
+        decode_body(body, kind)
+    except HeadraceError as error:
+        return error
+    return None
 
 
 @pytest.mark.parametrize(
@@ -110,11 +118,8 @@ def test_every_unsupported_field_is_declared_somewhere() -> None:
 @given(st.binary(max_size=200))
 def test_any_bytes_give_one_refusal(body: bytes) -> None:
     for kind in KINDS:
-        try:
-            decode_body(body, kind)
-        except HeadraceError as error:
-            assert error.code in ERROR_TABLE
-            assert error.kind.status == 400
+        error = outcome(body, kind)
+        assert error is None or error.kind.status == 400
 
 
 JSON = st.recursive(
@@ -131,8 +136,7 @@ def test_any_value_in_any_field_is_taken_or_refused_by_name(data: st.DataObject)
     name = data.draw(st.sampled_from(kind.__struct_fields__))
     body = {"messages": HELLO, "prompt": "x", "input": "x", "text": "x", "ids": [1]}
     valid = {field: value for field, value in body.items() if field in kind.__struct_fields__}
-    try:
-        decode_body(json.dumps({**valid, name: data.draw(JSON)}).encode("utf-8", "surrogatepass"), kind)
-    except HeadraceError as error:
+    error = outcome(json.dumps({**valid, name: data.draw(JSON)}).encode("utf-8", "surrogatepass"), kind)
+    if error is not None:
         assert error.kind.status == 400
         assert error.code == "invalid_json" or (error.param or "").split(".")[0].split("[")[0] == name

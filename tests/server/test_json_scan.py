@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -30,11 +31,10 @@ def accepts(body: bytes, cuts: list[int], most: int) -> bool:
     scan = JsonScan(most)
     edges = sorted({min(cut, len(body)) for cut in cuts} | {0, len(body)})
     try:
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in itertools.pairwise(edges):
             scan.feed(body[start:end])
     except HeadraceError as error:
-        assert error.code == "invalid_value"
-        return False
+        return error.code != "invalid_value"
     return True
 
 

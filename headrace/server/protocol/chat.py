@@ -193,7 +193,7 @@ class TokenLogprobOut(msgspec.Struct, frozen=True):
 class ChatLogprobs(msgspec.Struct, frozen=True):
     """Logprobs of a choice or of one chunk."""
 
-    content: list[TokenLogprobOut]
+    content: list[TokenLogprobOut] | msgspec.Raw
     refusal: None = None
 
 
@@ -225,7 +225,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[ChatChoice]
     usage: Usage
     system_fingerprint: str
-    prompt_logprobs: list[Any] | msgspec.UnsetType = msgspec.UNSET
+    prompt_logprobs: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class Delta(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -14,7 +14,7 @@ from headrace.server.protocol.common import Body, Name, TokenId
 class TokenizeRequest(Body, frozen=True, kw_only=True):
     """Body of ``POST /tokenize``. ``parse_special``: text like ``<|im_end|>`` becomes that special token."""
 
-    text: str
+    text: Annotated[str, Meta(max_length=limits.MAX_TOKENIZE_CHARS)]
     model: Name | None = None
     add_special: bool | None = None
     parse_special: bool | None = None
@@ -36,7 +36,7 @@ class TokenizeAnswer(msgspec.Struct, frozen=True):
     count: int
     max_model_len: int
     ids: list[int]
-    tokens: list[TokenInfo]
+    tokens: list[TokenInfo] | msgspec.Raw
 
 
 class DetokenizeRequest(Body, frozen=True, kw_only=True):
