@@ -5,127 +5,15 @@
 #include <cstring>
 #include <limits>
 
+#include "sampler_scans.hpp"
 #include "threads.hpp"
-
-#pragma GCC diagnostic ignored "-Wpsabi"  // vectors of 64 bytes never cross a call: everything that takes them is inlined
-
-#if defined(__x86_64__)
-#define HEADRACE_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define HEADRACE_CLONES
-#endif
 
 namespace headrace {
 namespace {
 
-constexpr int kBlock = 256;
+using scans::kBlock;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kGreedyBelow = 1e-6f;
-
-typedef float V16 __attribute__((vector_size(64)));
-typedef std::int32_t W16 __attribute__((vector_size(64)));
-
-#define ALWAYS inline __attribute__((always_inline))
-
-ALWAYS V16 load(const float* p) { V16 v; std::memcpy(&v, p, sizeof v); return v; }
-ALWAYS void store(float* p, const V16& v) { std::memcpy(p, &v, sizeof v); }
-ALWAYS V16 splat(float x) { return V16{} + x; }
-
-// Fixed tree: lane i meets i + 8, then i + 4, i + 2, i + 1.
-ALWAYS float lane_sum(const V16& v) {
-    float a[16];
-    std::memcpy(a, &v, sizeof a);
-    for (int width = 8; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) a[i] += a[i + width];
-    return a[0];
-}
-
-// e^x for x <= 0, exactly 1 at 0, 0 below -87. Only products and sums (the build never fuses them), so that every clone
-// gives the same bits.
-ALWAYS void exp_nonpositive(const V16& x, V16& result) {
-    const V16 low = splat(-87.0f);
-    const V16 clamped = x > low ? x : low;
-    const V16 magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
-    const V16 shifted = clamped * 1.44269504088896341f + magic;
-    const V16 whole = shifted - magic;
-    const V16 r = (clamped - whole * 0.693359375f) + whole * 2.12194440e-4f;
-    V16 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    W16 bits, exponent;
-    std::memcpy(&bits, &p, sizeof bits);
-    std::memcpy(&exponent, &shifted, sizeof exponent);
-    bits += exponent << 23;  // the magic's own bits leave at the top
-    V16 scaled;
-    std::memcpy(&scaled, &bits, sizeof scaled);
-    result = x > low ? scaled : V16{};
-}
-
-// The last, incomplete block as a whole one padded with -inf; other blocks as they are.
-ALWAYS const float* whole_block(const float* z, int n, int first, float* padded) {
-    if (first + kBlock <= n) return z + first;
-    std::fill(padded, padded + kBlock, -kInfinity);
-    std::memcpy(padded, z + first, sizeof(float) * static_cast<std::size_t>(n - first));
-    return padded;
-}
-
-// Largest value of each block; false when a value is NaN.
-HEADRACE_CLONES bool block_maxima(const float* z, int n, float* maxima) {
-    float padded[kBlock];
-    W16 magnitude = {};  // largest bits without sign: only NaN is beyond infinity (gcc takes other comparisons apart)
-    for (int first = 0; first < n; first += kBlock) {
-        const float* block = whole_block(z, n, first, padded);
-        V16 most = splat(-kInfinity);
-        for (int i = 0; i < kBlock; i += 16) {
-            const V16 v = load(block + i);
-            most = v > most ? v : most;
-            W16 bits;
-            std::memcpy(&bits, &v, sizeof bits);
-            bits &= 0x7fffffff;
-            magnitude = bits > magnitude ? bits : magnitude;
-        }
-        float best = -kInfinity;
-        for (int i = 0; i < 16; ++i) best = most[i] > best ? most[i] : best;
-        maxima[first / kBlock] = best;
-    }
-    std::int32_t largest = 0;
-    for (int i = 0; i < 16; ++i) largest = std::max(largest, magnitude[i]);
-    return largest <= 0x7f800000;
-}
-
-// w[i] = e^((z[i] - top) * inverse), padded to whole blocks with 0, and each block's sum.
-HEADRACE_CLONES void weigh(const float* z, int n, float top, float inverse, float* w, float* sums) {
-    float padded[kBlock];
-    for (int first = 0; first < n; first += kBlock) {
-        const float* block = whole_block(z, n, first, padded);
-        V16 total = {};
-        for (int i = 0; i < kBlock; i += 16) {
-            V16 e;
-            exp_nonpositive((load(block + i) - top) * inverse, e);
-            store(w + first + i, e);
-            total += e;
-        }
-        sums[first / kBlock] = lane_sum(total);
-    }
-}
-
-// The block sums only.
-HEADRACE_CLONES void exp_sums(const float* z, int n, float top, float* sums) {
-    float padded[kBlock];
-    for (int first = 0; first < n; first += kBlock) {
-        const float* block = whole_block(z, n, first, padded);
-        V16 total = {};
-        for (int i = 0; i < kBlock; i += 16) {
-            V16 e;
-            exp_nonpositive(load(block + i) - top, e);
-            total += e;
-        }
-        sums[first / kBlock] = lane_sum(total);
-    }
-}
 
 // Disallowed tokens get -inf.
 void apply_mask(float* z, int n, const std::uint32_t* mask) {
@@ -230,14 +118,14 @@ struct Sampler::Scratch {
     std::vector<float> modified, weights;
     std::vector<std::int32_t> seen;  // all zero between rows
     std::vector<float> raw_maxima, maxima, raw_sums, sums, work;
-    std::vector<Candidate> candidates, chosen;
+    std::vector<double> masses;
+    std::vector<Candidate> candidates;
 
     void penalise(const SampleBatch& batch, const SampleRequest& request);
     float modify(const SampleBatch& batch, const SampleRequest& request, const float* raw);
     void write_top(const SampleBatch& batch, int row, const float* raw, double log_total);
-    bool top_k_top_p(const SampleRequest& request, double total, Candidate& last);
-    int draw_all(double u, double total) const;
-    int draw_kept(double u, const Candidate& last) const;
+    Candidate last_of_top_k(const SampleRequest& request);
+    Candidate last_of_top_p(double share, double total);
     int draw(const SampleRequest& request);
 };
 
@@ -269,7 +157,7 @@ float Sampler::Scratch::modify(const SampleBatch& batch, const SampleRequest& re
         modified[static_cast<std::size_t>(batch.bias_tokens[i])] += batch.bias_values[i];
     if (request.mask >= 0)
         apply_mask(modified.data(), batch.vocab, batch.masks + static_cast<std::size_t>(request.mask) * static_cast<std::size_t>(batch.mask_words));
-    block_maxima(modified.data(), batch.vocab, maxima.data());
+    scans::block_maxima(modified.data(), batch.vocab, maxima.data());
     return *std::max_element(maxima.begin(), maxima.end());
 }
 
@@ -289,81 +177,93 @@ void Sampler::Scratch::write_top(const SampleBatch& batch, int row, const float*
     }
 }
 
-// Leaves in `chosen` (order of id) what top-k and top-p keep, and in `last` the least of it. False: nothing to cut.
-bool Sampler::Scratch::top_k_top_p(const SampleRequest& request, double total, Candidate& last) {
+// The lightest token that top-k, and top-p among those, keep. `maxima` are those of the weights.
+Candidate Sampler::Scratch::last_of_top_k(const SampleRequest& request) {
     const int n = static_cast<int>(modified.size());
-    const bool by_rank = request.top_k > 0 && request.top_k < n;
-    const bool by_mass = request.top_p < 1.0f;
-    if (!by_rank && !by_mass) return false;
-    // All tokens below this weigh together less than 1 - p of the total, so that the nucleus is full before them.
-    float least = by_rank ? 0.0f : static_cast<float>((1.0 - static_cast<double>(request.top_p)) * total / n);
-    block_maxima(weights.data(), blocks * kBlock, maxima.data());
-    if (by_rank) least = std::max(0.0f, reached_by(request.top_k, maxima.data(), blocks, work));
+    const float least = std::max(0.0f, reached_by(request.top_k, maxima.data(), blocks, work));
     gather(weights.data(), n, maxima.data(), least, candidates);
-    chosen = candidates;
-    if (by_rank && static_cast<std::size_t>(request.top_k) < chosen.size()) {
-        std::nth_element(chosen.begin(), chosen.begin() + (request.top_k - 1), chosen.end(), before);
-        chosen.resize(static_cast<std::size_t>(request.top_k));
+    if (static_cast<std::size_t>(request.top_k) < candidates.size()) {
+        std::nth_element(candidates.begin(), candidates.begin() + (request.top_k - 1), candidates.end(), before);
+        candidates.resize(static_cast<std::size_t>(request.top_k));
     }
-    if (by_rank) {
-        total = 0.0;
-        for (const Candidate& candidate : chosen) total += candidate.weight;
-    }
-    last = lightest_kept(chosen, by_mass ? static_cast<double>(request.top_p) * total : kInfinity);
-    return true;
+    double total = 0.0;
+    for (const Candidate& candidate : candidates) total += candidate.weight;
+    return lightest_kept(candidates, request.top_p < 1.0f ? static_cast<double>(request.top_p) * total : kInfinity);
 }
 
-// Inverse of the cumulative weights in order of id, over everything.
-int Sampler::Scratch::draw_all(double u, double total) const {
-    const double goal = u * total;
+// The lightest token of the nucleus: weights are counted into buckets of nearly equal weight (the upper bits of the float),
+// whole buckets are taken from the heaviest down, and only the bucket in which the share is reached is put in order.
+Candidate Sampler::Scratch::last_of_top_p(double share, double total) {
+    constexpr int kShift = 18;
+    constexpr int kBuckets = (0x3f800000 >> kShift) + 1;  // weights are at most 1
+    const auto bucket_of = [](float weight) {
+        std::int32_t bits;
+        std::memcpy(&bits, &weight, sizeof bits);
+        return bits >> kShift;
+    };
+    const int n = static_cast<int>(modified.size());
+    // All tokens below this weigh together less than what the nucleus leaves out, so that it is full before them.
+    const float least = static_cast<float>((1.0 - share) * total / n);
+    masses.assign(kBuckets, 0.0);
+    for (int first = 0; first < n; first += kBlock) {
+        if (maxima[static_cast<std::size_t>(first / kBlock)] < least) continue;
+        const float* w = weights.data() + first;
+        for (int i = 0; i < kBlock; ++i)
+            if (w[i] >= least) masses[static_cast<std::size_t>(bucket_of(w[i]))] += w[i];
+    }
+    const double goal = share * total;
+    int bucket = kBuckets - 1, lowest = bucket;
+    double mass = 0.0;
+    for (; bucket >= 0; --bucket) {
+        const double more = masses[static_cast<std::size_t>(bucket)];
+        if (more > 0.0) lowest = bucket;
+        if (mass + more >= goal) break;
+        mass += more;
+    }
+    if (bucket < 0) {  // rounding: everything is needed
+        bucket = lowest;
+        mass -= masses[static_cast<std::size_t>(lowest)];
+    }
+    candidates.clear();
+    for (int first = 0; first < n; first += kBlock) {
+        if (bucket_of(maxima[static_cast<std::size_t>(first / kBlock)]) < bucket) continue;
+        for (int i = first; i < std::min(n, first + kBlock); ++i)
+            if (bucket_of(weights[static_cast<std::size_t>(i)]) == bucket) candidates.push_back({weights[static_cast<std::size_t>(i)], i});
+    }
+    return lightest_kept(candidates, goal - mass);
+}
+
+// `weights` and `sums` are filled. Filters in order: top-k, top-p of what is left, min-p against the heaviest. Then the
+// inverse of the cumulative weights in order of id.
+int Sampler::Scratch::draw(const SampleRequest& request) {
+    const int n = static_cast<int>(modified.size());
+    const bool by_rank = request.top_k > 0 && request.top_k < n, by_mass = request.top_p < 1.0f;
+    double total = ordered_sum(sums.data(), blocks);
+    if (by_rank || by_mass || request.min_p > 0.0f) {
+        Candidate last{0.0f, n};
+        if (by_rank || by_mass) scans::block_maxima(weights.data(), blocks * kBlock, maxima.data());
+        if (by_rank) last = last_of_top_k(request);
+        else if (by_mass) last = last_of_top_p(static_cast<double>(request.top_p), total);
+        const Candidate floor{request.min_p, n};
+        if (before(floor, last)) last = floor;
+        scans::cut(weights.data(), blocks * kBlock, last.weight, last.token, sums.data());
+        total = ordered_sum(sums.data(), blocks);
+    }
+    const double goal = uniform(request) * total;
     double mass = 0.0;
     int block = 0;
     while (block + 1 < blocks && mass + sums[static_cast<std::size_t>(block)] <= goal) mass += sums[static_cast<std::size_t>(block++)];
-    int last = -1;
-    for (; block < blocks; ++block)
-        for (int i = block * kBlock; i < (block + 1) * kBlock; ++i) {
-            const float w = weights[static_cast<std::size_t>(i)];
-            if (w <= 0.0f) continue;
-            last = i;
-            mass += w;
-            if (mass > goal) return i;
-        }
-    for (int i = block * kBlock - 1; last < 0; --i)  // rounding at the far end: the last token that can be drawn
-        if (weights[static_cast<std::size_t>(i)] > 0.0f) last = i;
-    return last;
-}
-
-int Sampler::Scratch::draw_kept(double u, const Candidate& last) const {
-    double total = 0.0;
-    for (const Candidate& candidate : candidates)
-        if (!before(last, candidate)) total += candidate.weight;
-    const double goal = u * total;
-    double mass = 0.0;
     int token = -1;
-    for (const Candidate& candidate : candidates) {
-        if (before(last, candidate) || candidate.weight <= 0.0f) continue;
-        token = candidate.token;
-        mass += candidate.weight;
-        if (mass > goal) break;
+    for (int i = block * kBlock; i < blocks * kBlock; ++i) {
+        const float w = weights[static_cast<std::size_t>(i)];
+        if (w <= 0.0f) continue;
+        token = i;
+        mass += w;
+        if (mass > goal) return i;
     }
+    for (int i = block * kBlock - 1; token < 0; --i)  // rounding at the far end: the last token that can be drawn
+        if (weights[static_cast<std::size_t>(i)] > 0.0f) token = i;
     return token;
-}
-
-// `weights` and `sums` are filled. Filters in order: top-k, top-p of what is left, min-p against the heaviest.
-int Sampler::Scratch::draw(const SampleRequest& request) {
-    const double total = ordered_sum(sums.data(), blocks);
-    const double u = uniform(request);
-    Candidate last{};
-    const bool cut = top_k_top_p(request, total, last);
-    if (!cut && request.min_p <= 0.0f) return draw_all(u, total);
-    const int n = static_cast<int>(modified.size());
-    const Candidate floor{request.min_p, n};
-    if (!cut) {
-        for (int block = 0; block < blocks; ++block) maxima[static_cast<std::size_t>(block)] = kInfinity;
-        gather(weights.data(), n, maxima.data(), request.min_p, candidates);
-        return draw_kept(u, floor);
-    }
-    return draw_kept(u, before(floor, last) ? floor : last);
 }
 
 Sampler::Sampler(int vocab, int threads) : vocab_(vocab), pool_(std::make_unique<ThreadPool>(threads)) {
@@ -377,7 +277,7 @@ void Sampler::sample_row(const SampleBatch& batch, int row, Scratch& s) const {
     SampleResult& result = batch.results[row];
     const float* raw = batch.logits + static_cast<std::size_t>(request.row) * batch.stride;
     result = {-1, SampleStatus::ok, std::numeric_limits<float>::quiet_NaN(), 0};
-    const bool numbers = block_maxima(raw, vocab_, s.raw_maxima.data());
+    const bool numbers = scans::block_maxima(raw, vocab_, s.raw_maxima.data());
     const float raw_top = *std::max_element(s.raw_maxima.begin(), s.raw_maxima.end());
     if (!numbers || std::isinf(raw_top)) {
         result.status = SampleStatus::not_a_number;
@@ -386,7 +286,7 @@ void Sampler::sample_row(const SampleBatch& batch, int row, Scratch& s) const {
     const bool changed = request.repetition != 1.0f || request.presence != 0.0f || request.frequency != 0.0f ||
                          request.bias_count > 0 || request.mask >= 0;
     const bool chooses = request.given < 0, draws = chooses && request.temperature >= kGreedyBelow;
-    bool raw_weighed = false;
+    double total = 0.0;  // of e^(raw - raw_top), once known
     if (chooses) {
         float top = raw_top;
         if (changed) top = s.modify(batch, request, raw);
@@ -396,8 +296,8 @@ void Sampler::sample_row(const SampleBatch& batch, int row, Scratch& s) const {
         }
         const float* z = changed ? s.modified.data() : raw;
         if (draws) {
-            weigh(z, vocab_, top, 1.0f / request.temperature, s.weights.data(), s.sums.data());
-            raw_weighed = !changed && request.temperature == 1.0f;
+            scans::weigh(z, vocab_, top, 1.0f / request.temperature, s.weights.data(), s.sums.data());
+            if (!changed && request.temperature == 1.0f) total = ordered_sum(s.sums.data(), s.blocks);
             result.token = s.draw(request);
         } else {
             result.token = lowest_argmax(z, vocab_, (changed ? s.maxima : s.raw_maxima).data(), s.blocks);
@@ -406,8 +306,10 @@ void Sampler::sample_row(const SampleBatch& batch, int row, Scratch& s) const {
         result.token = request.given;
     }
     if (request.top_count < 0) return;
-    if (!raw_weighed) exp_sums(raw, vocab_, raw_top, s.raw_sums.data());
-    const double total = ordered_sum((raw_weighed ? s.sums : s.raw_sums).data(), s.blocks);
+    if (total == 0.0) {
+        scans::exp_sums(raw, vocab_, raw_top, s.raw_sums.data());
+        total = ordered_sum(s.raw_sums.data(), s.blocks);
+    }
     const double log_total = static_cast<double>(raw_top) + std::log(total);
     result.logprob = static_cast<float>(static_cast<double>(raw[result.token]) - log_total);
     s.write_top(batch, row, raw, log_total);

@@ -168,6 +168,16 @@ def test_rows_and_threads_change_nothing() -> None:
             assert samples.top_logprobs[i, :3].tobytes() == alone.top_logprobs[0, :3].tobytes()
 
 
+@pytest.mark.parametrize("fields", [{}, {"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.3}, {"temperature": 0.5}, {"temperature": 0.0}])
+def test_filters_do_not_touch_the_raw_logprobs(fields: dict[str, float]) -> None:
+    logits = np.random.default_rng(8).standard_normal((1, 1000)).astype(np.float32)
+    plain = Sampler(1000).sample(logits, request(given=5, top_count=4))
+    chosen = Sampler(1000).sample(logits, request(**({"temperature": 1.0, "top_count": 4} | fields)))
+    assert chosen.top_logprobs[0, :4].tobytes() == plain.top_logprobs[0, :4].tobytes()
+    token = chosen.records["token"][0]
+    assert chosen.records["logprob"] == Sampler(1000).sample(logits, request(given=token, top_count=0)).records["logprob"]
+
+
 def test_several_requests_may_share_a_row() -> None:
     logits = np.zeros((2, 50), np.float32)
     logits[1, 7] = 9.0
