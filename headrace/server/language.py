@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from headrace.errors import HeadraceError
 from headrace.models.catalog import OpenModel, find_model, open_model
@@ -93,13 +93,12 @@ class Language:
         """The prompts of a field that is a text, texts, token ids, or lists of token ids. Raises ``invalid_value``."""
         if isinstance(given, str):
             return [await self._text_prompt(given, param)]
-        kinds = {type(entry) for entry in given}
+        kinds = set(map(type, given))
         if len(kinds) > 1:
             problem = f"'{param}' must hold only texts, only token ids, or only lists of token ids."
             raise HeadraceError("invalid_value", problem, param=param)
         if kinds == {int}:
-            ids = [entry for entry in given if isinstance(entry, int)]
-            return [self._ids_prompt(ids, param)]
+            return [self._ids_prompt(cast(list[int], given), param)]
         if len(given) > most:
             raise HeadraceError("invalid_value", f"'{param}' has more than {most} entries.", param=param)
         found: list[Prompt] = []
