@@ -13,6 +13,7 @@ from headrace.cli.options import SERVE_SETTINGS
 from headrace.engine.wire import Gauges
 from headrace.errors import ERROR_TABLE
 from headrace.evaluation.results import results_page
+from headrace.server.loop_lag import LoopLag
 from headrace.server.metrics import Metrics
 from headrace.server.protocol.common import IGNORED, UNSUPPORTED
 from headrace.server.routes import ENDPOINTS
@@ -73,7 +74,7 @@ def sections() -> dict[str, str]:
 
 def metric_families() -> list[Metric]:
     """Every metric of a fresh server, by name."""
-    metrics = Metrics(Gauges, lambda: 0.0, lambda: 0)
+    metrics = Metrics(Gauges, LoopLag(), lambda: 0)
     return sorted(metrics.registry.collect(), key=lambda family: family.name)
 
 
