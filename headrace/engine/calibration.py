@@ -42,20 +42,22 @@ class Calibration:
 def calibrate(chain: ChainRunner, pages: Bytes, seconds: float = SECONDS) -> Calibration:
     """Measure steps of growing size for about ``seconds``; overwrites the first pages, so nothing may run yet.
 
-    Sizes take turns and the shortest time of each counts: what else the machine does then disturbs all alike.
+    Sizes take turns and the shortest time of each counts: what else the machine does then disturbs all alike. Growing gets
+    little of the time, because many rounds of the sizes around the knee tell more than one step far beyond it.
     """
     _measure(chain, pages, KNEE_STEPS[0])  # first touch of buffers and code
     ends = time.perf_counter() + seconds
-    times = {step: _measure(chain, pages, step) for step in _growing(chain, pages, seconds / 3)}
+    times = {step: _measure(chain, pages, step) for step in _growing(chain, pages, seconds / 8)}
     context = [step for step in CONTEXT_STEPS if _fits(step, chain, pages)]
-    context_times = {step: _measure(chain, pages, step) for step in context}
+    sizes = list(times)
+    times |= {step: _measure(chain, pages, step) for step in context}
     while time.perf_counter() + sum(times.values()) < ends:
         for step, best in times.items():
             times[step] = min(best, _measure(chain, pages, step))
     cost = Cost()
-    for step, best in (*times.items(), *context_times.items()):
+    for step, best in times.items():
         cost.observe(step.tokens, step.pairs, step.slices, best)
-    knee = find_knee(StepSample(step.tokens, best) for step, best in times.items())
+    knee = find_knee(StepSample(step.tokens, times[step]) for step in sizes)
     return Calibration(knee.tokens, knee.seconds, cost)
 
 
