@@ -16,7 +16,7 @@ from headrace.evaluation.live_runs import Client, LiveRun, Timing
 from headrace.evaluation.statistics import Promise, keeps, median_ratio
 from headrace.evaluation.trials import Bench
 
-MODELS = ("smollm2", "gemma-3-270m")
+MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
 _SWEEP = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 _QUICK_SWEEP = (16, 32, 64, 128, 256, 1024)
 
@@ -47,7 +47,7 @@ def promised(sides: Sides) -> tuple[list[Claim], list[Series]]:
             240 if quick else 400, 12 if quick else 20, 2, 2, (1, 4) if quick else (1, 2, 4, 8), 2.5 if quick else 6.0,
         ),
         _Service(
-            "sla_crowd", "never fewer than 4 clients, prompt:output 4:1, a tenth of the unloaded rates promised: the same, split / whole",
+            "sla_crowd", "prompt:output 4:1, 4 clients and more, a tenth of the unloaded rates promised: the same, split / whole",
             192 if quick else 400, 48 if quick else 100, 10, 10, (4,) if quick else (4, 6, 8), 4.0 if quick else 10.0,
         ),
     )  # fmt: skip

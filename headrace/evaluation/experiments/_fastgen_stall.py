@@ -62,8 +62,8 @@ def stall(sides: Sides) -> tuple[list[Claim], list[Series]]:
 def gaps_of(timings: Sequence[Timing], begin: float, end: float) -> Gaps:
     """Sort the gaps of a run by whether they met a long prompt; requests that came by the clock are the long prompts.
 
-    Gaps that ended before ``begin`` don't count. ``end``: when the run was broken off. A stream that waited then has a gap of at least that wait, and it counts: streams that
-    starve to the end must not look as if nothing had happened.
+    Gaps that ended before ``begin`` don't count. ``end``: when the run was broken off. A stream that waited then has a gap of at
+    least that wait, and it counts: streams that starve to the end must not look as if nothing had happened.
     """
     long = [timing for timing in timings if timing.client is None]
     spans = [(timing.sent, timing.times[0] if timing.times else math.inf) for timing in long]
