@@ -62,7 +62,7 @@ class _EngineCollector(Collector):
             ("headrace_requests_live", "Requests between submit and end.", self._live()),
             ("headrace_pages_total", "Pages in the pool.", state.pages_total),
             ("headrace_pages_free", "Pages that nobody holds.", state.pages_free),
-            ("headrace_event_loop_lag_seconds", "Worst lateness of the event loop in ten seconds.", self._lag.worst()),
+            ("headrace_event_loop_lag_seconds", "Worst recent lateness of the event loop.", self._lag.worst()),
             ("headrace_event_loop_blocked_seconds", "The part of it that was our own doing.", self._lag.worst_blocked()),
         ):
             yield GaugeMetricFamily(name, text, value=value)

@@ -23,7 +23,7 @@ class Service:
     def __init__(self, settings: ServerSettings, engine: EngineClient) -> None:
         self.settings = settings
         self.engine = engine
-        self.lag = LoopLag()
+        self.lag = LoopLag(window=settings.lag_window)
         self.metrics = Metrics(lambda: engine.gauges, self.lag, lambda: engine.live)
         self.started = int(time.time())
         self.draining = False

@@ -24,6 +24,7 @@ class ServerSettings:
     log_requests: bool = option(False, help="Log one line a request.")
     max_json_depth: int = option(64, minimum=4, maximum=512, help="Deepest nesting of a JSON body.", public=False)
     body_timeout: float = option(30.0, unit="s", minimum=0.1, maximum=3600.0, help="Longest wait for a whole body.", public=False)
+    lag_window: float = option(10.0, unit="s", minimum=0.1, maximum=600.0, help="Span of the loop lag metrics.", public=False)
     text_threads: int = option(1, minimum=1, maximum=8, help="Threads that tokenise large prompts.", public=False)
     send_timeout: float = option(
         60.0, unit="s", minimum=0.1, maximum=3600.0, help="Longest wait for a client that doesn't read its stream.", public=False

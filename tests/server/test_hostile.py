@@ -18,6 +18,7 @@ from headrace.errors import ERROR_TABLE
 
 pytestmark = [pytest.mark.server, pytest.mark.model]
 LAG_SECONDS = 0.05
+WINDOW = 1.5
 NEIGHBOUR = {"prompt": "Once upon a time", "max_tokens": 40, "temperature": 0, "ignore_eos": True, "logprobs": 1, "seed": 1}
 
 
@@ -210,7 +211,7 @@ ATTACKS: tuple[Callable[[Running], None], ...] = (
 @pytest.fixture(scope="module")
 def victim() -> Iterator[tuple[Running, Any]]:
     """A real server of its own with a short memory of loop lag, and what the neighbour gets when alone."""
-    running = launch_server("real")
+    running = launch_server("real", lag_window=WINDOW)
     alone = running.post("/v1/completions", NEIGHBOUR).json()["choices"]
     yield running, alone
     assert running.stop() == 0, "\n".join(running.lines)
@@ -224,20 +225,41 @@ def neighbour(running: Running, into: list[Any], stop: threading.Event) -> None:
 @pytest.mark.parametrize("attack", ATTACKS, ids=[attack.__name__ for attack in ATTACKS])
 def test_attack(victim: tuple[Running, Any], attack: Callable[[Running], None]) -> None:
     running, alone = victim
-    running.eventually(lambda: running.metric("headrace_event_loop_blocked_seconds") < LAG_SECONDS, 12)
-    got: list[Any] = []
-    stop = threading.Event()
-    beside = threading.Thread(target=neighbour, args=(running, got, stop))
-    beside.start()
+    lags: list[float] = []
+    # A stall of our making comes every time; one that a busy machine causes does not.
+    while len(lags) < 3 and (not lags or lags[-1] >= LAG_SECONDS):
+        time.sleep(WINDOW + 0.1)
+        got: list[Any] = []
+        stop = threading.Event()
+        beside = threading.Thread(target=neighbour, args=(running, got, stop))
+        beside.start()
+        try:
+            lags.append(lag_during(running, attack))
+        finally:
+            stop.set()
+            beside.join()
+        assert got, "the neighbour was answered"
+        assert all(choices == alone for choices in got)
+    assert min(lags) < LAG_SECONDS, f"the event loop was late by {lags} s"
+
+
+def lag_during(running: Running, attack: Callable[[Running], None]) -> float:
+    """The worst lag of the event loop while an attack runs, in seconds, however long that takes."""
+    worst = [0.0]
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(WINDOW / 2):
+            worst.append(running.metric("headrace_event_loop_blocked_seconds"))
+
+    looking = threading.Thread(target=look)
+    looking.start()
     try:
         attack(running)
     finally:
-        stop.set()
-        beside.join()
-    lag = running.metric("headrace_event_loop_blocked_seconds")
-    assert got, "the neighbour was answered"
-    assert all(choices == alone for choices in got)
-    assert lag < LAG_SECONDS, f"the event loop was {lag * 1e3:.0f} ms late"
+        over.set()
+        looking.join()
+    return max(*worst, running.metric("headrace_event_loop_blocked_seconds"))
 
 
 def test_errors_tell_nothing_of_the_inside(echo: Running) -> None:
