@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from headrace import __version__
 from headrace.engine.calibration import Calibration, calibrate, load, save, store_path
-from headrace.engine.grammars import LazyGrammars, open_tokenizer
+from headrace.engine.grammars import LazyGrammars
 from headrace.engine.loop import Engine, EngineParts
 from headrace.engine.machine import cpu_name, usable_cores, usable_memory
 from headrace.engine.request import Limits
@@ -27,6 +27,7 @@ from headrace.scheduling.composer import POLICIES
 from headrace.scheduling.cost import Cost
 from headrace.scheduling.scheduler import Scheduler
 from headrace.scheduling.settings import SchedulingSettings
+from headrace.text.open_tokenizer import open_tokenizer
 
 FULL_CONTEXTS = 8  # sequences of full length that the default pool holds
 MEMORY_SHARE = 0.25

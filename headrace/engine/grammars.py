@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 
 from headrace.engine.sampling_params import GrammarSpec
-from headrace.errors import HeadraceError
-from headrace.text.gguf_tokenizer import tokenizer_from_gguf
 from headrace.text.grammar import CompiledGrammar, GrammarCompiler
 from headrace.text.tokenizer import Tokenizer
 
@@ -38,10 +35,3 @@ class LazyGrammars:
             if self._compiler is None:
                 self._compiler = GrammarCompiler(self._open_tokenizer(), vocab=self._vocab)
             return self._compiler
-
-
-def open_tokenizer(source: Mapping[str, object] | Path) -> Tokenizer:
-    """The tokenizer of an opened model. Raises ``model_file``."""
-    if isinstance(source, Path):
-        raise HeadraceError("model_file", "this folder's tokenizer can't be read")
-    return tokenizer_from_gguf(source)

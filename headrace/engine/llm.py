@@ -10,13 +10,13 @@ from typing import Any
 
 from headrace.engine.build import BuildOptions, build_engine
 from headrace.engine.generation import Answer, Generation, Job
-from headrace.engine.grammars import open_tokenizer
 from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.settings import EngineSettings
 from headrace.engine.wire import Submit
 from headrace.errors import HeadraceError
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.text.chat_template import ChatTemplate, Conversation
+from headrace.text.open_tokenizer import open_tokenizer
 
 __all__ = ["LLM", "Answer", "Generation"]
 

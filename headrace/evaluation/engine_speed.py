@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from headrace.engine.build import BuiltEngine
-from headrace.engine.grammars import open_tokenizer
 from headrace.engine.loop import Engine
 from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.wire import Submit
 from headrace.errors import HeadraceError
 from headrace.evaluation.workload import passage
 from headrace.settings.declaration import option, validate
+from headrace.text.open_tokenizer import open_tokenizer
 
 _BF16_BYTES = 2
 

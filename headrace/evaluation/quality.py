@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from headrace.engine.grammars import open_tokenizer
 from headrace.errors import HeadraceError
 from headrace.kernels.interface import ChainRunner, Float32, Int32, StepBatch
 from headrace.kernels.native_chain import NativeChain
 from headrace.models.catalog import find_model, open_model
+from headrace.text.open_tokenizer import open_tokenizer
 
 Float64 = npt.NDArray[np.float64]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from headrace.engine.build import BuildOptions, BuiltEngine, build_engine, make_scheduler
-from headrace.engine.grammars import LazyGrammars, open_tokenizer
+from headrace.engine.grammars import LazyGrammars
 from headrace.engine.loop import Engine, EngineParts
 from headrace.engine.settings import EngineSettings
 from headrace.engine.wire import Submit, TokenLogprob, TokenOutput
@@ -17,6 +17,7 @@ from headrace.evaluation.experiment import Conditions
 from headrace.evaluation.workload import passage
 from headrace.kernels.sampler import Sampler
 from headrace.scheduling.settings import SchedulingSettings
+from headrace.text.open_tokenizer import open_tokenizer
 
 Key = tuple[int, int]
 """(request id, choice)."""

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar, cast
 
 from headrace.errors import HeadraceError
 from headrace.models.catalog import OpenModel, find_model, open_model
 from headrace.text.chat_template import ChatTemplate, Conversation
-from headrace.text.gguf_tokenizer import tokenizer_from_gguf
 from headrace.text.marking import MarkedText
+from headrace.text.open_tokenizer import open_tokenizer
 from headrace.text.text_stream import TextStream
 from headrace.text.tokenizer import Tokenizer
-from headrace.text.tokenizer_files import tokenizer_from_folder
 
 Result = TypeVar("Result")
 
@@ -180,11 +178,5 @@ class Language:
 def open_language(model: str, threads: int) -> Language:
     """Open the text side of a model by name or path. Raises ``model_not_found`` or ``model_file``."""
     opened = open_model(find_model(model))
-    tokenizer = _open_tokenizer(opened.tokenizer_source)
+    tokenizer = open_tokenizer(opened.tokenizer_source)
     return Language(opened, tokenizer, ChatTemplate(opened.chat_template, tokenizer), threads)
-
-
-def _open_tokenizer(source: Mapping[str, object] | Path) -> Tokenizer:
-    if isinstance(source, Path):
-        return tokenizer_from_folder(source)
-    return tokenizer_from_gguf(source)

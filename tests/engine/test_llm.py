@@ -7,6 +7,7 @@ import math
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,3 +127,32 @@ def test_options_are_given_once() -> None:
 def test_a_context_beyond_the_models_is_refused() -> None:
     with pytest.raises(HeadraceError, match="8,192"):
         LLM(settings=EngineSettings(context_length=9000))
+
+
+@pytest.mark.torch
+def test_a_folder_with_safetensors_and_its_own_tokenizer_generates(tmp_path: Path) -> None:
+    import tokenizers
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>"], show_progress=False)
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.train_from_iterator(["the water turns the wheel and the wheel turns the stone"] * 4, trainer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    torch.manual_seed(0)
+    vocab = tokenizer.get_vocab_size()
+    config = LlamaConfig(
+        vocab_size=vocab, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=128, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    model: Any = LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    ids = tokenizer.encode("the water").ids
+    with LLM(settings=EngineSettings(model=str(tmp_path), threads=1, pool_mib=16)) as llm:
+        [found] = llm.generate([ids], SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True))
+        assert llm.tokenizer.encode("the water") == ids
+    expected = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=1)
+    assert list(found.tokens) == expected[0, len(ids) :].tolist()
