@@ -69,6 +69,11 @@ def cache_dir() -> Path:
     return (Path(base) if base and os.path.isabs(base) else Path.home() / ".cache") / "headrace"
 
 
+def aliases_of(name: str) -> tuple[str, ...]:
+    """The other names of a packaged model; none for any other model."""
+    return next((model.aliases for model in PACKAGED_MODELS if model.name == name), ())
+
+
 def part_paths(model: PackagedModel) -> list[Path] | None:
     """The parts' files when all packages are installed. No package is imported: one of them would load a runtime."""
     paths = []

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from headrace.engine.client import EngineClient
 from headrace.engine.wire import Ready
 from headrace.errors import HeadraceError
+from headrace.models.packages import aliases_of
 from headrace.server.language import Language
 from headrace.server.loop_lag import LoopLag
 from headrace.server.metrics import Metrics
@@ -29,6 +30,7 @@ class Service:
         self.draining = False
         self._language: Language | None = None
         self._model_name = ""
+        self._known_names: frozenset[str] = frozenset()
         self._weight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -38,6 +40,7 @@ class Service:
         language.context_length = ready.context_length
         self._language = language
         self._model_name = self.settings.served_name or ready.model
+        self._known_names = frozenset((self._model_name, *(() if self.settings.served_name else aliases_of(ready.model))))
 
     def check_open(self) -> None:
         """Raise ``draining``, ``engine_dead`` or ``loading`` when no request can be served now."""
@@ -61,8 +64,8 @@ class Service:
         return self._model_name
 
     def check_model(self, name: str | None) -> None:
-        """Raise ``model_not_found`` for a name that is not served; no name means the served one."""
-        if name is not None and name != self._model_name:
+        """Raise ``model_not_found`` for a name that is not served; no name means the served one, its short names too."""
+        if name is not None and name not in self._known_names:
             message = f"The model '{_printable(name)}' does not exist here; '{self._model_name}' is served."
             raise HeadraceError("model_not_found", message, param="model")
 

@@ -46,6 +46,12 @@ def test_embeddings_of_token_ids_and_fewer_dimensions(real: Running) -> None:
     assert real.post("/v1/embeddings", {"input": ""}).json()["error"]["param"] == "input"
 
 
+def test_a_packaged_model_answers_to_its_short_names_too(real: Running) -> None:
+    answer = real.post("/v1/completions", {"model": "smollm2", "prompt": "a", "max_tokens": 1})
+    assert (answer.status_code, answer.json()["model"]) == (200, MODEL)
+    assert real.post("/v1/completions", {"model": "smollm", "prompt": "a"}).status_code == 404
+
+
 def test_tokenize_has_offsets_and_special_flags(real: Running) -> None:
     text = "héllo wörld 🙂<|im_end|> next"
     plain = real.post("/v1/tokenize", {"text": text}).json()
