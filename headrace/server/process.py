@@ -12,14 +12,12 @@ from contextlib import contextmanager, suppress
 from typing import Protocol, TypeVar
 
 import uvicorn
-from starlette.types import ASGIApp
 
 from headrace.engine.client import EngineClient
 from headrace.engine.settings import EngineSettings
 from headrace.errors import HeadraceError
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.server.auth import KeyRing
-from headrace.server.http import GuardedProtocol
 from headrace.server.language import open_language
 from headrace.server.service import Service
 from headrace.server.settings import ServerSettings
@@ -48,16 +46,13 @@ class ApiServer(uvicorn.Server):
         yield
 
 
-MakeApp = Callable[[Service, KeyRing | None], ASGIApp]
-
-
-def serve(settings: Settings, make_app: MakeApp, client: type[EngineClient] = EngineClient) -> int:
+def serve(settings: Settings, client: type[EngineClient] = EngineClient) -> int:
     """Run a server in this process until it ends; the exit code (see :func:`headrace.server.app.run`)."""
     options = settings.of(ServerSettings)
     keys = KeyRing.read(options.api_key_file) if options.api_key_file is not None else None
     sock = listen(options)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(Runner(settings, sock, client).run(keys, make_app))
+        return runner.run(Runner(settings, sock, client).run(keys))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -95,18 +90,17 @@ class Runner:
         self._hurry = asyncio.Event()
         self._code = 0
 
-    async def run(self, keys: KeyRing | None, make_app: MakeApp) -> int:
+    async def run(self, keys: KeyRing | None) -> int:
         """Serve until stopped; the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        config = uvicorn.Config(
-            make_app(self._service, keys), http=GuardedProtocol, ws="none", lifespan="off", log_config=None,
-            access_log=False, server_header=False, timeout_graceful_shutdown=2, backlog=1024,
-        )  # fmt: skip
-        server = ApiServer(config)
         side_tasks = [asyncio.create_task(self._service.lag.run()), asyncio.create_task(self._load())]
+        await asyncio.sleep(0)  # the engine's process starts now, and loads while the HTTP stack is imported
+        server = self._http_server(keys)
         serving = asyncio.create_task(server.serve([self._sock]))
+        host, port = self._sock.getsockname()[:2]
+        say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
         await self._stop.wait()
         await self._wind_down()
         server.should_exit = True
@@ -121,10 +115,19 @@ class Runner:
         self._service.closed()
         return self._code
 
+    def _http_server(self, keys: KeyRing | None) -> ApiServer:
+        from headrace.server.application import create_app
+        from headrace.server.http import GuardedProtocol
+
+        return ApiServer(
+            uvicorn.Config(
+                create_app(self._service, keys), http=GuardedProtocol, ws="none", lifespan="off", log_config=None,
+                access_log=False, server_header=False, timeout_graceful_shutdown=2, backlog=1024,
+            )
+        )  # fmt: skip
+
     async def _load(self) -> None:
-        host, port = self._sock.getsockname()[:2]
         engine_settings = self._settings.of(EngineSettings)
-        say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
         try:
             ready, language = await asyncio.gather(
                 self._engine.start(engine_settings, self._settings.of(SchedulingSettings)),

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 from headrace.engine.client import EngineClient
 from headrace.engine.settings import EngineSettings
 from headrace.scheduling.settings import SchedulingSettings
-from headrace.server.app import create_app
 from headrace.server.process import serve
 from headrace.server.settings import ServerSettings
 
@@ -42,4 +41,4 @@ class Given:
 
 if __name__ == "__main__":
     kind = EngineClient if sys.argv[1] == "real" else EchoClient
-    sys.exit(serve(Given(json.loads(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else "smollm2"), create_app, kind))
+    sys.exit(serve(Given(json.loads(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else "smollm2"), kind))

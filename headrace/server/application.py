@@ -1,0 +1,75 @@
+"""The application: the router table mounted under the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from headrace.errors import HeadraceError
+from headrace.server.auth import KeyRing
+from headrace.server.endpoint import Endpoint
+from headrace.server.gate import Gate
+from headrace.server.rendering import STATUS_HUNG_UP, error_response, internal_error, table_error
+from headrace.server.requests import Call, ClientGone, HangupGuard, decoded
+from headrace.server.routes import ENDPOINTS
+from headrace.server.service import Service
+
+
+def create_app(service: Service, keys: KeyRing | None = None) -> ASGIApp:
+    """The ASGI application of a service; with ``keys`` every route but /livez wants one of them."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app.router.redirect_slashes = False
+    for endpoint in ENDPOINTS:
+        handler = _handler(service, endpoint)
+        for path in endpoint.paths:
+            app.add_route(path, handler, methods=[endpoint.method], include_in_schema=False)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(HeadraceError, _refusal)
+    app.add_exception_handler(ClientGone, _hung_up)
+    app.add_exception_handler(Exception, _bug)
+    return Gate(app, service.settings, keys, service.metrics)
+
+
+def _handler(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    async def handle(request: Request) -> Any:
+        request.scope["headrace.route"] = endpoint.path
+        if not endpoint.probe:
+            service.check_open()
+        body = await decoded(request, service.settings, endpoint.body) if endpoint.body is not None else None
+        call: Call[Any] = Call(body, request.path_params, request.scope["headrace.request_id"], request)
+        if endpoint.body is None:
+            return await endpoint.handler(service, call)
+        async with HangupGuard(request.receive):
+            return await endpoint.handler(service, call)
+
+    return handle
+
+
+async def _refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HeadraceError)
+    return error_response(error, {"connection": "close"} if error.kind.status in (408, 413) else None)
+
+
+async def _hung_up(request: Request, error: Exception) -> Response:
+    """An answer for the metrics alone; nobody is there to read it."""
+    return Response(status_code=STATUS_HUNG_UP)
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    """What a client sees of a bug; the gate logs it with the request id."""
+    return error_response(internal_error())
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    """The router's own refusals: no such route, or not with this method."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return error_response(table_error("method_not_allowed"), dict(error.headers or {}))
+    return error_response(table_error("not_found"))
