@@ -36,6 +36,7 @@ class GrammarLimits:
 
     The rest is llguidance's: ``lexer_fuel`` for building the lexer (50,000 a ms), ``step_fuel``, ``step_items`` and
     ``row_items`` for one mask, ``lexer_states`` (1–2 kB each), ``grammar_size`` in symbols. ``cached`` compiled grammars are kept.
+    A parser item costs up to 7 µs and a mask holds the whole step up, so that ``step_items`` are few: no mask takes 30 ms.
     """
 
     source_bytes: int = 64 * 1024
@@ -43,8 +44,8 @@ class GrammarLimits:
     choices: int = 4096
     lexer_fuel: int = 400_000
     step_fuel: int = 200_000
-    step_items: int = 50_000
-    row_items: int = 10_000
+    step_items: int = 4_000
+    row_items: int = 4_000
     lexer_states: int = 20_000
     grammar_size: int = 100_000
     cached: int = 64
@@ -217,7 +218,11 @@ def check_source(spec: GrammarSpec, limits: GrammarLimits, param: str = "respons
 
     Errors: ``HeadraceError("invalid_grammar", …, param)``.
     """
-    if len(spec.source.encode("utf-8", "replace")) > limits.source_bytes:
+    try:
+        size = len(spec.source.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise HeadraceError("invalid_grammar", "the source has a lone surrogate: it is not valid Unicode", param=param) from None
+    if size > limits.source_bytes:
         raise HeadraceError("invalid_grammar", f"the source is larger than {limits.source_bytes} bytes", param=param)
     if spec.kind == "json_object":
         if spec.source:
@@ -239,7 +244,7 @@ def check_source(spec: GrammarSpec, limits: GrammarLimits, param: str = "respons
 def _decode(source: str, param: str) -> Any:
     try:
         return msgspec.json.decode(source)
-    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+    except msgspec.DecodeError as error:
         raise HeadraceError("invalid_grammar", f"the source is not valid JSON: {error}", param=param) from None
     except RecursionError:
         raise HeadraceError("invalid_grammar", "the source nests too deeply", param=param) from None
@@ -312,7 +317,9 @@ def _from_schema(schema: str, param: str) -> str:
 
 def _choice_grammar(source: str) -> str:
     choices = dict.fromkeys(json.loads(source))
-    return "start: CHOICE\nCHOICE: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+    # Lark's strings are JSON's, but without DEL as it is.
+    texts = (json.dumps(choice, ensure_ascii=False).replace("\x7f", "\\u007f") for choice in choices)
+    return "start: CHOICE\nCHOICE: " + " | ".join(texts)
 
 
 def _readable(error: str) -> str:

@@ -57,6 +57,7 @@ PERSON = json.dumps(
         "additionalProperties": False,
     }
 )
+ODD = ["a\x7fb", "nul \x00", "i\u2028\x85\r\n\t/"]
 CASES: list[tuple[GrammarKind, str, list[str], list[str]]] = [
     ("json_object", "", ['{"a": [1, {"b": null}]}', "{}", '{"caf\u00e9": "\U0001f600"}'], ["[1]", "x", '{"a": }', '{"a": 1'],),
     ("json_schema", PERSON, ['{"name": "Ada", "age": 36}', '{"name":"","age":0}'],
@@ -64,6 +65,7 @@ CASES: list[tuple[GrammarKind, str, list[str], list[str]]] = [
     ("json_schema", '{"enum": ["red", 3]}', ['"red"', "3"], ['"blue"', "4"]),
     ("regex", r"(yes|no), \d{2,3}", ["yes, 12", "no, 123"], ["yes, 1", "maybe", "no, 1234"]),
     ("choice", '["positive", "negative", "posit\\"ive"]', ["positive", "negative", 'posit"ive'], ["pos", "neutral", "positively"]),
+    ("choice", json.dumps(ODD), ODD, ["ab", "nul "]),
     ("lark", 'start: "a" b\nb: "x" b "y" | ""', ["a", "axy", "axxyy"], ["axxy", "b"]),
 ]  # fmt: skip
 
@@ -173,6 +175,9 @@ REFUSED: list[tuple[GrammarKind, str]] = [
     ("regex", "(" * 40 + "a" + "{2})" * 40),
     ("regex", "(" * 60 + "a" + ")" * 60),
     ("regex", "a" * 70_000),
+    ("regex", "\ud800"),
+    ("lark", 'start: "\ud800"'),
+    ("json_schema", '{"const": "\\ud800"}'),
     ("choice", "[]"),
     ("choice", '[""]'),
     ("choice", '["a", 1]'),
@@ -236,6 +241,43 @@ def test_heavy_sources_stay_bounded(kind: GrammarKind, source: str) -> None:
         start = time.perf_counter()
         found = unless_refused(lambda: allowed(matcher, grammar))
         assert time.perf_counter() - start < 0.5
+        choices = [int(i) for i in ([] if found is None else found) if not tokenizer(SMOL).is_special(int(i))]
+        if not choices:
+            return
+        assert matcher.advance(pick.choice(choices))
+
+
+def ambiguous(count: int) -> str:
+    """A schema of values that can be read as any of ``count`` kinds of object at every depth."""
+    again = {"$ref": "#/$defs/a"}
+    kinds = [
+        {"type": "object", "properties": {"a": again, f"b{i}": {"type": "string"}}, "additionalProperties": again}
+        for i in range(count)
+    ]
+    return json.dumps({**again, "$defs": {"a": {"anyOf": kinds}}})
+
+
+AMBIGUOUS: list[tuple[GrammarKind, str]] = [
+    ("json_schema", ambiguous(20)),
+    ("json_schema", ambiguous(400)),
+    ("regex", r".*(a.{0,30}b.{0,30}c|d.{0,30}e|e.{0,20}[a-f].{7}).*"),
+    ("regex", r"[\s\S]*[aeiou][\s\S]{12}[aeiou][\s\S]{12}z"),
+    ("lark", 'start: s\ns: s s | "a" | "b" s'),
+    ("lark", 'start: s\ns: s s s | s s | "a" | "b" | "ab" | "ba" | " "'),
+]
+
+
+@pytest.mark.parametrize(("kind", "source"), AMBIGUOUS)
+def test_no_mask_holds_its_step_up(kind: GrammarKind, source: str) -> None:
+    """Processor time of this thread, so that a busy machine can't fail it; a grammar that needs more is refused or ends."""
+    grammar = unless_refused(lambda: compiler(SMOL).compile(GrammarSpec(kind, source)))
+    if grammar is None:
+        return
+    matcher, pick = grammar.matcher(), random.Random(3)
+    for _ in range(120):
+        start = time.thread_time()
+        found = unless_refused(lambda: allowed(matcher, grammar))
+        assert time.thread_time() - start < 0.06
         choices = [int(i) for i in ([] if found is None else found) if not tokenizer(SMOL).is_special(int(i))]
         if not choices:
             return
