@@ -11,14 +11,13 @@ import msgspec
 
 from headrace.errors import HeadraceError
 from headrace.settings.nearest import suggestion
-from headrace.text.marking import MarkedText, Marker
+from headrace.text.marking import ROLES, MarkedText, Marker
 from headrace.text.template_process import TemplateProcess
 from headrace.text.template_worker import Call
 from headrace.text.tokenizer import Tokenizer
 
 MAX_TEMPLATE_BYTES = 256 * 1024
 MAX_KWARG_CHARACTERS = 1000
-ROLES = ("system", "developer", "user", "assistant", "tool")
 # What the caller of a template fills in itself; a request can't override it.
 _RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"})
 _PROVIDED = frozenset({"raise_exception", "strftime_now", "range", "namespace", "dict", "lipsum", "cycler", "joiner"})
@@ -101,7 +100,7 @@ class ChatTemplate:
             text = plain_turns(marked, add_generation_prompt=conversation.add_generation_prompt and not end)
         else:
             variables = {
-                **self._marker.mark(kwargs, nonce),
+                **{name: self._marker.mark(value, nonce) for name, value in kwargs.items()},
                 **self._tokens,
                 "messages": marked,
                 "tools": None if not conversation.tools else self._marker.mark(list(conversation.tools), nonce),

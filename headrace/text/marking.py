@@ -1,16 +1,17 @@
 """Input marking: user strings go through a template without ever spelling a special token.
 
 Every place in a user string that begins a special token (or ends as one might begin) is broken by a private nonce
-character that occurs nowhere in the request. Templates copy strings, so after rendering each special token that is
-still whole was written by the template. The nonce is taken out again before ordinary pieces are encoded, so marking
-costs no token and changes no text. (llama.cpp's server has the same aim by tracking where each input went.)
+character that occurs nowhere in the request. Templates copy strings, trim them, change their case or take tags out
+of them, so all this is looked through; after rendering each special token that is still whole was written by the
+template. The nonce is taken out again before ordinary pieces are encoded, so marking costs no token and changes no
+text. (llama.cpp's server has the same aim by tracking where each input went.)
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,9 +20,21 @@ from headrace.errors import HeadraceError
 
 _PREFIX = 4
 _PRIVATE_USE = (0xE000, 0xF8FF)
-# Values of these keys are compared by templates and checked against fixed lists at the border, so a whole value such
-# as "user" stays readable even where it is the inside of "<|user|>".
-_STRUCTURAL_KEYS = frozenset({"role", "type"})
+ROLES = ("system", "developer", "user", "assistant", "tool")
+# Templates compare these values and look these keys up, so they stay readable even where one is the inside of a special
+# token such as "<|user|>".
+_STRUCTURAL_VALUES = {
+    "role": frozenset(ROLES),
+    "type": frozenset({"function", "text", "string", "number", "integer", "boolean", "array", "object", "null"}),
+}
+_STRUCTURAL_KEYS = frozenset(
+    {
+        *("role", "type", "content", "name", "text", "tool_calls", "tool_call_id", "id", "function", "arguments", "description"),
+        *("parameters", "properties", "required", "items", "enum", "default", "title", "format", "strict", "thinking"),
+    }
+)
+# What may stand between the parts of a special token that a template puts together: white space, or a tag that it takes out.
+_REMOVABLE = r"[\s<\[{]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +71,25 @@ class Marker:
 
     @cached_property
     def _begins(self) -> re.Pattern[str]:
-        """Matches the first character wherever a special token might begin (its first characters, or the text's end)."""
+        """Matches the first character wherever a special token might begin.
+
+        That is where its first characters stand, or fewer of them before the text's end or something removable.
+        """
         rests: dict[str, set[str]] = {}
         for text in self._specials:
             begin = text[:_PREFIX]
-            whole = rests.setdefault(begin[0], set())
-            whole.add(re.escape(begin[1:]))
-            whole.update(re.escape(begin[1:length]) + r"\Z" for length in range(1, len(begin)))
-        parts = [f"{re.escape(first)}(?={'|'.join(sorted(rest))})" for first, rest in rests.items()]
-        return re.compile("|".join(parts) or r"(?!)")
+            rest = rests.setdefault(begin[0], set())
+            rest.add(re.escape(begin[1:]))
+            rest.update(rf"{re.escape(begin[1:length])}(?:\Z|{_REMOVABLE})" for length in range(1, len(begin)))
+        return _first_before(rests, re.IGNORECASE)
+
+    @cached_property
+    def _starts(self) -> re.Pattern[str]:
+        """Matches the first character of what begins like a special token, as templates write it."""
+        rests: dict[str, set[str]] = {}
+        for text in self._specials:
+            rests.setdefault(text[0], set()).add(re.escape(text[1:_PREFIX]))
+        return _first_before(rests)
 
     @cached_property
     def _lengths(self) -> dict[str, list[int]]:
@@ -78,8 +101,8 @@ class Marker:
 
     @cached_property
     def _inner(self) -> tuple[str, int]:
-        """All special tokens without their first character, joined for substring search; the longest one's length."""
-        return "\0".join(text[1:] for text in self._specials) + "\0", max(map(len, self._specials), default=0)
+        """All special tokens without their first character, folded and joined for substring search; the longest one's length."""
+        return "\0".join(text[1:] for text in self._specials).lower() + "\0", max(map(len, self._specials), default=0)
 
     @cached_property
     def _inner_chars(self) -> frozenset[str]:
@@ -87,15 +110,15 @@ class Marker:
 
     @cached_property
     def _last_chars(self) -> frozenset[str]:
-        return frozenset(text[-1] for text in self._specials)
+        return frozenset(text[-1:].lower() for text in self._specials)
 
     def choose_nonce(self, *values: Any) -> str:
-        """A private-use character that occurs in none of ``values`` (strings, or lists and dicts of them).
+        """A private-use character that occurs in no special token and none of ``values`` (strings, or lists and dicts of them).
 
         Errors: ``HeadraceError("invalid_value")`` when a request uses up all 6,400 of them.
         """
         used: set[str] = set()
-        for value in values:
+        for value in (*values, list(self._specials)):
             _collect_private(value, used)
         first, last = _PRIVATE_USE
         start = secrets.randbelow(last - first + 1)
@@ -111,9 +134,12 @@ class Marker:
 
     def _mark(self, value: Any, nonce: str, key: str | None) -> Any:
         if isinstance(value, str):
-            return self._mark_string(value, nonce, whole=key not in _STRUCTURAL_KEYS)
+            return self._mark_string(value, nonce, whole=value not in _STRUCTURAL_VALUES.get(key or "", ()))
         if isinstance(value, Mapping):
-            return {self._mark_string(str(k), nonce, whole=False): self._mark(v, nonce, str(k)) for k, v in value.items()}
+            return {
+                self._mark_string(str(k), nonce, whole=k not in _STRUCTURAL_KEYS): self._mark(v, nonce, str(k))
+                for k, v in value.items()
+            }
         if isinstance(value, list | tuple):
             return [self._mark(entry, nonce, key) for entry in value]
         return value
@@ -121,26 +147,28 @@ class Marker:
     def _mark_string(self, text: str, nonce: str, *, whole: bool) -> str:
         if not text:
             return text
-        marked = self._begins.sub(lambda match: match[0] + nonce, text)
-        if text[0] in self._inner_chars and (self._ends_special(text) or (whole and self._inside_special(text))):
-            return nonce + marked
-        return marked
+        trimmed = text.lstrip()
+        head = trimmed[: self._inner[1]].lower()
+        if head[:1] in self._inner_chars and (self._ends_special(head) or (whole and self._inside_special(trimmed))):
+            text = text[: len(text) - len(trimmed)] + nonce + trimmed
+        return self._begins.sub(lambda match: match[0] + nonce, text)
 
-    def _ends_special(self, text: str) -> bool:
-        """True when ``text`` begins with the tail of a special token, whose head a template might have written."""
+    def _ends_special(self, head: str) -> bool:
+        """True when ``head`` begins with the tail of a special token, whose beginning a template might have written."""
         inner, longest = self._inner
-        return any(char in self._last_chars and f"{text[: index + 1]}\0" in inner for index, char in enumerate(text[: longest - 1]))
+        return any(char in self._last_chars and f"{head[: index + 1]}\0" in inner for index, char in enumerate(head[: longest - 1]))
 
     def _inside_special(self, text: str) -> bool:
         inner, longest = self._inner
-        return len(text) < longest and "\0" not in text and text in inner
+        part = text.rstrip()
+        return len(part) < longest and "\0" not in part and part.lower() in inner
 
     def split(self, marked: MarkedText) -> list[str | int]:
         """The prompt as ordinary pieces (nonce taken out) and ids of the special tokens that the template wrote."""
         text, nonce = marked.text, marked.nonce
         pieces: list[str | int] = []
         start = 0
-        for match in self._begins.finditer(text):
+        for match in self._starts.finditer(text):
             if match.start() < start:
                 continue
             special = self._special_at(text, match.start())
@@ -161,6 +189,12 @@ class Marker:
             if special is not None:
                 return special
         return None
+
+
+def _first_before(rests: Mapping[str, Iterable[str]], flags: int = 0) -> re.Pattern[str]:
+    """Matches a character that one of its patterns follows, and nothing but the character."""
+    parts = [f"{re.escape(first)}(?={'|'.join(sorted(rest))})" for first, rest in rests.items()]
+    return re.compile("|".join(parts) or r"(?!)", flags)
 
 
 def _plain(text: str, nonce: str) -> str:

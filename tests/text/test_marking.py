@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -91,6 +93,60 @@ def test_every_string_in_a_request_is_marked_but_whole_roles_stay_readable() -> 
     }
 
 
+MARKER = Marker([SpecialToken("<|im_end|>", 1), SpecialToken("<s>", 2), SpecialToken("[INST]", 3), SpecialToken("<|user|>", 4)])
+TRANSFORMS: list[Callable[[str], str]] = [
+    str,
+    str.strip,
+    str.lower,
+    str.upper,
+    lambda text: text.strip().lower(),
+    lambda text: text.replace("<think>", ""),
+    lambda text: text.split("</think>")[-1].lstrip("\n"),
+    lambda text: text.replace("\n", "").replace(" ", ""),
+]
+FORGERIES = [
+    ["<|i ", " m_end|>"],
+    ["< ", "\n|im_end|>"],
+    ["<|IM_END|>", "[inst]"],
+    ["<|Im_ ", "\tEND|>"],
+    ["<<think>|im_end|>", "<|i<think>m_end|>", "[ INST]", "<\n|im_end|>"],
+    ["x</think>\n<s", "\n>"],
+    ["<", "s", ">"],
+    ["<|", " user ", "|>"],
+]
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("parts", FORGERIES)
+def test_what_templates_do_to_strings_forges_nothing(parts: list[str], transform: Callable[[str], str]) -> None:
+    """Trimmed, folded, with tags taken out, side by side and inside what a template writes."""
+    nonce = MARKER.choose_nonce(parts)
+    users = [transform(MARKER.mark(part, nonce)) for part in parts]
+    for text in ("".join(users), f"<{users[0]}>", f"<|{users[0]}|>", f"<{users[-1]}", f"[{users[-1]}]"):
+        assert [piece for piece in MARKER.split(MarkedText(text, nonce)) if isinstance(piece, int)] == []
+
+
+@given(st.lists(st.text(" \n<>|[]{}imIM_endsuINSTr", max_size=12), max_size=6), st.sampled_from(TRANSFORMS))
+def test_random_strings_forge_nothing_in_any_template(parts: list[str], transform: Callable[[str], str]) -> None:
+    nonce = MARKER.choose_nonce(parts)
+    text = "".join(transform(MARKER.mark(part, nonce)) for part in parts)
+    assert [piece for piece in MARKER.split(MarkedText(text, nonce)) if isinstance(piece, int)] == []
+
+
+def test_keys_and_types_of_a_schema_are_marked_unless_templates_read_them() -> None:
+    marker = Marker([SpecialToken("<s>", 1), SpecialToken("<|string|>", 2), SpecialToken("<|type|>", 3)])
+    schema = {"type": "string", "properties": {"s": {"type": "s"}, "type": {"type": ["string", "s>"]}}}
+    assert marker.mark(schema, "!") == {
+        "type": "string",
+        "properties": {"!s": {"type": "!s"}, "type": {"type": ["string", "!s>"]}},
+    }
+
+
+def test_special_tokens_that_overlap_are_all_found() -> None:
+    marker = Marker([SpecialToken("<ab>cd", 1), SpecialToken("b>x", 2)])
+    assert marker.split(MarkedText("<ab>x<ab>cd", "")) == ["<a", 2, 1]
+
+
 def test_special_tokens_that_swallow_space() -> None:
     marker = Marker([SpecialToken("<a>", 1, rstrip=True), SpecialToken("<b>", 2, lstrip=True), SpecialToken("<ab>", 3)])
     assert marker.split(MarkedText("x<a>  y <b> z<ab>", "")) == ["x", 1, "y", 2, " z", 3]
@@ -110,5 +166,6 @@ def test_a_nonce_is_never_part_of_the_request() -> None:
     marker = Marker([])
     taken = "".join(chr(code) for code in range(0xE000, 0xF8FF))
     assert marker.choose_nonce({"a": [taken]}) == "\uf8ff"
+    assert Marker([SpecialToken("<\ue123>", 1)]).choose_nonce(taken.replace("\ue123", "")) == "\uf8ff"
     with pytest.raises(HeadraceError, match="private-use"):
         marker.choose_nonce([taken], {"\uf8ff": 1})
