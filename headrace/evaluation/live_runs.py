@@ -131,6 +131,12 @@ class LiveRun:
         elif self._arrivals:
             time.sleep(min(_LONGEST_SLEEP, max(0.0, self._arrivals[-1][0] - self.now)))
 
+    def warm_up(self, clients: int | None = None) -> None:
+        """Advance until each client, or each of the first ``clients``, has had its first token."""
+        wanted = len(self._clients) if clients is None else clients
+        while len({timing.client for timing in self.timings if timing.times and timing.client in range(wanted)}) < wanted:
+            self.advance()
+
     def run(self, seconds: float | None = None, until: Callable[[], bool] | None = None) -> Window:
         """Advance for ``seconds``, until ``until`` says so, or until all is done; what was done meanwhile."""
         before, began = self.engine.gauges(), time.perf_counter()

@@ -60,7 +60,7 @@ def starvation(sides: Sides) -> list[Claim]:
     """32 requests at once on a pool that holds 40 % of their positions."""
     sides.conditions.report("too few pages", 0, 2)
     rng = random.Random(sides.conditions.seed + 2)
-    prompts, outputs = (48, 24) if sides.conditions.quick else (128, 64)
+    prompts, outputs = (24, 16) if sides.conditions.quick else (128, 64)
     lengths = [Lengths("normal", prompts, SPREAD).draw(rng) for _ in range(_REQUESTS)]
     wanted = [max(2, Lengths("normal", outputs, SPREAD).draw(rng)) for _ in range(_REQUESTS)]
     submits = greedy_requests(sides.bench, lengths, wanted, sides.conditions.seed + 3)

@@ -20,6 +20,7 @@ from headrace.evaluation.workload import Lengths, arrival_times
 LOAD = 0.7
 _PROMPT_OVER_OUTPUT = 20
 _STREAM_PROMPT, _STREAM_OUTPUT = 32, 256
+_MOST_STREAMS = 64
 _CURVE = (50, 75, 90, 95, 97, 98, 99, 99.5, 99.9, 100)
 
 
@@ -49,7 +50,7 @@ class Gaps:
 def stall(sides: Sides) -> tuple[list[Claim], list[Series]]:
     """Measure what the engine can take, then let prompts come at 70 % of it, with prompts split and whole."""
     quick = sides.conditions.quick
-    work = _plan(sides, prompt=256 if quick else 512, seconds=5.0 if quick else 20.0)
+    work = _plan(sides, prompt=384 if quick else 512, seconds=4.0 if quick else 20.0)
     runs = interleave(
         [partial(_run, sides, work, whole=False), partial(_run, sides, work, whole=True)],
         1 if quick else 2,
@@ -82,14 +83,14 @@ def gaps_of(timings: Sequence[Timing], begin: float, end: float) -> Gaps:
 
 
 def _plan(sides: Sides, prompt: int, seconds: float) -> _Work:
-    """Half a step of streams, and prompts at 70 % of what the engine reads beside them when there are always more."""
+    """Two thirds of a step of streams, and prompts at 70 % of what the engine reads beside them when there are always more."""
     sides.conditions.report("measuring the capacity", 0, 1)
-    streams = max(8, sides.knee // 2)
+    streams = max(8, min(2 * sides.knee // 3, _MOST_STREAMS))
     output = max(2, prompt // _PROMPT_OVER_OUTPUT)
     everyone = [*sides.clients(streams, _STREAM_PROMPT, _STREAM_OUTPUT), *sides.clients(4, prompt, output, seed=1)]
     with LiveRun(sides.split(), clients=everyone) as run:
-        run.run(until=lambda: _all_run(run, streams))
-        capacity = run.run(max(2.0, seconds / 5)).prompt_tokens / prompt
+        run.warm_up()
+        capacity = run.run(max(1.5, seconds / 5)).prompt_tokens / prompt
     rate = LOAD * capacity
     rng = random.Random(sides.conditions.seed + 5)
     lengths = Lengths("normal", prompt, SPREAD), Lengths("normal", output, SPREAD)
@@ -101,15 +102,11 @@ def _plan(sides: Sides, prompt: int, seconds: float) -> _Work:
     return _Work(streams, prompt, rate, seconds, tuple(arrivals))
 
 
-def _all_run(run: LiveRun, streams: int) -> bool:
-    return sum(1 for timing in run.timings if timing.client is not None and timing.client < streams and timing.times) >= streams
-
-
 def _run(sides: Sides, work: _Work, *, whole: bool) -> Gaps:
     engine: Engine = sides.whole() if whole else sides.split()
     streams = sides.clients(work.streams, _STREAM_PROMPT, _STREAM_OUTPUT)
     with LiveRun(engine, streams) as run:
-        run.run(until=lambda: all(timing.times for timing in run.timings))
+        run.warm_up()
         begin = run.now
         run.schedule(work.arrivals)
         run.run(work.seconds)

@@ -12,7 +12,7 @@ from headrace.evaluation.experiment import Claim
 from headrace.evaluation.experiments._fastgen_setup import Sides
 from headrace.evaluation.live_runs import LiveRun, Planned
 
-_SHORT_PROMPT, _OUTPUT = 4, 300
+_SHORT_PROMPT, _OUTPUT = 2, 300
 
 
 def overhead(sides: Sides) -> list[Claim]:
@@ -64,7 +64,7 @@ def foreseen(sides: Sides) -> list[Claim]:
     engine: Engine = sides.split()
     with LiveRun(engine, [*sides.clients(2, 200, 40, seed=13), *sides.clients(1, 800, 20, seed=14)]) as run:
         run.schedule(streams)
-        run.run(4.0 if quick else 20.0)
+        run.run(3.0 if quick else 20.0)
     errors = engine.scheduler.cost.errors()
     note = f"{errors.count} steps, contexts from 64 to {contexts[-1]}; error {100 * errors.median:.1f} % median, "
     note += f"{100 * errors.p95:.0f} % p95"
