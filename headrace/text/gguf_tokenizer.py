@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
@@ -16,10 +17,9 @@ from headrace.errors import HeadraceError
 from headrace.settings.nearest import suggestion
 from headrace.text.marking import SpecialToken
 from headrace.text.merges import merges_from_scores
-from headrace.text.tokenizer import SPACE_MARK, Tokenizer, TokenizerParts, first_ids
+from headrace.text.tokenizer import MAX_TOKENS, SPACE_MARK, Tokenizer, TokenizerParts, first_ids
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
-MAX_TOKENS = 2_000_000
 
 _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -28,6 +28,9 @@ _TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +97,12 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], *, cache: Path | None = Non
 
 
 def _parts(metadata: Mapping[str, Any], vocabulary: _Vocabulary, fast: FastTokenizer, *, byte_level: bool) -> TokenizerParts:
+    named = _named_ids(metadata, vocabulary)
     literals: list[int] = []
     specials: list[int] = []
-    for index in vocabulary.of_type(_UNKNOWN, _CONTROL, _USER_DEFINED):
+    for index in sorted({*vocabulary.of_type(_UNKNOWN, _CONTROL, _USER_DEFINED), *named}):
         text = vocabulary.tokens[index]
-        plain = vocabulary.types[index] == _USER_DEFINED and text not in _PLACEHOLDERS
+        plain = vocabulary.types[index] == _USER_DEFINED and text not in _PLACEHOLDERS and index not in named
         (literals if plain else specials).append(index)
     texts = {index: vocabulary.tokens[index].replace(SPACE_MARK, " ") for index in literals}
     # The special ones are not told to the library at all: nothing that it encodes can become one.
@@ -146,12 +150,13 @@ def _byte_level(metadata: Mapping[str, Any], vocabulary: _Vocabulary) -> FastTok
 
 
 def _sentence_piece(metadata: Mapping[str, Any], vocabulary: _Vocabulary, cache: Path | None) -> FastTokenizer:
-    scores = metadata.get("tokenizer.ggml.scores")
+    scores = _numbers(metadata, "tokenizer.ggml.scores", float)
     if scores is None or len(scores) != len(vocabulary.tokens):
         raise HeadraceError("model_file", "tokenizer.ggml.scores must hold one score for each token")
     # Control, unknown and byte pieces are left out: no run of ordinary characters may merge into one.
-    mergeable = [kind in (_NORMAL, _UNUSED) for kind in vocabulary.types]
-    merges = merges_from_scores(vocabulary.tokens, [float(score) for score in scores], mergeable, cache)
+    named = _named_ids(metadata, vocabulary)
+    mergeable = [kind in (_NORMAL, _UNUSED) and index not in named for index, kind in enumerate(vocabulary.types)]
+    merges = merges_from_scores(vocabulary.tokens, scores, mergeable, cache)
     unknown = vocabulary.of_type(_UNKNOWN)
     unknown_id = unknown[0] if unknown else _token_id(metadata, "unknown", vocabulary)
     model = BPE(
@@ -174,8 +179,8 @@ def _read_vocabulary(metadata: Mapping[str, Any]) -> _Vocabulary:
     tokens = _strings(metadata, "tokenizer.ggml.tokens")
     if not 0 < len(tokens) <= MAX_TOKENS:
         raise HeadraceError("model_file", f"tokenizer.ggml.tokens must hold 1 to {MAX_TOKENS} tokens, not {len(tokens)}")
-    types = metadata.get("tokenizer.ggml.token_type")
-    types = [_NORMAL] * len(tokens) if types is None else list(map(int, types))
+    types = _numbers(metadata, "tokenizer.ggml.token_type", int)
+    types = [_NORMAL] * len(tokens) if types is None else types
     if len(types) != len(tokens):
         raise HeadraceError("model_file", "tokenizer.ggml.token_type must hold one type for each token")
     for index, kind in enumerate(types):
@@ -193,6 +198,8 @@ def _token_id(metadata: Mapping[str, Any], name: str, vocabulary: _Vocabulary) -
     value = metadata.get(key)
     if value is None:
         return None
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise HeadraceError("model_file", f"{key} is not a whole number")
     if not 0 <= int(value) < len(vocabulary.tokens):
         raise HeadraceError("model_file", f"{key} is {int(value)}, beyond the vocabulary of {len(vocabulary.tokens)}")
     return int(value)
@@ -202,6 +209,20 @@ def _eos_ids(metadata: Mapping[str, Any], vocabulary: _Vocabulary) -> tuple[int,
     found = [_token_id(metadata, "eos", vocabulary), _token_id(metadata, "eot", vocabulary)]
     found += [vocabulary.ids.get(text) for text in _TURN_ENDS]
     return tuple(dict.fromkeys(index for index in found if index is not None))
+
+
+def _named_ids(metadata: Mapping[str, Any], vocabulary: _Vocabulary) -> frozenset[int]:
+    """Begin and ends: special whatever type a file gives them (some call the end of a turn user-defined)."""
+    begin = _token_id(metadata, "bos", vocabulary)
+    return frozenset(_eos_ids(metadata, vocabulary)) | ({begin} if begin is not None else frozenset())
+
+
+def _numbers(metadata: Mapping[str, Any], key: str, kind: Callable[[Any], _Number]) -> list[_Number] | None:
+    value = metadata.get(key)
+    try:
+        return None if value is None else [kind(entry) for entry in value]
+    except (TypeError, ValueError, OverflowError):
+        raise HeadraceError("model_file", f"'{key}' is not a list of numbers") from None
 
 
 def _expect(metadata: Mapping[str, Any], key: str, kind: type[str]) -> str:

@@ -14,6 +14,7 @@ from headrace.text.marking import MarkedText, Marker, SpecialToken
 
 SPACE_MARK = "\u2581"
 LONG_TEXT = 2048
+MAX_TOKENS = 2_000_000
 _T = TypeVar("_T", str, str | None)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from headrace.errors import HeadraceError
 from headrace.text.marking import SpecialToken
-from headrace.text.tokenizer import Tokenizer, TokenizerParts
+from headrace.text.tokenizer import MAX_TOKENS, Tokenizer, TokenizerParts
 
 MAX_FILE_BYTES = 256 * 1024 * 1024
 
@@ -31,41 +32,72 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
     model = description.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
         raise HeadraceError("model_file", "tokenizer.json has a model of a kind other than BPE")
+    fast = _load(text)
+    named = _Named(_named_id(config, "bos_token", fast), _eos_ids(folder, config, fast))
+    if _make_special(description, {fast.id_to_token(index) for index in named.ids}):
+        fast = _load(json.dumps(description))
+    return Tokenizer(_parts(description, fast, named, _chat_template(folder, config)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """Tokens with a meaning."""
+
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+
+    @property
+    def ids(self) -> frozenset[int]:
+        return frozenset(self.eos_ids if self.bos_id is None else (*self.eos_ids, self.bos_id))
+
+
+def _load(text: str) -> FastTokenizer:
     try:
         fast = FastTokenizer.from_str(text)
     except Exception as error:  # the library raises plain Exception
         raise HeadraceError("model_file", "tokenizer.json can't be read as a tokenizer") from error
-    return Tokenizer(_parts(folder, description, config, fast))
+    if max(fast.get_vocab(with_added_tokens=True).values(), default=0) >= MAX_TOKENS:
+        raise HeadraceError("model_file", f"tokenizer.json has token ids of {MAX_TOKENS} or more")
+    return fast
 
 
-def _parts(folder: Path, description: Mapping[str, Any], config: Mapping[str, Any], fast: FastTokenizer) -> TokenizerParts:
-    added = [entry for entry in description.get("added_tokens") or () if isinstance(entry, dict)]
-    specials = tuple(
-        SpecialToken(entry["content"], entry["id"], bool(entry.get("lstrip")), bool(entry.get("rstrip")))
-        for entry in added
-        if entry.get("special")
-    )
+def _make_special(description: Mapping[str, Any], texts: Collection[str | None]) -> bool:
+    """Mark added tokens of these texts as special, for files that forget to; true when there were such."""
+    entries = description.get("added_tokens") or ()
+    forgotten = [entry for entry in entries if entry["content"] in texts and not entry.get("special")]
+    for entry in forgotten:
+        entry["special"] = True
+    return bool(forgotten)
+
+
+def _parts(description: Mapping[str, Any], fast: FastTokenizer, named: _Named, chat_template: str | None) -> TokenizerParts:
+    # The ids that a file gives added tokens are not believed: the library may have given others.
+    entries = description.get("added_tokens") or ()
+    added = [(index, entry) for entry in entries if (index := fast.token_to_id(entry["content"])) is not None]
+    special = {index: entry for index, entry in added if entry.get("special")}
     byte_level = "ByteLevel" in _kinds(description.get("decoder"))
     scheme = _prefix_scheme(description)
     vocab = fast.get_vocab(with_added_tokens=True)
     tokens: list[str | None] = [None] * (max(vocab.values(), default=-1) + 1)
     for token, index in vocab.items():
         tokens[index] = token
-    bos_id = _named_id(config, "bos_token", fast)
     byte_pieces = frozenset(index for index, token in enumerate(tokens) if token and not byte_level and _is_byte(token))
     return TokenizerParts(
         fast=fast,
         tokens=tokens,
-        specials=specials,
-        literals=frozenset(entry["id"] for entry in added if not entry.get("special")),
+        specials=tuple(
+            SpecialToken(tokens[index] or "", index, *(bool(special.get(index, {}).get(side)) for side in ("lstrip", "rstrip")))
+            for index in sorted(named.ids.union(special))
+        ),
+        literals=frozenset(index for index, entry in added if not entry.get("special")),
         byte_level=byte_level,
         byte_pieces=byte_pieces,
-        bos_id=bos_id,
-        eos_ids=_eos_ids(folder, config, fast),
-        add_bos=bos_id is not None and fast.encode("", add_special_tokens=True).ids[:1] == [bos_id],
+        bos_id=named.bos_id,
+        eos_ids=named.eos_ids,
+        add_bos=named.bos_id is not None and fast.encode("", add_special_tokens=True).ids[:1] == [named.bos_id],
         add_space_prefix=scheme != "never",
         fast_inner=_without_prefix(description) if scheme == "first" else None,
-        chat_template=_chat_template(folder, config),
+        chat_template=chat_template,
     )
 
 
@@ -116,9 +148,12 @@ def _named_id(config: Mapping[str, Any], name: str, fast: FastTokenizer) -> int 
 
 def _eos_ids(folder: Path, config: Mapping[str, Any], fast: FastTokenizer) -> tuple[int, ...]:
     listed = _object(folder / "generation_config.json").get("eos_token_id")
-    ids = listed if isinstance(listed, list) else [listed]
-    found = [_named_id(config, "eos_token", fast), *ids]
-    return tuple(dict.fromkeys(index for index in found if isinstance(index, int) and index >= 0))
+    ids = [] if listed is None else listed if isinstance(listed, list) else [listed]
+    for index in ids:
+        if type(index) is not int or not 0 <= index < MAX_TOKENS or fast.id_to_token(index) is None:
+            raise HeadraceError("model_file", "generation_config.json: eos_token_id must hold ids of the vocabulary")
+    own = _named_id(config, "eos_token", fast)
+    return tuple(dict.fromkeys(ids if own is None else [own, *ids]))
 
 
 def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:

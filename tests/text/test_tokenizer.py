@@ -220,6 +220,14 @@ def test_sentencepiece_puts_a_space_before_text_and_bytes_for_the_unknown(tmp_pa
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("types", [None, [2, 3, 4, *[6] * 256, *[1] * 7]])
+def test_ends_are_special_whatever_type_the_file_gives_them(types: list[int] | None) -> None:
+    ours = tokenizer_from_gguf(tiny(token_type=types))
+    assert 2 not in ours.encode("ab</s>")
+    assert ours.encode_template("</s>") == [1, 2]
+    assert ours.decode([263, 2]) == " ab"
+
+
 def test_a_damaged_merge_cache_is_derived_anew(tmp_path: Path) -> None:
     tokenizer_from_gguf(tiny(), cache=tmp_path)
     (kept,) = tmp_path.iterdir()
@@ -238,6 +246,11 @@ def test_a_damaged_merge_cache_is_derived_anew(tmp_path: Path) -> None:
         ({"token_type": [1]}, "one type for each token"),
         ({"scores": [1.0]}, "one score for each token"),
         ({"scores": None}, "one score for each token"),
+        ({"scores": ["x"] * 266}, "scores' is not a list of numbers"),
+        ({"token_type": ["x"] * 266}, "token_type' is not a list of numbers"),
+        ({"token_type": 3}, "token_type' is not a list of numbers"),
+        ({"eos_token_id": "2"}, "not a whole number"),
+        ({"eos_token_id": [2]}, "not a whole number"),
         ({"eos_token_id": 9999}, "beyond the vocabulary"),
         ({"bos_token_id": -1}, "beyond the vocabulary"),
         ({"model": "gpt2", "merges": ["x y"]}, "merges does not fit"),
