@@ -95,12 +95,17 @@ class Scheduler:
 
         The fork starts when the leader's prompt is done: its first token is then sampled from the same row, and it shares
         the prompt's pages. ``item.tokens`` is replaced by a copy of the prompt at that time, so it may share the leader's
-        list before. When the leader is past its prompt or gone, the item computes its own prompt like any other. Raises as
-        :meth:`add`.
+        list before. When the leader is past its prompt or gone, or samples nothing, the item computes its own prompt like
+        any other. Raises as :meth:`add`.
         """
         self._check_addable(item)
         self._enter(item)
-        if leader.state is ItemState.FINISHED or leader.generated > 0 or leader.item_id not in self._roster.items:
+        if (
+            leader.item_id not in self._roster.items
+            or leader.generated > 0
+            or leader.max_tokens == 0
+            or leader.kind is ItemKind.EMBED
+        ):
             item.tokens = item.tokens[: item.prompt_length]
             self._roster.wait(item)
             return

@@ -185,6 +185,21 @@ def test_a_late_fork_computes_its_own_prompt() -> None:
     assert scheduler.counters.prompt_tokens == 40
 
 
+@pytest.mark.parametrize("kind", [ItemKind.EMBED, ItemKind.GENERATE])
+def test_a_leader_without_output_starts_no_forks(kind: ItemKind) -> None:
+    """It would end with its forks still waiting, and leave its place to one that has nothing to compute."""
+    scheduler = make()
+    leader, fork = Item(1, kind, [1] * 20, 20, 0), item(2, 20)
+    scheduler.add(leader)
+    scheduler.add_fork(leader, fork)
+    step = scheduler.plan()
+    assert step is not None
+    for spent in scheduler.commit(step, {2: 7}):
+        scheduler.finish(spent)
+    run_out(scheduler)
+    assert (leader.generated, fork.generated) == (0, 10)
+
+
 def test_a_cancelled_fork_leaves_the_leader_alone() -> None:
     scheduler = make()
     leader, fork = item(1, 20), item(2, 20)
