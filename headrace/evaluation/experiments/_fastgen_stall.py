@@ -19,7 +19,7 @@ from headrace.evaluation.workload import Lengths, arrival_times
 
 LOAD = 0.7
 _PROMPT_OVER_OUTPUT = 20
-_STREAM_PROMPT, _STREAM_OUTPUT = 32, 256
+_STREAM_PROMPT, _STREAM_OUTPUT = 16, 256
 _MOST_STREAMS = 64
 _CURVE = (50, 75, 90, 95, 97, 98, 99, 99.5, 99.9, 100)
 
@@ -50,7 +50,7 @@ class Gaps:
 def stall(sides: Sides) -> tuple[list[Claim], list[Series]]:
     """Measure what the engine can take, then let prompts come at 70 % of it, with prompts split and whole."""
     quick = sides.conditions.quick
-    work = _plan(sides, prompt=384 if quick else 512, seconds=4.0 if quick else 20.0)
+    work = _plan(sides, prompt=384 if quick else 512, seconds=3.5 if quick else 20.0)
     runs = interleave(
         [partial(_run, sides, work, whole=False), partial(_run, sides, work, whole=True)],
         1 if quick else 2,

@@ -17,7 +17,7 @@ _SHORT_PROMPT, _OUTPUT = 2, 300
 
 def overhead(sides: Sides) -> list[Claim]:
     """Time of a step outside the model, with 256 and 64 live streams and with one."""
-    steps = 40 if sides.conditions.quick else 200
+    steps = 25 if sides.conditions.quick else 200
     claims = []
     for number, (live, share) in enumerate(((256, 3.0), (64, 3.0), (1, None))):
         sides.conditions.report("time outside the model", number, 3)
