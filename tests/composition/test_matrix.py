@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from headrace.engine.build import make_chain, make_scheduler
-from headrace.engine.grammars import LazyGrammars, open_tokenizer
+from headrace.engine.grammars import LazyGrammars
 from headrace.engine.loop import Engine, EngineParts
 from headrace.engine.request import Limits
 from headrace.engine.sampling_params import GrammarSpec, SamplingParams
