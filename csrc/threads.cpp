@@ -42,7 +42,12 @@ void ThreadPool::resize(int threads) {
 }
 
 void ThreadPool::start_workers(int threads) {
-    for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { work(worker); });
+    try {
+        for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { work(worker); });
+    } catch (...) {  // the system gives no more threads: those that run must not outlive the pool
+        stop_workers();
+        throw;
+    }
 }
 
 void ThreadPool::stop_workers() {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -46,6 +48,28 @@ def test_sleeping_workers_wake() -> None:
     for _ in range(20):
         time.sleep(0.002)  # longer than workers spin
         assert pool.cover(8, 8) == wanted(8, 8)
+
+
+NO_ROOM = """
+import resource
+from headrace.kernels._native import ThreadPool
+pool = ThreadPool(2)
+resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))
+for attempt in (lambda: ThreadPool(200), lambda: pool.resize(200)):
+    try:
+        attempt()
+    except RuntimeError as error:
+        assert "temporarily unavailable" in str(error), error
+    else:
+        raise SystemExit("200 stacks should not fit")
+assert pool.threads == 1
+assert pool.cover(3, 2) == [2, 1, 0]
+"""
+
+
+def test_a_system_without_room_for_threads_is_an_error_and_not_the_end() -> None:
+    done = subprocess.run([sys.executable, "-c", NO_ROOM], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("threads", [0, -1, 257])
