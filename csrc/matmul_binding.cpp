@@ -61,7 +61,7 @@ Result product(const PackedMatrix& matrix, const Matrix& x, ThreadPool& pool) {
     float* to = out.data();
     nb::gil_scoped_release release;
     RowBuffer buffer(rows, matrix.inputs());
-    const Rows view = buffer.load(x.data(), matrix.needs_planes());
+    const Rows view = buffer.load(kernels(), x.data(), matrix.needs_planes());
     matmul(kernels(), pool, matrix, view, to, static_cast<std::size_t>(columns));
     return out;
 }
@@ -72,13 +72,15 @@ double time_products(const std::vector<const PackedMatrix*>& matrices, const Mat
     if (matrices.empty() || repeat < 1) throw std::invalid_argument("nothing to time");
     for (const PackedMatrix* matrix : matrices) check_rows(*matrix, x);
     const auto columns = static_cast<std::size_t>(matrices.front()->columns());
+    const bool planes = matrices.front()->needs_planes();
     for (const PackedMatrix* matrix : matrices)
-        if (matrix->columns() != matrices.front()->columns()) throw std::invalid_argument("the matrices differ in shape");
+        if (matrix->columns() != matrices.front()->columns() || matrix->needs_planes() != planes)
+            throw std::invalid_argument("the matrices differ in shape or format");
     const std::vector<float> values(x.data(), x.data() + x.size());
     std::vector<float> out(x.shape(0) * columns);
     nb::gil_scoped_release release;
     RowBuffer buffer(static_cast<int>(x.shape(0)), static_cast<int>(x.shape(1)));
-    const Rows view = buffer.load(values.data(), true);
+    const Rows view = buffer.load(kernels(), values.data(), planes);
     const auto start = std::chrono::steady_clock::now();
     for (int i = 0; i < repeat; ++i)
         for (const PackedMatrix* matrix : matrices) matmul(kernels(), pool, *matrix, view, out.data(), columns);

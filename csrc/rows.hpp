@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "formats.hpp"
+#include "kernel_table.hpp"
 
 namespace headrace {
 
@@ -14,11 +15,9 @@ class RowBuffer {
     RowBuffer(int rows, int inputs);
 
     // The view of `rows` x `inputs` fp32 values, quantised too when `planes` is wanted. `values` must outlive the view.
-    Rows load(const float* values, bool planes);
+    Rows load(const KernelTable& table, const float* values, bool planes);
 
   private:
-    void quantise(const float* x, int row);
-
     int rows_, inputs_, padded_;
     std::unique_ptr<std::int8_t[]> planes_;
     std::unique_ptr<float[]> scale_;
