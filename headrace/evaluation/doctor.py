@@ -8,7 +8,8 @@ from typing import Literal
 
 from headrace.evaluation.machine import Machine, inspect, package_versions, read_bandwidth
 
-PACKAGES = ("numpy", "tokenizers", "gguf", "jinja2", "fastapi", "uvicorn", "msgspec", "llguidance", "torch")
+PACKAGES = ("numpy", "tokenizers", "gguf", "jinja2", "fastapi", "uvicorn", "msgspec", "llguidance", "uvloop", "torch")
+_OPTIONAL = ("uvloop", "torch")
 _LOW_MEMORY_GIB = 1.0
 _LOW_FILES = 1024
 
@@ -79,7 +80,7 @@ def _models() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     versions = package_versions(PACKAGES)
-    absent = [name for name, version in versions.items() if version == "not installed" and name != "torch"]
+    absent = [name for name, version in versions.items() if version == "not installed" and name not in _OPTIONAL]
     yield Finding("ok", "packages", ", ".join(f"{name} {version}" for name, version in versions.items()))
     if absent:
         yield Finding("bad", "missing packages", ", ".join(absent), "install headrace again")

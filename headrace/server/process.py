@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import importlib.util
 import logging
 import signal
 import socket
@@ -56,11 +58,10 @@ def serve(settings: Settings, client: type[EngineClient] = EngineClient) -> int:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    if sys.platform == "win32":
+    """uvloop where the extra ``fast`` is installed (14 MB, a tenth of the default set), else Python's own loop."""
+    if importlib.util.find_spec("uvloop") is None:
         return asyncio.new_event_loop
-    import uvloop
-
-    return uvloop.new_event_loop
+    return importlib.import_module("uvloop").new_event_loop  # type: ignore[no-any-return]
 
 
 def listen(options: ServerSettings) -> socket.socket:
