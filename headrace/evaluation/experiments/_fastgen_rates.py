@@ -70,7 +70,8 @@ def _service(sides: Sides, service: _Service) -> tuple[Claim, list[Series]]:
     found = [runs[0] for runs in interleave(variants, 1, partial(sides.conditions.report, "promised throughput"))]
     split, whole = found[0::2], found[1::2]
     note = (
-        f"best of {', '.join(map(str, service.clients))} clients: {max(split):.2f} and {max(whole):.2f}/s; promised "
+        f"best of {', '.join(map(str, service.clients))} clients: {max(split):.2f}/s at {service.clients[split.index(max(split))]} and "
+        f"{max(whole):.2f}/s at {service.clients[whole.index(max(whole))]}; promised "
         f"{promise.prompt_rate:.0f} prompt tokens/s and {promise.stream_rate:.0f} tokens/s"
     )
     clients = tuple(float(count) for count in service.clients)
