@@ -71,7 +71,8 @@ class ObjectScanner:
         if self._depth == 0:
             self._depth, self._state = 1, (_KEY if char == "{" else _FAILED)
         elif self._in_string:
-            self._token += char
+            if self._depth == 1:
+                self._token += char
             self._string_step(char)
         elif self._state == _VALUE and (self._depth > 1 or self._token):
             self._value_step(char)

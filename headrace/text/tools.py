@@ -76,7 +76,10 @@ def plan_tools(request: ToolRequest, template: ChatTemplate) -> ToolPlan:
     active = bool(wanted)
     grammar = None
     if active:
-        source = call_grammar(dialect, {name: schemas[name] for name in wanted}, forced=forced, parallel=request.parallel)
+        try:
+            source = call_grammar(dialect, {name: schemas[name] for name in wanted}, forced=forced, parallel=request.parallel)
+        except RecursionError:
+            raise HeadraceError("invalid_value", "the parameters of a tool nest too deeply", param="tools") from None
         grammar = GrammarSpec("lark", source)
     if native:
         messages, shown = tuple(request.messages), tuple(request.tools) or None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from itertools import count, pairwise
 from typing import Any
@@ -17,6 +18,7 @@ from headrace.errors import HeadraceError
 from headrace.text.chat_template import ChatTemplate, Conversation
 from headrace.text.grammar import GrammarCompiler
 from headrace.text.grammar_spec import GrammarSpec
+from headrace.text.json_scan import ObjectScanner
 from headrace.text.tool_dialects import DIALECTS, HERMES, LLAMA3, MISTRAL, Dialect, call_grammar, dialect_of
 from headrace.text.tool_stream import ToolCallStream, arguments_are_json, parse_tool_calls
 from headrace.text.tools import ToolRequest, plan_tools
@@ -138,6 +140,26 @@ def test_arguments_stream_as_they_come() -> None:
     assert [piece.arguments for piece in stream.push(": 1").calls] == [": 1"]
     assert [piece.arguments for piece in stream.push("}}\n</tool_call>").calls] == ["}"]
     assert stream.finish() == ("", ())
+
+
+def test_long_arguments_cost_no_more_a_character_than_short_ones() -> None:
+    long = '{"name": "f", "arguments": {"a": "' + "x" * 400_000 + '"}}'
+    scanner = ObjectScanner("name", "arguments")
+    start = time.thread_time()
+    assert scanner.feed(long) == len(long)
+    assert time.thread_time() - start < 0.7
+    assert scanner.done
+    assert scanner.take() == long[len('{"name": "f", "arguments": ') : -1]
+
+
+def test_schemas_nested_beyond_the_interpreter_are_refused(smol: ChatTemplate) -> None:
+    parameters: dict[str, Any] = {}
+    for _ in range(400):
+        parameters = {"type": "object", "properties": {"a": parameters}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    with pytest.raises(HeadraceError, match="nest too deeply") as caught:
+        plan_tools(ToolRequest([USER], [tool]), smol)
+    assert caught.value.param == "tools"
 
 
 def test_text_that_only_looks_like_a_call_is_content() -> None:
