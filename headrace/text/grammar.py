@@ -109,30 +109,32 @@ class CompiledGrammar:
 class _Vocabulary:
     """What llguidance asks of a tokenizer: token bytes, special ids and a way to encode bytes."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
-        self.eos_token_id = tokenizer.eos_ids[0]
+    def __init__(self, tokenizer: Tokenizer, vocab: int, end: int) -> None:
+        self.eos_token_id = end
         self.bos_token_id = tokenizer.bos_id
-        self.tokens = [tokenizer.token_bytes(index) for index in range(tokenizer.vocab_size)]
+        self.tokens = [tokenizer.token_bytes(index) for index in range(min(vocab, tokenizer.vocab_size))]
         self.tokens += [b""] * (vocab - tokenizer.vocab_size)
-        self.special_token_ids = sorted(tokenizer.special_ids | set(tokenizer.eos_ids))
+        self.special_token_ids = sorted(index for index in tokenizer.special_ids.union(tokenizer.eos_ids) if index < vocab)
         self._encode = tokenizer.encode
 
     def __call__(self, text: bytes | str) -> list[int]:
-        return self._encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+        ids = self._encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+        return [index for index in ids if index < len(self.tokens)]
 
 
 class GrammarCompiler:
     """Compiles constraints for one model; safe to use from several threads.
 
-    ``vocab``: the model's number of logits when that is more than the tokenizer's. The first use prepares the
+    ``vocab``: the model's number of logits where it differs from the tokenizer's. The first use prepares the
     vocabulary (0.1 s for 49k tokens, 1–2 s for 262k); :meth:`prepare` does so ahead.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, vocab: int | None = None, limits: GrammarLimits | None = None) -> None:
-        if not tokenizer.eos_ids:
-            raise HeadraceError("model_file", "grammars need a model with an end-of-sequence token")
         self._tokenizer = tokenizer
-        self._vocab = max(vocab or 0, tokenizer.vocab_size)
+        self._vocab = tokenizer.vocab_size if vocab is None else vocab
+        self._ends = [index for index in tokenizer.eos_ids if index < self._vocab]
+        if not self._ends:
+            raise HeadraceError("model_file", "grammars need a model with an end-of-sequence token")
         self.limits = limits or GrammarLimits()
         self._prepared: llguidance.LLTokenizer | None = None
         self._lock = threading.Lock()
@@ -147,9 +149,8 @@ class GrammarCompiler:
         """Build llguidance's view of the vocabulary once."""
         with self._lock:
             if self._prepared is None:
-                eos = list(self._tokenizer.eos_ids)
-                wrapper = llguidance.TokenizerWrapper(_Vocabulary(self._tokenizer, self._vocab))
-                self._prepared = llguidance.LLTokenizer(wrapper, eos_token=eos)
+                wrapper = llguidance.TokenizerWrapper(_Vocabulary(self._tokenizer, self._vocab, self._ends[0]))
+                self._prepared = llguidance.LLTokenizer(wrapper, eos_token=self._ends)
             return self._prepared
 
     def compile(self, spec: GrammarSpec, *, param: str = "response_format") -> CompiledGrammar:
@@ -167,7 +168,7 @@ class GrammarCompiler:
         if matcher.is_error():
             raise HeadraceError("invalid_grammar", _readable(matcher.get_error()), param=param)
         self._probe(matcher.deep_copy(), param)
-        compiled = CompiledGrammar(spec, self.words, matcher, frozenset(self._tokenizer.eos_ids))
+        compiled = CompiledGrammar(spec, self.words, matcher, frozenset(self._ends))
         with self._lock:
             self._cache[spec] = compiled
             while len(self._cache) > self.limits.cached:

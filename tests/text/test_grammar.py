@@ -130,6 +130,16 @@ def test_masks_cover_a_padded_vocabulary() -> None:
     assert allowed(grammar.matcher(), grammar).max() < 49152
 
 
+def test_masks_of_a_model_with_fewer_logits_than_the_tokenizer_has_tokens() -> None:
+    """Tokens that the model can't sample are left out, and masks are as long as its logits."""
+    cut = GrammarCompiler(tokenizer(SMOL), vocab=40_000)
+    grammar = cut.compile(GrammarSpec("regex", "(?s:.*)"))
+    assert grammar.words == 40_000 // 32
+    assert allowed(grammar.matcher(), grammar).max() < 40_000
+    with pytest.raises(HeadraceError, match="end-of-sequence"):
+        GrammarCompiler(tokenizer(SMOL), vocab=2)
+
+
 def test_compiled_grammars_are_kept() -> None:
     spec = GrammarSpec("regex", "kept[0-9]+")
     assert compiler(SMOL).compile(spec) is compiler(SMOL).compile(spec)
