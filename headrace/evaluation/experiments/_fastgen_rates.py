@@ -69,10 +69,10 @@ def _service(sides: Sides, service: _Service) -> tuple[Claim, list[Series]]:
     variants = [partial(_kept, sides, service, promise, make, count) for count in service.clients for make in sides_of]
     found = [runs[0] for runs in interleave(variants, 1, partial(sides.conditions.report, "promised throughput"))]
     split, whole = found[0::2], found[1::2]
+    best, other = ((max(values), service.clients[values.index(max(values))]) for values in (split, whole))
     note = (
-        f"best of {', '.join(map(str, service.clients))} clients: {max(split):.2f}/s at {service.clients[split.index(max(split))]} and "
-        f"{max(whole):.2f}/s at {service.clients[whole.index(max(whole))]}; promised "
-        f"{promise.prompt_rate:.0f} prompt tokens/s and {promise.stream_rate:.0f} tokens/s"
+        f"of {', '.join(map(str, service.clients))} clients best {best[0]:.2f}/s at {best[1]} and {other[0]:.2f}/s at {other[1]}; "
+        f"promised {promise.prompt_rate:.0f} prompt tokens/s and {promise.stream_rate:.0f} tokens/s"
     )
     clients = tuple(float(count) for count in service.clients)
     lines = [
