@@ -22,11 +22,6 @@ class WeightFormat:
     has_minimum: bool
     quantised: bool
 
-    @property
-    def bits_per_weight(self) -> float:
-        """Stored bits of one weight, scales included."""
-        return 8 * self.record_bytes / (16 * self.group)
-
 
 @dataclass(frozen=True, slots=True)
 class SourceKind:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Callable
@@ -216,12 +215,3 @@ def _possible_start(text: str, trigger: str) -> int:
         if trigger.startswith(text[start:]):
             return start
     return len(text)
-
-
-def arguments_are_json(call: ToolCall) -> bool:
-    """True when a call's arguments are complete JSON (a call cut off by a length limit has only their beginning)."""
-    try:
-        json.loads(call.arguments)
-    except ValueError:
-        return False
-    return True
