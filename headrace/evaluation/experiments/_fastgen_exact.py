@@ -26,7 +26,7 @@ def exact(sides: Sides) -> list[Claim]:
     edges = [length for budget in BUDGETS[:2] if budget != UNLIMITED for length in (budget, budget + 1, 2 * budget, 2 * budget + 1)]
     if not quick:
         edges += [length for budget in BUDGETS[2:-1] for length in (budget, budget + 1, 2 * budget, 2 * budget + 1)]
-    lengths = [*edges, *(rng.randrange(1, 60 if quick else 240) for _ in range(4 if quick else 24))]
+    lengths = [*edges, *(rng.randrange(1, 60 if quick else 160) for _ in range(4 if quick else 20))]
     submits = greedy_requests(sides.bench, lengths, (2, 5, 9, 14), seed)
     alone: dict[Key, Trace] = {}
     for number, submit in enumerate(submits):

@@ -46,11 +46,11 @@ def promised(sides: Sides) -> tuple[list[Claim], list[Series]]:
     services = (
         _Service(
             "sla", "prompt:output 20:1, half the unloaded rates promised: requests/s that keep it, split / whole",
-            240 if quick else 400, 12 if quick else 20, 2, 2, (1, 2) if quick else (1, 2, 4, 8), 1.2 if quick else 6.0,
+            240 if quick else 400, 12 if quick else 20, 2, 2, (1, 2) if quick else (1, 2, 4), 1.2 if quick else 6.0,
         ),
         _Service(
             "sla_crowd", "prompt:output 8:1, 4 clients and more, a tenth of the unloaded rates promised: the same, split / whole",
-            400 if quick else 800, 50 if quick else 100, 10, 10, (4,) if quick else (4, 8), 2.5 if quick else 10.0,
+            400 if quick else 800, 50 if quick else 100, 10, 10, (4,) if quick else (4, 8), 2.5 if quick else 8.0,
         ),
     )  # fmt: skip
     claims, series = [], []
@@ -114,7 +114,7 @@ def _keeps(promise: Promise, timing: Timing) -> bool:
 def no_loss(sides: Sides) -> list[Claim]:
     """Tokens a second in a closed loop, long answers and long prompts."""
     quick = sides.conditions.quick
-    scale, seconds, rounds = (2, 1.2, 1) if quick else (4, 4.0, 3)
+    scale, seconds, rounds = (2, 1.2, 1) if quick else (4, 3.0, 3)
     mixes = (("loss_1_to_4", "1:4", 0.97, 8 * scale, 32 * scale), ("loss_20_to_1", "20:1", 1.0, 120 * scale, 6 * scale))
     claims = []
     for claim_id, name, asked, prompt, output in mixes:
@@ -161,7 +161,7 @@ def _knee(sides: Sides, claim_id: str, model: str) -> tuple[Claim, Series]:
     target = math.ceil(1000 * (sides.split().scheduler.budget.seconds or 0.0))
     makes: list[Callable[[], Engine]] = [partial(sides.split, gap_target_ms=target)]
     makes += [partial(sides.split, step_tokens=size, gap_target_ms=target) for size in sizes]
-    variants = [partial(_rate, make, partial(_reading, sides), 0.4 if quick else 0.8, _STREAMS) for make in makes]
+    variants = [partial(_rate, make, partial(_reading, sides), 0.4 if quick else 0.6, _STREAMS) for make in makes]
     rates = interleave(variants, 3, partial(sides.conditions.report, f"step sizes of {model}"))
     calibrated, swept = rates[0], rates[1:]
     against = [median_ratio(calibrated, one) for one in swept]

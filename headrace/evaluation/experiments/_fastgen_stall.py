@@ -50,7 +50,7 @@ class Gaps:
 def stall(sides: Sides) -> tuple[list[Claim], list[Series]]:
     """Measure what the engine can take, then let prompts come at 70 % of it, with prompts split and whole."""
     quick = sides.conditions.quick
-    work = _plan(sides, prompt=384 if quick else 512, seconds=3.5 if quick else 20.0)
+    work = _plan(sides, prompt=384 if quick else 512, seconds=3.5 if quick else 15.0)
     runs = interleave(
         [partial(_run, sides, work, whole=False), partial(_run, sides, work, whole=True)],
         1 if quick else 2,

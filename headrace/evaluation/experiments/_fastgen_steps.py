@@ -17,7 +17,7 @@ _SHORT_PROMPT, _OUTPUT = 2, 300
 
 def overhead(sides: Sides) -> list[Claim]:
     """Time of a step outside the model, with 256 and 64 live streams and with one."""
-    steps = 25 if sides.conditions.quick else 200
+    steps = 25 if sides.conditions.quick else 120
     claims = []
     for number, (live, share) in enumerate(((256, 3.0), (64, 3.0), (1, None))):
         sides.conditions.report("time outside the model", number, 3)
@@ -64,7 +64,7 @@ def foreseen(sides: Sides) -> list[Claim]:
     engine: Engine = sides.split()
     with LiveRun(engine, [*sides.clients(2, 200, 40, seed=13), *sides.clients(1, 800, 20, seed=14)]) as run:
         run.schedule(streams)
-        run.run(3.0 if quick else 20.0)
+        run.run(3.0 if quick else 15.0)
     errors = engine.scheduler.cost.errors()
     note = f"{errors.count} steps, contexts from 64 to {contexts[-1]}; error {100 * errors.median:.1f} % median, "
     note += f"{100 * errors.p95:.0f} % p95"
