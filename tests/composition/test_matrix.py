@@ -22,6 +22,7 @@ from headrace.kernels.sampler import Sampler
 from headrace.memory.arena import Arena
 from headrace.models.catalog import OpenModel, find_model, open_model
 from headrace.scheduling.settings import SchedulingSettings
+from headrace.text.open_tokenizer import open_tokenizer
 
 pytestmark = pytest.mark.model
 
