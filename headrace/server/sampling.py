@@ -77,16 +77,13 @@ class Constraint(NamedTuple):
 
 
 def extension_grammar(body: SamplingBody) -> Constraint:
-    """The constraint of ``regex``, ``choice`` or ``grammar``; at most one of them may be set."""
-    given = [name for name in ("regex", "choice", "grammar") if getattr(body, name) is not None]
-    if len(given) > 1:
-        raise HeadraceError("invalid_value", f"'{given[1]}' can't be combined with '{given[0]}'.", param=given[1])
+    """The constraint of ``regex`` or ``choice``; only one of them may be set."""
+    if body.regex is not None and body.choice is not None:
+        raise HeadraceError("invalid_value", "'choice' can't be combined with 'regex'.", param="choice")
     if body.regex is not None:
         return Constraint(GrammarSpec("regex", body.regex), "regex")
     if body.choice is not None:
         return Constraint(GrammarSpec("choice", json.dumps(body.choice)), "choice")
-    if body.grammar is not None:
-        return Constraint(GrammarSpec("lark", body.grammar), "grammar")
     return Constraint(None, None)
 
 

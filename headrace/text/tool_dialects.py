@@ -123,7 +123,11 @@ def _call_schema(dialect: Dialect, name: str, parameters: Any) -> str:
 def _rebased(schema: Any, root: str) -> Any:
     """The schema with its own local references made to point at its new place."""
     if isinstance(schema, Mapping):
-        moved = {key: _rebased(value, root) for key, value in schema.items() if key not in ("$schema", "$id")}
+        moved = {
+            key: _rebased(value, root)
+            for key, value in schema.items()
+            if not (key in ("$schema", "$id") and isinstance(value, str))
+        }
         reference = schema.get("$ref")
         if isinstance(reference, str) and reference.startswith("#"):
             moved["$ref"] = root + reference[1:]

@@ -215,11 +215,23 @@ def test_errors_are_the_clients_own_classes(real: Running) -> None:
     assert "did you mean 'temperature'?" in unknown.value.message
 
 
+def test_free_grammars_are_refused_by_name(real: Running) -> None:
+    error = real.post("/v1/chat/completions", {"messages": ASK, "grammar": 'start: "a"'}).json()["error"]
+    assert (error["code"], error["param"]) == ("unsupported_parameter", "grammar")
+
+
+def test_a_refused_path_is_short_and_printable(real: Running) -> None:
+    body = {"messages": ASK, "logit_bias": {"x\x1b" * 4000: "high"}}
+    error = real.post("/v1/chat/completions", body).json()["error"]
+    assert error["code"] == "invalid_value"
+    assert len(error["param"]) <= 128
+    assert error["param"].isprintable()
+
+
 @pytest.mark.parametrize(
     ("extra", "param"),
     [
         ({"regex": "("}, "regex"),
-        ({"grammar": "start: ("}, "grammar"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}},
             "response_format",

@@ -55,7 +55,7 @@ class SamplingBody(Body, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     regex: Annotated[str, Meta(min_length=1, max_length=limits.MAX_GRAMMAR_CHARS)] | None = None
     choice: Annotated[list[Annotated[str, Meta(min_length=1, max_length=4096)]], Meta(min_length=1, max_length=256)] | None = None
-    grammar: Annotated[str, Meta(min_length=1, max_length=limits.MAX_GRAMMAR_CHARS)] | None = None
+    grammar: None = None
     user: ShortText | None = None
     metadata: dict[str, str] | None = None
     store: Literal[False] | None = None
@@ -71,19 +71,20 @@ IGNORED: dict[str, str] = {
     "store": "Only false: answers are never stored.",
     "service_tier": "Only auto or default: there is one tier.",
     "safety_identifier": "Accepted and not used.",
-    "prompt_cache_key": "Accepted and not used: shared prompt pages are found by their content.",
-    "prompt_cache_retention": "Only in_memory: prompt pages live as long as there is room.",
+    "prompt_cache_key": "Accepted and not used.",
+    "prompt_cache_retention": "Only in_memory: nothing is kept on disk.",
 }
 """Fields that clients send and that are meaningless here, with what is allowed; the docs table is made from it."""
 
 UNSUPPORTED: dict[str, str] = {
+    "grammar": "use response_format, regex or choice: an ambiguous grammar would slow every other request down",
     "audio": "text output only",
     "function_call": "use tool_choice",
     "functions": "use tools",
     "modalities": 'only ["text"] is served',
     "moderation": "no moderation model is served",
     "prediction": "predicted output is not served",
-    "prompt_cache_options": "prompt pages are shared automatically",
+    "prompt_cache_options": "prompts are not kept between requests",
     "reasoning_effort": 'no reasoning model is served; only "none"',
     "suffix": "no fill-in-the-middle template is served",
     "verbosity": 'the model has no such control; only "medium"',

@@ -20,6 +20,7 @@ _FIELD = re.compile(r"`([^`]*)`")
 _BYTE = re.compile(r"\(byte (\d+)\)")
 _LAST_KEY = re.compile(rb'"([A-Za-z_][A-Za-z0-9_]{0,63})"\s*:\s*\[?[^"\[\]{}]{0,80}$')
 _LITERAL = re.compile(rb"-?(NaN|Infinity|nan|inf)")
+_PARAM_CHARS = 128  # of a path that may hold a client's own field names
 _SAFE_NAME = re.compile(r"[^\w.\-\[\]$ ]")
 
 
@@ -44,7 +45,7 @@ def decode_body(data: bytes, kind: type[T]) -> T:
 def _refusal(message: str, kind: type[msgspec.Struct]) -> HeadraceError:
     match = _AT.match(message)
     what, path = (match["what"], match["path"]) if match else (message, None)
-    param = (path or "$").removeprefix("$").removeprefix(".") or None
+    param = _SAFE_NAME.sub("?", (path or "$").removeprefix("$").removeprefix("."))[:_PARAM_CHARS] or None
     field = _FIELD.search(what)
     name = field[1] if field else ""
     if what.startswith("Object contains unknown field"):
