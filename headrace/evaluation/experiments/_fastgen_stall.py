@@ -21,6 +21,7 @@ LOAD = 0.7
 _PROMPT_OVER_OUTPUT = 20
 _STREAM_PROMPT, _STREAM_OUTPUT = 16, 256
 _MOST_STREAMS = 64
+_FEWEST_PROMPTS = 3  # expected in a run, which may be up to twice as long for it
 _CURVE = (50, 75, 90, 95, 97, 98, 99, 99.5, 99.9, 100)
 
 
@@ -50,7 +51,7 @@ class Gaps:
 def stall(sides: Sides) -> tuple[list[Claim], list[Series]]:
     """Measure what the engine can take, then let prompts come at 70 % of it, with prompts split and whole."""
     quick = sides.conditions.quick
-    work = _plan(sides, prompt=384 if quick else 512, seconds=3.5 if quick else 15.0)
+    work = _plan(sides, prompt=512 if quick else 768, seconds=3.5 if quick else 15.0)
     runs = interleave(
         [partial(_run, sides, work, whole=False), partial(_run, sides, work, whole=True)],
         1 if quick else 2,
@@ -92,6 +93,7 @@ def _plan(sides: Sides, prompt: int, seconds: float) -> _Work:
         run.warm_up()
         capacity = run.run(max(1.5, seconds / 5)).prompt_tokens / prompt
     rate = LOAD * capacity
+    seconds = min(max(seconds, _FEWEST_PROMPTS / rate), 2 * seconds)
     rng = random.Random(sides.conditions.seed + 5)
     lengths = Lengths("normal", prompt, SPREAD), Lengths("normal", output, SPREAD)
     arrivals = []
