@@ -20,6 +20,7 @@ from headrace.evaluation.load_report import LoadReport, report
 from headrace.settings.declaration import option, validate
 
 _START_SECONDS = 120.0
+_SCHEMES = ("http://", "https://")
 _HOST = Path(__file__).with_name("peer_host.py")
 
 
@@ -43,7 +44,7 @@ class PeerSettings:
     def __post_init__(self) -> None:
         validate(self)
         for peer in self.peer:
-            if "=" not in peer:
+            if not all(peer.partition("=")):
                 raise HeadraceError("invalid_setting", f"peer must be NAME=WHERE, not '{peer}'", param="peer")
 
 
@@ -69,11 +70,14 @@ Progress = Callable[[str, int, int], None]
 
 def compare(settings: PeerSettings, model_file: Path, progress: Progress) -> list[Measure]:
     """Start headrace and the peers, load them in turns, and stop them. Raises ``invalid_setting`` for one that won't start."""
+    named = [peer.partition("=")[::2] for peer in settings.peer]
+    for name, where in named:
+        if not where.startswith(_SCHEMES) and not Path(where).is_file():
+            raise HeadraceError("invalid_setting", f"peer {name}: no such file and no URL: '{where}'", param="peer")
     with contextlib.ExitStack() as stack:
         urls = {"headrace": stack.enter_context(_headrace(settings))}
-        for peer in settings.peer:
-            name, _, where = peer.partition("=")
-            urls[name] = stack.enter_context(_peer(name, where, settings, model_file))
+        for name, where in named:
+            urls[name] = stack.enter_context(_peer(where, settings, model_file))
         return _measure_all(settings, urls, progress)
 
 
@@ -142,12 +146,10 @@ def _headrace(settings: PeerSettings) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _peer(name: str, where: str, settings: PeerSettings, model_file: Path) -> Iterator[str]:
-    if where.startswith(("http://", "https://")):
+def _peer(where: str, settings: PeerSettings, model_file: Path) -> Iterator[str]:
+    if where.startswith(_SCHEMES):
         yield where
         return
-    if not Path(where).is_file():
-        raise HeadraceError("invalid_setting", f"peer {name}: no such file and no URL: '{where}'", param="peer")
     most, context = max(settings.streams), max(settings.prompt + settings.output, settings.long_prompt) * 5 // 4 + 64
     if Path(where).name.startswith("python"):
         command = [where, str(_HOST), str(model_file), str(settings.threads), str(most), str(context)]
