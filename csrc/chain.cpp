@@ -53,6 +53,11 @@ void Chain::reserve_scratch() {
     scratch_.reserve(product(pool_->threads(), scratch_floats_));
 }
 
+void Chain::resize_threads(int threads) {
+    std::lock_guard lock(busy_);
+    pool_->resize(threads);
+}
+
 void Chain::forward(const BatchView& batch, const PoolView& pages, int first, int last) {
     std::lock_guard lock(busy_);
     if (!embedding_) throw std::invalid_argument("the chain has no embedding yet");

@@ -59,6 +59,9 @@ class Chain {
     // left; after the last block the output rows are normed and kept.
     void forward(const BatchView& batch, const PoolView& pages, int first, int last);
 
+    // Waits for the call under way: scratch is sized for the threads that the call began with.
+    void resize_threads(int threads);
+
     int kept_rows() const { return kept_rows_; }
     // Views outlive a growing buffer, but the next call overwrites what they show.
     std::shared_ptr<float> hidden() const { return final_.share(); }     // [kept rows][hidden]

@@ -182,6 +182,8 @@ void bind_chain(nb::module_& m) {
         .def_prop_ro("page_bytes", &Chain::page_bytes)
         .def("forward", &forward, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "slice_starts"_a.noconvert(),
              "page_starts"_a.noconvert(), "page_ids"_a.noconvert(), "output_rows"_a.noconvert(), "pages"_a.noconvert(), "first"_a, "last"_a)
+        .def("resize_threads", &Chain::resize_threads, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
+             "Compute with that many threads from the next call on; waits for the one under way.")
         .def("hidden", &hidden)
         .def("logits", &logits, "first"_a, "count"_a)
         .def("greedy", &greedy, "first"_a, "out"_a.noconvert());

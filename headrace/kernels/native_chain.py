@@ -63,8 +63,8 @@ class NativeChain:
         return self._pool.threads
 
     def set_threads(self, threads: int) -> None:
-        """Compute with that many threads (1 … 256) from the next call on; results stay the same bits."""
-        self._pool.resize(_checked_threads(threads))
+        """Compute with that many threads (1 … 256) from the next call on (a running one is waited for); same bits."""
+        self._chain.resize_threads(_checked_threads(threads))
 
     def forward(self, batch: StepBatch, pool: Bytes) -> None:
         """Run every block over the batch; see :class:`~headrace.kernels.interface.ChainRunner`.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import numpy as np
 import pytest
@@ -235,3 +238,34 @@ def test_arrays_of_the_wrong_form_are_named() -> None:
     batch.positions = batch.positions[:5].astype(np.int32)
     with pytest.raises(ValueError, match="positions and token_ids"):
         chain.forward(batch, pool)
+
+
+def test_a_change_of_threads_waits_for_the_call_under_way() -> None:
+    """Scratch is sized for the threads that a call begins with; more threads inside it would write beyond its end."""
+    layers = 100  # many regions between which a change could slip in
+    config = tiny_config(Tiny(windows=(None,) * layers, thetas=(10_000.0,) * layers))
+    chain = NativeChain(config, MemoryWeights(config, 7), 1)
+    batch = make_batch([Piece(PROMPT, 0, PAGES)])
+    expected = all_logits(chain, batch, new_pool(chain, 10)).tobytes()
+    started = Event()
+
+    def forward() -> tuple[float, float, bytes]:
+        pool = new_pool(chain, 10)
+        started.set()
+        began = time.perf_counter()
+        chain.forward(batch, pool)
+        ended = time.perf_counter()
+        return began, ended, chain.logits(0, len(PROMPT)).tobytes()
+
+    with ThreadPoolExecutor(1) as runner:
+        for threads in (5, 2, 4, 1, 3, 2):
+            started.clear()
+            running = runner.submit(forward)
+            assert started.wait(20)
+            time.sleep(0.002)
+            chain.set_threads(threads)
+            changed = time.perf_counter()
+            began, ended, logits = running.result()
+            assert not began + 0.002 < changed < began + 0.6 * (ended - began), "the threads changed in the middle of a call"
+            assert logits == expected
+            assert chain.threads == threads
