@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.engine.batch import Assembly, Draw
-from headrace.engine.request import Choice
+from headrace.engine.request import MASK_WINDOW, Choice, Matcher
 from headrace.engine.wire import TokenLogprob
 from headrace.errors import HeadraceError
 from headrace.kernels.interface import ChainRunner
@@ -20,6 +20,7 @@ from headrace.kernels.sampler import NOT_A_NUMBER, OK, REQUEST_DTYPE, Sampler, S
 logger = logging.getLogger("headrace.engine.choosing")
 
 LOGIT_BYTES = 32 * 1024 * 1024  # logits kept at a time
+MASK_SECONDS = 0.05  # a mask's thread time, mean over a choice's last MASK_WINDOW tokens
 _NO_TABLES = SampleTables()
 
 Failure = Literal["not_finite", "nothing_allowed"]
@@ -131,6 +132,26 @@ def _requests(draws: list[Draw], vocab: int) -> tuple[npt.NDArray[np.void], Samp
     return records, tables.build()
 
 
+def _fill_mask(choice: Choice, matcher: Matcher, mask: npt.NDArray[np.uint32]) -> bool:
+    """Ask a grammar what may come next. False: it has failed, or its masks hold every neighbour's step up."""
+    times = choice.mask_seconds
+    began = time.thread_time()  # the thread's own time: a busy machine must not end anybody
+    try:
+        matcher.mask(mask)
+    except HeadraceError as error:
+        logger.error("request %d choice %d: %s", choice.request.submit.request_id, choice.index, error.message)
+        return False
+    except Exception:
+        logger.exception("request %d choice %d: the grammar has failed", choice.request.submit.request_id, choice.index)
+        return False
+    times.append(time.thread_time() - began)
+    if sum(times) <= MASK_SECONDS * MASK_WINDOW:
+        return True
+    milliseconds = 1000 * sum(times) / len(times)
+    logger.error("request %d choice %d: a mask takes %.0f ms", choice.request.submit.request_id, choice.index, milliseconds)
+    return False
+
+
 class _Tables:
     """Collects histories, biases and masks of a batch."""
 
@@ -159,10 +180,7 @@ class _Tables:
             self._bias += len(bias[0])
         if choice.matcher is not None:
             mask = np.zeros(self._words, np.uint32)
-            try:
-                choice.matcher.mask(mask)
-            except HeadraceError as error:  # over the grammar's limits: nothing is allowed, and this choice ends
-                logger.error("request %d: %s", request.submit.request_id, error.message)
+            if not _fill_mask(choice, choice.matcher, mask):  # nothing is allowed, so that this choice ends
                 choice.matcher_failed = True
                 mask[:] = 0
             record["mask"] = len(self._masks)

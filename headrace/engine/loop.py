@@ -96,6 +96,7 @@ class Engine:
         if submit.request_id in self._requests:
             raise HeadraceError("invalid_value", f"request id {submit.request_id} is in use", param="request_id")
         check_submit(submit, self.limits)
+        self._check_queue()
         request = make_request(submit, self._clock(), self.limits)
         grammar = None if submit.embed else submit.params.grammar
         if grammar is None:
@@ -116,8 +117,8 @@ class Engine:
             return
         for stopped in [open_ for open_ in request.open.values() if choice is None or open_.index == choice]:
             self._drop(stopped, "cancelled")
-        if choice is None and self._compiling.pop(request_id, None) is not None:
-            self._close_unstarted(request, "cancelled")
+        if choice is None and request_id in self._compiling:
+            self._stop_compiling(request_id, "cancelled")
 
     def take_refused(self) -> list[Refused]:
         """Requests that turned out impossible after :meth:`submit`; each is told once."""
@@ -178,8 +179,17 @@ class Engine:
         if self._compiler is not None:
             self._compiler.shutdown(wait=False, cancel_futures=True)
 
+    def _check_queue(self) -> None:
+        """Requests behind the compiler's one thread wait like any other. Raises ``queue_full``."""
+        waiting = self.scheduler.waiting + len(self._compiling)
+        if waiting >= self.scheduler.settings.max_waiting:
+            self.scheduler.counters.refused += 1
+            raise HeadraceError("queue_full", f"{waiting} requests are waiting, which is the limit")
+
     def _admit(self, request: LiveRequest, grammar: Grammar | None) -> None:
         choices = make_choices(request, self._next_item, self.limits)
+        for choice in choices:  # before the scheduler hears of them: a matcher that fails leaves nothing behind
+            choice.matcher = grammar.matcher() if grammar is not None else None
         self._next_item += len(choices)
         leader = choices[0].item
         added: list[Item] = []
@@ -195,7 +205,6 @@ class Engine:
                 self.scheduler.cancel(item.item_id)
             raise
         for choice in choices:
-            choice.matcher = grammar.matcher() if grammar is not None else None
             self._choices[choice.item.item_id] = choice
 
     def _admit_compiled(self) -> None:
@@ -205,8 +214,15 @@ class Engine:
             try:
                 self._admit(request, future.result())
             except HeadraceError as error:
-                del self._requests[request_id]
-                self._refused.append(Refused(request_id, error.code, error.message, error.param))
+                self._refuse(request_id, error)
+            except Exception:  # whatever goes wrong in a grammar belongs to the request that brought it
+                logger.exception("request %d: its grammar could not be compiled", request_id)
+                message = "the grammar could not be compiled; the server's log says why"
+                self._refuse(request_id, HeadraceError("internal_error", message, param="grammar"))
+
+    def _refuse(self, request_id: int, error: HeadraceError) -> None:
+        del self._requests[request_id]
+        self._refused.append(Refused(request_id, error.code, error.message, error.param))
 
     def _expire(self) -> None:
         now = self._clock()
@@ -214,14 +230,15 @@ class Engine:
             self._drop(self._choices[item.item_id], "deadline")
         for request_id, (request, _) in list(self._compiling.items()):
             if request.deadline is not None and request.deadline <= now:
-                del self._compiling[request_id]
-                self._close_unstarted(request, "deadline")
+                self._stop_compiling(request_id, "deadline")
 
-    def _close_unstarted(self, request: LiveRequest, reason: FinishReason) -> None:
-        """End a request that still waited for its grammar."""
+    def _stop_compiling(self, request_id: int, reason: FinishReason) -> None:
+        """End a request that still waited for its grammar; a compilation that has not begun never will."""
+        request, future = self._compiling.pop(request_id)
+        future.cancel()
         for choice in make_choices(request, self._next_item, self.limits):
             self._outbox.finish(choice, reason)
-        del self._requests[request.submit.request_id]
+        del self._requests[request_id]
 
     def _drop(self, choice: Choice, reason: FinishReason) -> None:
         self.scheduler.cancel(choice.item.item_id)
@@ -316,10 +333,14 @@ class Engine:
         if choice.history is not None:
             choice.history[len(item.tokens) - 1] = token
         if choice.matcher is not None:
-            if not choice.matcher.advance(token):
+            try:
+                if not choice.matcher.advance(token):
+                    return "error"
+                if choice.matcher.is_complete():
+                    return "stop"
+            except Exception:  # a fault in one grammar ends one choice
+                logger.exception("request %d choice %d: the grammar has failed", choice.request.submit.request_id, choice.index)
                 return "error"
-            if choice.matcher.is_complete():
-                return "stop"
         return "length" if item.generated >= item.max_tokens else None
 
     def _finish(self, choice: Choice, reason: FinishReason, *, last: Chosen | None = None) -> None:

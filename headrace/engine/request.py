@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,7 +16,8 @@ from headrace.kernels.interface import Float32, Int32
 from headrace.kernels.sampler import neutral_request
 from headrace.scheduling.item import Item, ItemKind
 
-GREEDY_BELOW = 1e-6  # temperature; the native sampler draws the same line
+GREEDY_BELOW = np.float32(1e-6)  # temperature, as the native sampler sees it: in single precision
+MASK_WINDOW = 8  # tokens over which the cost of a grammar's masks is watched
 
 
 class Matcher(Protocol):
@@ -48,12 +50,17 @@ class Limits:
     seed: int = 0
 
 
+def _recent_masks() -> deque[float]:
+    return deque(maxlen=MASK_WINDOW)
+
+
 @dataclass(slots=True, eq=False)
 class Choice:
     """One answer of a request and the item that computes it.
 
     ``record``: the choice's sampling record as bytes; only counters change from step to step. ``history`` holds prompt
-    and output when penalties need them. ``held``: outputs kept back until best_of is decided.
+    and output when penalties need them. ``mask_seconds``: what the last masks cost. ``held``: outputs kept back until best_of
+    is decided.
     """
 
     request: LiveRequest
@@ -63,6 +70,7 @@ class Choice:
     plain: bool
     matcher: Matcher | None = None
     matcher_failed: bool = False
+    mask_seconds: deque[float] = field(default_factory=_recent_masks)
     history: Int32 | None = None
     logprob_sum: float = 0.0
     logprob_count: int = 0
@@ -183,7 +191,7 @@ def _is_plain(request: LiveRequest) -> bool:
     params = request.params
     wants_logprobs = params.top_logprobs is not None or request.ranked
     modified = _penalised(params) or bool(params.logit_bias) or params.grammar is not None
-    return params.temperature < GREEDY_BELOW and not wants_logprobs and not modified
+    return bool(np.float32(params.temperature) < GREEDY_BELOW) and not wants_logprobs and not modified
 
 
 def _record(request: LiveRequest, index: int, limits: Limits) -> bytes:
