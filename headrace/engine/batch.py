@@ -82,7 +82,7 @@ class _Rows:
         if end != len(item.tokens) or item.max_tokens == 0:
             return
         index = end - length
-        if choice.plain and not item.forks and index >= choice.request.params.min_tokens:
+        if choice.plain and not item.forks and index >= choice.min_tokens:
             self.greedy.append(choice)
             self.greedy_rows.append(row)
             return

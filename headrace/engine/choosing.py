@@ -92,27 +92,25 @@ class Chooser:
         outcome.head_seconds += time.perf_counter() - began
         requests, tables = _requests(draws, self._vocab)
         samples = self._sampler.sample(logits, requests, tables)
-        records = samples.records
+        records, chosen = samples.records, outcome.chosen
         for i, (draw, token, status) in enumerate(zip(draws, records["token"].tolist(), records["status"].tolist(), strict=True)):
-            if status != OK and draw.given >= 0:
-                outcome.unscorable.append(draw.choice)
-                continue
-            if status != OK:
-                outcome.chosen.append(Chosen(draw.choice, -1, failed="not_finite" if status == NOT_A_NUMBER else "nothing_allowed"))
-                continue
-            if draw.given >= 0:
-                outcome.scored.append((draw.choice, _logprob(samples, i)))
-                continue
-            params = draw.choice.request.params
-            wanted = params.top_logprobs is not None or draw.choice.request.ranked
-            outcome.chosen.append(Chosen(draw.choice, token, _logprob(samples, i) if wanted else None))
+            choice = draw.choice
+            if status == OK and draw.given < 0:
+                chosen.append(Chosen(choice, token, _logprob(samples, i) if choice.scored else None))
+            elif status == OK:
+                outcome.scored.append((choice, _logprob(samples, i)))
+            elif draw.given >= 0:
+                outcome.unscorable.append(choice)
+            else:
+                chosen.append(Chosen(choice, -1, failed="not_finite" if status == NOT_A_NUMBER else "nothing_allowed"))
 
 
 def _logprob(samples: Samples, row: int) -> TokenLogprob:
-    record = samples.records[row]
-    count = int(record["top_count"])
+    token, _, logprob, count = samples.records[row].item()
+    if count == 0:
+        return TokenLogprob(token, logprob, [])
     top = list(zip(samples.top_tokens[row, :count].tolist(), samples.top_logprobs[row, :count].tolist(), strict=True))
-    return TokenLogprob(int(record["token"]), float(record["logprob"]), top)
+    return TokenLogprob(token, logprob, top)
 
 
 def _requests(draws: list[Draw], vocab: int) -> tuple[npt.NDArray[np.void], SampleTables]:
@@ -127,7 +125,7 @@ def _requests(draws: list[Draw], vocab: int) -> tuple[npt.NDArray[np.void], Samp
             records["given"][i] = draw.given
             wanted = draw.choice.request.params.prompt_logprobs
             records["top_count"][i] = wanted if wanted is not None else 0
-        elif not draw.choice.plain or draw.generated < draw.choice.request.params.min_tokens:
+        elif draw.choice.tabled or draw.generated < draw.choice.min_tokens:
             tables.add(records[i : i + 1], draw)
     return records, tables.build()
 

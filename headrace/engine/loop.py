@@ -272,7 +272,7 @@ class Engine:
     def _commit(self, step: Step, outcome: Outcome) -> None:
         for choice, logprob in outcome.scored:
             choice.request.prompt_logprobs.append(logprob)
-        sampled = {chosen.choice.item.item_id: max(chosen.token, 0) for chosen in outcome.chosen}
+        sampled = {chosen.choice.item.item_id: chosen.token if chosen.token > 0 else 0 for chosen in outcome.chosen}
         spent = self.scheduler.commit(step, sampled)
         for chosen in outcome.chosen:
             self._take_token(chosen)

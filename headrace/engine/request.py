@@ -58,7 +58,8 @@ def _recent_masks() -> deque[float]:
 class Choice:
     """One answer of a request and the item that computes it.
 
-    ``record``: the choice's sampling record as bytes; only counters change from step to step. ``history`` holds prompt
+    ``record``: the choice's sampling record as bytes; only counters change from step to step. ``tabled``: penalties,
+    biases or a grammar come with it. ``scored``: each token's logprob is wanted. ``history`` holds prompt
     and output when penalties need them. ``mask_seconds``: what the last masks cost. ``held``: outputs kept back until best_of
     is decided.
     """
@@ -68,6 +69,9 @@ class Choice:
     item: Item
     record: bytes
     plain: bool
+    tabled: bool
+    scored: bool
+    min_tokens: int
     matcher: Matcher | None = None
     matcher_failed: bool = False
     mask_seconds: deque[float] = field(default_factory=_recent_masks)
@@ -173,7 +177,8 @@ def make_choices(request: LiveRequest, first_item_id: int, limits: Limits) -> li
             deadline=request.deadline,
             score_from=None if params.prompt_logprobs is None or submit.embed else 0,
         )
-        choice = Choice(request, index, item, _record(request, index, limits), _is_plain(request))
+        record, plain, tabled = _record(request, index, limits), _is_plain(request), _is_modified(params)
+        choice = Choice(request, index, item, record, plain, tabled, _wants_logprobs(request), params.min_tokens)
         if _penalised(params):
             choice.history = np.empty(len(submit.prompt) + params.max_tokens, np.int32)
             choice.history[: len(submit.prompt)] = submit.prompt
@@ -188,10 +193,16 @@ def _penalised(params: SamplingParams) -> bool:
 
 def _is_plain(request: LiveRequest) -> bool:
     """True when the arg-max of the raw logits is all that is wanted (beyond min_tokens)."""
-    params = request.params
-    wants_logprobs = params.top_logprobs is not None or request.ranked
-    modified = _penalised(params) or bool(params.logit_bias) or params.grammar is not None
-    return bool(np.float32(params.temperature) < GREEDY_BELOW) and not wants_logprobs and not modified
+    greedy = bool(np.float32(request.params.temperature) < GREEDY_BELOW)
+    return greedy and not _wants_logprobs(request) and not _is_modified(request.params)
+
+
+def _wants_logprobs(request: LiveRequest) -> bool:
+    return request.params.top_logprobs is not None or request.ranked
+
+
+def _is_modified(params: SamplingParams) -> bool:
+    return _penalised(params) or bool(params.logit_bias) or params.grammar is not None
 
 
 def _record(request: LiveRequest, index: int, limits: Limits) -> bytes:
