@@ -99,7 +99,8 @@ class _Rows:
 
 def assemble(step: Step, choices: Mapping[int, Choice]) -> Assembly:
     """Flatten a step. ``choices`` are the live choices by item id."""
-    tokens, positions, pages = array("i"), array("i"), array("i")
+    tokens, positions = array("i"), array("i")
+    pages: list[int] = []  # lists join faster than an array takes their numbers
     slice_starts, page_starts = array("i", (0,)), array("i", (0,))
     rows, pairs, end_row = _Rows(), 0, 0
     for item, start, count, wanted in step.slices:
@@ -114,14 +115,16 @@ def assemble(step: Step, choices: Mapping[int, Choice]) -> Assembly:
             positions.extend(range(start, end))
             pairs += count * start + count * (count + 1) // 2
         slice_starts.append(end_row)
-        pages.extend(item.pages)
+        pages += item.pages
         page_starts.append(len(pages))
         if item.kind is ItemKind.EMBED:
             rows.pool(choices[item.item_id], start, count, end_row - 1)
         elif wanted:
             rows.add(choices[item.item_id], end, end_row - 1, wanted, choices)
     output_rows = np.array(rows.greedy_rows + rows.logit_rows + rows.pooled_rows, np.int32)
-    batch = StepBatch(_ints(tokens), _ints(positions), _ints(slice_starts), _ints(page_starts), _ints(pages), output_rows)
+    batch = StepBatch(
+        _ints(tokens), _ints(positions), _ints(slice_starts), _ints(page_starts), _ints(array("i", pages)), output_rows
+    )
     return Assembly(batch, rows.greedy, rows.draws, len(rows.logit_rows), rows.pooled, pairs)
 
 
