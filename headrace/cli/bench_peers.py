@@ -50,5 +50,10 @@ def peers(settings: PeerSettings, json_file: Path | None) -> None:
     stdout().print(table(title, tuple(heads), rows, left=2))
     stdout().print(machine.line(), style="dim")
     if json_file is not None:
-        document = {"kind": "peers", "machine": asdict(machine), "settings": asdict(settings)}
+        document = {
+            "kind": "peers",
+            "machine": asdict(machine),
+            "machine_line": machine.line(),
+            "settings": asdict(settings) | {"peer": names[1:]},
+        }
         write_json(json_file, document | {"measures": [asdict(measure) for measure in measures]})

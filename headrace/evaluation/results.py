@@ -11,6 +11,7 @@ from typing import Any
 from headrace.evaluation.experiment import Conditions, Experiment, Findings, Series
 from headrace.evaluation.load_report import import_pyplot, without_nan
 from headrace.evaluation.machine import Machine
+from headrace.evaluation.peers import Measure
 
 _PAGE_HEAD = """# Results
 
@@ -67,6 +68,28 @@ def results_page(folder: Path) -> str:
 
 
 def _section(run: Mapping[str, Any]) -> str:
+    return _SECTIONS[run["kind"]](run)
+
+
+def _peers(run: Mapping[str, Any]) -> str:
+    """Medians of each server, and headrace's median ratio to each other one."""
+    settings, measures = run["settings"], [Measure(**measure) for measure in run["measures"]]
+    others = [name for name in measures[0].values if name != "headrace"]
+    lines = ["## Beside other servers", ""]
+    lines += [f"`headrace bench peers`: {settings['prompt']} tokens in, {settings['output']} out, {settings['threads']} threads, "]
+    lines[-1] += f"medians of {settings['rounds']} rounds in turns. Peers as `benchmarks/README.md` says."
+    heads = ["", "unit", "headrace", *(head for name in others for head in (name, f"headrace / {name}"))]
+    lines += ["", f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    for measure in measures:
+        cells = [measure.what, measure.unit, f"{measure.median('headrace'):,.0f}"]
+        for name in others:
+            cells += [f"{measure.median(name):,.0f}", f"{measure.ratio('headrace', name):.2f}×"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"{run['machine_line']}; model {settings['model']}.", ""]
+    return "\n".join(lines)
+
+
+def _experiment(run: Mapping[str, Any]) -> str:
     scope = " (quick run)" if run["quick"] else ""
     lines = [f"## {run['name']}{scope}", "", f"{run['title']} Source: {run['source']}.", ""]
     lines += ["| item | asked | measured | unit | holds |", "| --- | --- | --- | --- | --- |"]
@@ -78,6 +101,9 @@ def _section(run: Mapping[str, Any]) -> str:
         )
     lines += ["", f"{run['machine_line']}; model {run['model']}, seed {run['seed']}, {run['seconds']:.0f} s.", ""]
     return "\n".join(lines)
+
+
+_SECTIONS = {"experiment": _experiment, "peers": _peers}
 
 
 def plot(title: str, series: Iterable[Series], file: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from headrace.errors import HeadraceError
 from headrace.evaluation.peers import Measure, PeerSettings, compare
+from headrace.evaluation.results import results_page
 from headrace.models.catalog import find_model
 
 
@@ -39,3 +42,15 @@ def test_a_peer_that_dies_at_once_is_named(tmp_path: Path) -> None:
     assert model is not None
     with pytest.raises(HeadraceError, match="exit code 3"):
         compare(PeerSettings(peer=(f"dead={peer}",), threads=1), model, lambda *_: None)
+
+
+def test_a_recorded_run_becomes_a_table(tmp_path: Path) -> None:
+    measure = {
+        "what": "1 stream",
+        "unit": "output tok/s",
+        "values": {"headrace": [200.0, 180.0, 190.0], "other": [100.0, 90.0, 95.0]},
+    }
+    settings = asdict(PeerSettings()) | {"peer": ["other"]}
+    run = {"kind": "peers", "machine_line": "a machine", "settings": settings, "measures": [measure]}
+    (tmp_path / "peers.json").write_text(json.dumps(run))
+    assert "| 1 stream | output tok/s | 190 | 95 | 2.00× |" in results_page(tmp_path)
