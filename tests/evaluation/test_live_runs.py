@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from headrace.errors import HeadraceError
 from headrace.evaluation.experiment import Conditions
 from headrace.evaluation.experiments._fastgen_setup import Sides
 from headrace.evaluation.experiments._fastgen_stall import gaps_of
@@ -45,13 +44,8 @@ def test_gaps_before_the_beginning_do_not_count() -> None:
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:
-    try:
-        with Bench(Conditions(True, 0, "smollm2", None, lambda what, done, total: None)) as made:
-            yield made
-    except HeadraceError as error:
-        if error.code != "model_not_found":
-            raise
-        pytest.skip(error.message)
+    with Bench(Conditions(True, 0, "smollm2", None, lambda what, done, total: None)) as made:
+        yield made
 
 
 @pytest.mark.model
