@@ -80,13 +80,14 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
     arena = Arena(pool_pages(chain, context, settings), chain.page_layout.page_bytes)
     calibration = _calibration(chain, arena, {"model": model.name, "device": settings.device, "threads": threads})
     scheduler = make_scheduler(options.scheduling, arena.pages, chain, calibration)
-    arena.touch_in_background()
+    arena.touch_ahead(0)
     parts = EngineParts(
         chain=chain, pages=arena.bytes, scheduler=scheduler, sampler=Sampler(model.config.vocab, threads),
         limits=Limits(
             model.config.vocab, min(context, arena.pages * chain.page_layout.tokens), model.config.eos_ids, settings.seed
         ),
         grammars=LazyGrammars(lambda: open_tokenizer(model.tokenizer_source), model.config.vocab),
+        touch_ahead=arena.touch_ahead,
     )  # fmt: skip
     return BuiltEngine(Engine(parts), model, chain, arena, threads, calibration, time.perf_counter() - began)
 

@@ -21,13 +21,14 @@ import numpy as np
 
 from headrace.errors import HeadraceError
 from headrace.kernels.interface import Bytes, ChainRunner, StepBatch
+from headrace.scheduling.composer import ROW_TILE
 from headrace.scheduling.cost import Cost
-from headrace.scheduling.knee import CONTEXT_STEPS, KNEE_STEPS, CalibrationStep, StepSample, find_knee
+from headrace.scheduling.knee import CONTEXT_STEPS, KNEE_STEPS, LARGEST, CalibrationStep, StepSample, find_knee
 
 logger = logging.getLogger("headrace.engine.calibration")
 
 SECONDS = 2.4
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,8 @@ class Calibration:
 def calibrate(chain: ChainRunner, pages: Bytes, seconds: float = SECONDS) -> Calibration:
     """Measure steps of growing size for about ``seconds``; overwrites the first pages, so nothing may run yet.
 
-    Sizes take turns and the shortest time of each counts: what else the machine does then disturbs all alike. Growing gets
-    little of the time, because many rounds of the sizes around the knee tell more than one step far beyond it.
+    Sizes take turns and the shortest time of each counts: what else the machine does then disturbs all alike. Growing ends
+    early, because many rounds of small sizes tell more than one large step.
     """
     _measure(chain, pages, KNEE_STEPS[0])  # first touch of buffers and code
     ends = time.perf_counter() + seconds
@@ -105,7 +106,7 @@ def load(path: Path) -> Calibration | None:
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
             raise ValueError("unknown form")
         knee, seconds = data["knee"], data["knee_seconds"]
-        if not (isinstance(knee, int) and KNEE_STEPS[0].tokens <= knee <= KNEE_STEPS[-1].tokens):
+        if not (isinstance(knee, int) and ROW_TILE <= knee <= LARGEST):
             raise ValueError("knee out of bounds")
         if not (isinstance(seconds, float) and 0 < seconds < 3600):
             raise ValueError("seconds out of bounds")

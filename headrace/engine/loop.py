@@ -39,7 +39,11 @@ class GrammarSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineParts:
-    """What an engine is made of. ``pages``: the pool's bytes, [pages, page_bytes]; ``grammars``: ``None`` refuses grammars."""
+    """What an engine is made of.
+
+    ``pages``: the pool's bytes, [pages, page_bytes]. ``touch_ahead`` is told before each step how many of the first pages
+    are in use. ``grammars``: ``None`` refuses grammars.
+    """
 
     chain: ChainRunner
     pages: Bytes
@@ -48,6 +52,7 @@ class EngineParts:
     limits: Limits
     grammars: GrammarSource | None = None
     clock: Callable[[], float] = time.monotonic
+    touch_ahead: Callable[[int], object] = int
 
 
 @dataclass(slots=True)
@@ -64,6 +69,7 @@ class Engine:
         self.limits = parts.limits
         self._chain = parts.chain
         self._pages = parts.pages
+        self._touch_ahead = parts.touch_ahead
         self._grammars = parts.grammars
         self._clock = parts.clock
         self._chooser = Chooser(parts.chain, parts.sampler)
@@ -133,6 +139,7 @@ class Engine:
         step = self.scheduler.plan()
         if step is None:
             return StepOutputs(self._outbox.take(), self.gauges()) if self._outbox else None
+        self._touch_ahead(self.scheduler.pool.reach)
         assembly = assemble(step, self._choices)
         self._note_started(step)
         assembled = time.perf_counter()

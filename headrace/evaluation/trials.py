@@ -69,7 +69,10 @@ class Bench:
         scheduler = make_scheduler(scheduling or SchedulingSettings(), held, built.chain, built.calibration)
         limits = dataclasses.replace(built.engine.limits)
         sampler = Sampler(built.model.config.vocab, built.threads)
-        return Engine(EngineParts(built.chain, built.arena.bytes, scheduler, sampler, limits, self._grammars))
+        parts = EngineParts(
+            built.chain, built.arena.bytes, scheduler, sampler, limits, self._grammars, touch_ahead=built.arena.touch_ahead
+        )  # fmt: skip
+        return Engine(parts)
 
     def prompt(self, tokens: int, rng: random.Random) -> list[int]:
         """Exactly that many tokens of running English text."""

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from headrace.errors import HeadraceError
 
-_TOUCH_BYTES = 16 * 1024 * 1024  # about 14 ms of zeroing: short enough to stop at, long enough to cost nothing
+AHEAD_BYTES = 48 * 2**20  # what is kept touched beyond the pages in use: some seconds of prompts on two cores
+_TOUCH_BYTES = 4 * 2**20  # about 4 ms of zeroing: short enough to stop at, long enough to cost nothing
 _MADV_POPULATE_WRITE = 23  # Linux 5.14: fault pages in without changing what they hold
 
 
@@ -22,7 +23,7 @@ class Arena:
     """``pages`` pages of ``page_bytes`` bytes in one memory file that only this user can open.
 
     ``bytes`` is the numpy view, uint8 [pages, page_bytes]. Fresh memory is zero. The system zeroes each OS page when it is
-    first used, at about 1 GB/s; :meth:`touch` or :meth:`touch_in_background` do that before a step has to wait for it.
+    first used, at about 1 GB/s; :meth:`touch` and :meth:`touch_ahead` do that before a step has to wait for it.
     Huge pages are asked for and used where the system allows them for shared memory. Raises :class:`HeadraceError`
     ``invalid_setting`` when the memory can't be mapped.
     """
@@ -45,7 +46,10 @@ class Arena:
         self.huge_pages = self._ask_for_huge_pages()
         self.bytes: npt.NDArray[np.uint8] = np.frombuffer(self._mapping, dtype=np.uint8).reshape(pages, page_bytes)
         self.touched_bytes = 0
-        self._stop = threading.Event()
+        self._populate = _populate()
+        self._touching = threading.Lock()
+        self._wanted = threading.Event()
+        self._asked = 0
         self._toucher: threading.Thread | None = None
         self._closed = False
 
@@ -64,35 +68,45 @@ class Arena:
         """The memory file's descriptor, to be handed to another process of this user."""
         return self._descriptor
 
-    def touch(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Fault all memory in, lowest pages first; contents stay as they are, so steps may run meanwhile.
+    def touch(self, pages: int) -> None:
+        """Fault the first ``pages`` pages in, on this thread; contents stay as they are, so steps may run meanwhile.
 
-        ``progress`` is called with (bytes done, bytes in all) about every 16 MiB. Returns early when closed.
+        Does what is left of it: memory that was touched before is not visited again. Returns early when closed.
         """
-        base = self.bytes.ctypes.data
-        populate = _populate()
-        for start in range(0, self.size, _TOUCH_BYTES):
-            if self._stop.is_set():
-                return
-            length = min(_TOUCH_BYTES, self.size - start)
-            if populate(base + start, length) == errno.EINVAL:  # an older kernel: reading faults shared memory in as well
-                self.bytes.reshape(-1)[start : start + length : mmap.PAGESIZE].max()
-            self.touched_bytes = start + length
-            if progress is not None:
-                progress(self.touched_bytes, self.size)
+        with self._touching:
+            base, end = self.bytes.ctypes.data, min(pages, self.pages) * self.page_bytes
+            while self.touched_bytes < end and not self._closed:
+                start = self.touched_bytes
+                length = min(_TOUCH_BYTES, end - start)
+                if self._populate(base + start, length) == errno.EINVAL:  # an older kernel: reading faults shared memory in as well
+                    self.bytes.reshape(-1)[start : start + length : mmap.PAGESIZE].max()
+                self.touched_bytes = start + length
 
-    def touch_in_background(self) -> None:
-        """:meth:`touch` on a thread of its own; :meth:`close` ends it."""
+    def touch_ahead(self, pages: int) -> None:
+        """Say that the first ``pages`` pages are in use: a thread keeps the next 48 MiB touched. O(1), never waits.
+
+        Memory nobody needs is never taken from the system, and no step waits for what it needs.
+        """
+        if pages * self.page_bytes + AHEAD_BYTES // 2 <= self._asked * self.page_bytes or self._asked == self.pages:
+            return
+        self._asked = min(self.pages, pages + max(1, AHEAD_BYTES // self.page_bytes))
         if self._toucher is None:
-            self._toucher = threading.Thread(target=self.touch, name="headrace-touch", daemon=True)
+            self._toucher = threading.Thread(target=self._keep_ahead, name="headrace-touch", daemon=True)
             self._toucher.start()
+        self._wanted.set()
+
+    def _keep_ahead(self) -> None:
+        while not self._closed:
+            self._wanted.wait()
+            self._wanted.clear()
+            self.touch(self._asked)
 
     def close(self) -> None:
         """Stop touching and give the memory back; views that others still hold keep it mapped until they go."""
         if self._closed:
             return
         self._closed = True
-        self._stop.set()
+        self._wanted.set()
         if self._toucher is not None:
             self._toucher.join()
         self.bytes = np.empty((0, self.page_bytes), dtype=np.uint8)

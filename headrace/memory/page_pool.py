@@ -17,7 +17,7 @@ class PagePool:
     ``ValueError``: it is a bug in the caller, never something a client can cause.
     """
 
-    __slots__ = ("_free", "_references", "page_tokens", "reserved", "total")
+    __slots__ = ("_free", "_references", "page_tokens", "reach", "reserved", "total")
 
     def __init__(self, total: int, page_tokens: int) -> None:
         if total < 1:
@@ -27,6 +27,7 @@ class PagePool:
         self.total = total
         self.page_tokens = page_tokens
         self.reserved = 0
+        self.reach = 0  # pages 0 … reach - 1 are all that was ever taken
         self._free = list(range(total - 1, -1, -1))  # a stack: page 0 goes out first, warm pages are reused first
         self._references = [0] * total
 
@@ -127,8 +128,11 @@ class PagePool:
         if count == 1:
             page = free.pop()
             references[page] = 1
+            if page >= self.reach:
+                self.reach = page + 1
             return [page]
         pages = free[: -count - 1 : -1]
+        self.reach = max(self.reach, 1 + max(pages))
         del free[-count:]
         for page in pages:
             references[page] = 1

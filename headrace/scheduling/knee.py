@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 from headrace.scheduling.composer import ROW_TILE
 
 SATURATED = 0.96
+LARGEST = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class CalibrationStep:
 
 
 # Steps of many short prompts: their share of attention is the same for each size, so throughput shows the weights' knee alone.
-KNEE_STEPS = tuple(CalibrationStep(size // ROW_TILE, ROW_TILE, 0) for size in (16, 32, 64, 128, 256, 512, 1024))
+KNEE_STEPS = tuple(CalibrationStep(size // ROW_TILE, ROW_TILE, 0) for size in (16, 32, 64, 128, 256))
 # Decodes and chunks far into a context: only for Cost, which needs tokens, pairs and logit rows to vary independently.
 CONTEXT_STEPS = tuple(CalibrationStep(*shape) for shape in ((1, 1, 0), (1, 1, 1023), (8, 1, 255), (16, 1, 511), (1, 64, 960)))
 
@@ -55,18 +55,20 @@ class Knee:
 
 
 def find_knee(samples: Iterable[StepSample], gap_seconds: float | None = None) -> Knee:
-    """The smallest step size with 96 % of the plateau's throughput, or the largest that fits the gap if that is smaller.
+    """The smallest step size with 96 % of the throughput of the largest, or the largest that fits the gap if that is smaller.
 
     Throughput over step size rises while weights are streamed and then stays flat (DeepSpeed-FastGen); beyond the knee a
-    larger step only makes streams wait. Sizes are multiples of 16 rows; times between measured sizes are interpolated, and
-    of several samples of a size the fastest counts, because noise only ever adds. Raises ``ValueError`` without samples.
+    larger step only makes streams wait. The times of all sizes are fitted by a straight line, so that one disturbed size
+    can't move the knee; of several samples of a size the fastest counts, because noise only ever adds. Sizes are multiples
+    of 16 rows up to 1,024. Raises ``ValueError`` without samples.
     """
     fastest: dict[int, float] = {}
     for sample in samples:
         fastest[sample.tokens] = min(sample.seconds, fastest.get(sample.tokens, sample.seconds))
     if not fastest:
         raise ValueError("no calibration samples")
-    sizes = _candidates(sorted(fastest.items()))
+    base, slope = _line(fastest)
+    sizes = [(tokens, base + slope * tokens) for tokens in range(ROW_TILE, LARGEST + 1, ROW_TILE)]
     plateau = max(tokens / seconds for tokens, seconds in sizes)
     tokens, seconds = next(size for size in sizes if size[0] / size[1] >= SATURATED * plateau)
     if gap_seconds is not None and seconds > gap_seconds:
@@ -74,12 +76,20 @@ def find_knee(samples: Iterable[StepSample], gap_seconds: float | None = None) -
     return Knee(tokens, seconds, tokens / seconds, plateau)
 
 
-def _candidates(measured: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """(size, seconds) for each measured size and each multiple of 16 between them."""
-    sizes = [measured[0]]
-    for (low, low_seconds), (high, high_seconds) in pairwise(measured):
-        slope = (high_seconds - low_seconds) / (high - low)
-        between = range((low // ROW_TILE + 1) * ROW_TILE, high, ROW_TILE)
-        sizes += [(size, low_seconds + slope * (size - low)) for size in between]
-        sizes.append((high, high_seconds))
-    return sizes
+def _line(times: Mapping[int, float]) -> tuple[float, float]:
+    """(seconds of any step, seconds a row): least squares of relative errors, neither negative, the sum positive."""
+    weights = {tokens: seconds**-2 for tokens, seconds in times.items()}
+    total = sum(weights.values())
+    mean_tokens = sum(weight * tokens for tokens, weight in weights.items()) / total
+    mean_seconds = sum(weight * times[tokens] for tokens, weight in weights.items()) / total
+    spread = sum(weight * (tokens - mean_tokens) ** 2 for tokens, weight in weights.items())
+    if spread == 0.0:
+        return 0.0, mean_seconds / mean_tokens
+    slope = sum(weight * (tokens - mean_tokens) * times[tokens] for tokens, weight in weights.items()) / spread
+    base = mean_seconds - slope * mean_tokens
+    if slope < 0.0:
+        return mean_seconds, 0.0
+    if base < 0.0:
+        squares = sum(weight * tokens**2 for tokens, weight in weights.items())
+        return 0.0, sum(weight * tokens * times[tokens] for tokens, weight in weights.items()) / squares
+    return base, slope

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from headrace.errors import HeadraceError
-from headrace.memory.arena import Arena
+from headrace.memory.arena import AHEAD_BYTES, Arena
 
 
 def test_shape_zero_and_private() -> None:
@@ -20,28 +22,46 @@ def test_shape_zero_and_private() -> None:
         assert stat.S_IMODE(os.fstat(arena.fileno()).st_mode) == 0o600
 
 
-def test_touch_faults_everything_in_and_keeps_contents() -> None:
+def _resident(arena: Arena) -> int:
+    return os.fstat(arena.fileno()).st_blocks * 512
+
+
+def test_touch_faults_pages_in_and_keeps_contents() -> None:
     with Arena(300, 128 * 1024) as arena:
         generator = np.random.default_rng(1)
-        written = generator.integers(0, 256, (300, 64), dtype=np.uint8)
-        arena.bytes[:, :64] = written
-        seen: list[tuple[int, int]] = []
-        arena.touch(lambda done, total: seen.append((done, total)))
-        assert seen[-1] == (arena.size, arena.size)
-        assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-        assert np.array_equal(arena.bytes[:, :64], written)
-        assert os.fstat(arena.fileno()).st_blocks * 512 >= arena.size
+        written = generator.integers(0, 256, (100, 64), dtype=np.uint8)
+        arena.bytes[:100, :64] = written
+        arena.touch(200)
+        assert arena.touched_bytes == 200 * 128 * 1024 <= _resident(arena) < arena.size
+        arena.touch(50)
+        arena.touch(10_000)
+        assert arena.touched_bytes == arena.size == _resident(arena)
+        assert np.array_equal(arena.bytes[:100, :64], written)
 
 
-def test_background_touch_never_undoes_a_write() -> None:
+def test_touching_ahead_never_undoes_a_write() -> None:
     with Arena(200, 256 * 1024) as arena:
-        arena.touch_in_background()
         for page in range(200):
+            arena.touch_ahead(page)
             arena.bytes[page] = page % 251 + 1
-        assert arena._toucher is not None
-        arena._toucher.join()
-        assert arena.touched_bytes == arena.size
+        _wait_for(lambda: arena.touched_bytes == arena.size)
         assert all((arena.bytes[page] == page % 251 + 1).all() for page in range(200))
+
+
+def test_memory_far_ahead_is_left_to_the_system() -> None:
+    with Arena(4000, 256 * 1024) as arena:
+        arena.touch_ahead(0)
+        _wait_for(lambda: arena.touched_bytes >= AHEAD_BYTES)
+        assert _resident(arena) == AHEAD_BYTES
+        arena.touch_ahead(150)
+        _wait_for(lambda: arena.touched_bytes == AHEAD_BYTES + 150 * 256 * 1024)
+
+
+def _wait_for(met: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 def test_another_mapping_of_the_descriptor_sees_the_same_bytes() -> None:
@@ -55,7 +75,7 @@ def test_close_twice_and_with_a_view_left() -> None:
     arena.bytes[1, 0] = 9
     view = arena.bytes[1]
     descriptor = arena.fileno()
-    arena.touch_in_background()
+    arena.touch_ahead(0)
     arena.close()
     arena.close()
     assert view[0] == 9
