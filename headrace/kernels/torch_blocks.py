@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,28 @@ class LayerPages:
     values: Tensor
 
 
+class Tap(Protocol):
+    """Sees, and may replace, what enters a product or a page: calibration watches here, simulated rounding changes it."""
+
+    def rows(self, name: str, x: Tensor) -> Tensor:
+        """Rows [T, inputs] about to meet the matrices ``name``: ``qkv``, ``o``, ``gate_up`` or ``down``."""
+
+    def cache(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values [T, kv_heads, head_dim] about to be written into pages."""
+
+
+class OpenTap:
+    """Lets everything through as it is."""
+
+    def rows(self, name: str, x: Tensor) -> Tensor:
+        """See :class:`Tap`."""
+        return x
+
+    def cache(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Tap`."""
+        return key, value
+
+
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     """x / rms(x) · gain over the last axis, in at least float32."""
     wide = x if x.dtype == torch.float64 else x.float()
@@ -58,8 +81,8 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 class TorchAttention:
     """Norm, Q/K/V, rotary positions, grouped-query attention over pages, output, residual."""
 
-    def __init__(self, spec: AttentionSpec, read: ReadTensor, eps: float) -> None:
-        self.spec, self._eps = spec, eps
+    def __init__(self, spec: AttentionSpec, read: ReadTensor, eps: float, tap: Tap | None = None) -> None:
+        self.spec, self._eps, self._tap = spec, eps, tap or OpenTap()
         names = ["norm", "q", "k", "v", "o"]
         names += ["q_bias", "k_bias", "v_bias"] if spec.qkv_bias else []
         names += ["q_norm", "k_norm"] if spec.qk_norm else []
@@ -69,13 +92,14 @@ class TorchAttention:
     def __call__(self, x: Tensor, places: BatchPlaces, pages: LayerPages, angles: tuple[Tensor, Tensor]) -> Tensor:
         """Residual stream [T, hidden] after the block. Writes K and V of all rows before any row reads them."""
         weights, spec = self._weights, self.spec
-        normed = rms_norm(x, weights["norm"], self._eps)
+        normed = self._tap.rows("qkv", rms_norm(x, weights["norm"], self._eps))
         query, key, value = (self._project(normed, name) for name in "qkv")
         query, key = rotate(query, *angles), rotate(key, *angles)
+        key, value = self._tap.cache(key, value)
         pages.keys[places.page, :, :, places.slot] = key.to(pages.keys)
         pages.values[places.page, :, places.slot] = value.to(pages.values)
         mixed = torch.cat([self._attend(query, places, rows, pages) for rows in places.slices])
-        out = F.linear(mixed, weights["o"])
+        out = F.linear(self._tap.rows("o", mixed), weights["o"])
         if spec.post_norm:
             out = rms_norm(out, weights["post_norm"], self._eps)
         return x + out
@@ -109,18 +133,19 @@ class TorchAttention:
 class TorchMlp:
     """Norm, activation(gate) · up, down, residual."""
 
-    def __init__(self, spec: MlpSpec, read: ReadTensor, eps: float) -> None:
-        self._spec, self._eps = spec, eps
+    def __init__(self, spec: MlpSpec, read: ReadTensor, eps: float, tap: Tap | None = None) -> None:
+        self._spec, self._eps, self._tap = spec, eps, tap or OpenTap()
         names = ["norm", "gate", "up", "down", *(["post_norm"] if spec.post_norm else [])]
         self._weights = {name: read(name) for name in names}
 
     def __call__(self, x: Tensor) -> Tensor:
         """Residual stream [T, hidden] after the block."""
         weights = self._weights
-        normed = rms_norm(x, weights["norm"], self._eps)
+        normed = self._tap.rows("gate_up", rms_norm(x, weights["norm"], self._eps))
         gate = F.linear(normed, weights["gate"])
         gate = F.silu(gate) if self._spec.activation == "silu" else F.gelu(gate, approximate="tanh")
-        out = F.linear(gate * F.linear(normed, weights["up"]), weights["down"])
+        inner = self._tap.rows("down", gate * F.linear(normed, weights["up"]))
+        out = F.linear(inner, weights["down"])
         if self._spec.post_norm:
             out = rms_norm(out, weights["post_norm"], self._eps)
         return x + out
