@@ -45,7 +45,8 @@ inline constexpr FormatTraits kFormatTraits[kFormats] = {
 // Activation rows of one product, in whichever forms the matrix's panels need (see PackedMatrix::needs_*).
 //
 // Quantised form (x = scale * q, q = 256*hi + lo, |q| <= 32512, scale = amax/32512, an all-zero row has scale 0):
-//   planes  [rows][padded/4][2][4] int8: per 4 inputs a dword of hi then a dword of lo; zero beyond `inputs`
+//   planes  [rows][padded/32][2][32] int8: per 32 inputs their hi bytes, then their lo bytes (each 32 are one row of an int8
+//           matrix tile, and any 4 of them a vpdpbusd operand); zero beyond `inputs`
 //   sums32  [rows][padded/32] int32: sums of q over 32 inputs; sums16 the same over 16 inputs
 // where padded = inputs rounded up to 32.
 struct Rows {

@@ -226,13 +226,8 @@ HEADRACE_INLINE void store_bf16(uint16_t* p, F16 a) {
 HEADRACE_INLINE F16 operator-(F16 a) { return as_float(as_int(a) + splat_int(INT32_MIN)); }
 HEADRACE_INLINE F16 abs(F16 a) { return as_float(as_int(a) & splat_int(INT32_MAX)); }
 
-// The planes of sixteen quantised inputs, 32 bytes: per 4 inputs a dword of `high` bytes, then a dword of `low` bytes.
+// The exact sum of the lanes.
 #if defined(HEADRACE_LANES_512) || defined(HEADRACE_LANES_256)
-HEADRACE_INLINE void store_planes(void* p, I16 high, I16 low) {
-    const __m128i h = low_bytes(high), l = low_bytes(low);
-    _mm_storeu_si128(static_cast<__m128i*>(p), _mm_unpacklo_epi32(h, l));
-    _mm_storeu_si128(static_cast<__m128i*>(p) + 1, _mm_unpackhi_epi32(h, l));
-}
 HEADRACE_INLINE int32_t sum(I16 a) {
 #if defined(HEADRACE_LANES_512)
     const __m256i eight = _mm256_add_epi32(_mm512_castsi512_si256(a.v), _mm512_extracti64x4_epi64(a.v, 1));
@@ -244,15 +239,6 @@ HEADRACE_INLINE int32_t sum(I16 a) {
     return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
 }
 #else
-HEADRACE_INLINE void store_planes(void* p, I16 high, I16 low) {
-    uint8_t h[16], l[16];
-    store_bytes(h, high);
-    store_bytes(l, low);
-    for (int i = 0; i < 4; ++i) {
-        std::memcpy(static_cast<uint8_t*>(p) + 8 * i, h + 4 * i, 4);
-        std::memcpy(static_cast<uint8_t*>(p) + 8 * i + 4, l + 4 * i, 4);
-    }
-}
 HEADRACE_INLINE int32_t sum(I16 a) {
     uint32_t total = 0;
     for (int i = 0; i < 16; ++i) total += raw(a.v[i]);

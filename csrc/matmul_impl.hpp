@@ -148,6 +148,13 @@ HEADRACE_INLINE I16 dot(I16 acc, const Codes& w, const std::int8_t* x) {
     else return dot_bytes(acc, w, x);
 }
 
+// Where group g begins among a row's planes: 32 hi bytes, then 32 lo bytes, of every 32 inputs.
+template <Format format>
+HEADRACE_INLINE std::size_t plane_offset(int g) {
+    if constexpr (kFormatTraits[static_cast<int>(format)].group == kGroup) return static_cast<std::size_t>(g) * 2 * kGroup;
+    else return static_cast<std::size_t>(g / 2) * 2 * kGroup + static_cast<std::size_t>(g % 2) * (kGroup / 2);
+}
+
 // dots[r] = sum over the group of code * q, for R rows that start at x and lie `stride` bytes apart.
 template <Format format, int R>
 HEADRACE_INLINE void group_dots(const Codes* w, const std::int8_t* x, std::size_t stride, I16* dots) {
@@ -155,17 +162,17 @@ HEADRACE_INLINE void group_dots(const Codes* w, const std::int8_t* x, std::size_
     for (int r = 0; r < R; ++r) dots[r] = splat_int(0);
     if constexpr (R > 4) {
         for (int i = 0; i < operands; ++i)
-            for (int r = 0; r < R; ++r) dots[r] = dot<format>(dots[r], w[i], x + r * stride + 8 * i);
+            for (int r = 0; r < R; ++r) dots[r] = dot<format>(dots[r], w[i], x + r * stride + 4 * i);
         for (int r = 0; r < R; ++r) dots[r] = shift_left<8>(dots[r]);
         for (int i = 0; i < operands; ++i)
-            for (int r = 0; r < R; ++r) dots[r] = dot<format>(dots[r], w[i], x + r * stride + 8 * i + 4);
+            for (int r = 0; r < R; ++r) dots[r] = dot<format>(dots[r], w[i], x + r * stride + 4 * i + 32);
     } else {
         I16 low[R];
         for (int r = 0; r < R; ++r) low[r] = splat_int(0);
         for (int i = 0; i < operands; ++i)
             for (int r = 0; r < R; ++r) {
-                dots[r] = dot<format>(dots[r], w[i], x + r * stride + 8 * i);
-                low[r] = dot<format>(low[r], w[i], x + r * stride + 8 * i + 4);
+                dots[r] = dot<format>(dots[r], w[i], x + r * stride + 4 * i);
+                low[r] = dot<format>(low[r], w[i], x + r * stride + 4 * i + 32);
             }
         for (int r = 0; r < R; ++r) dots[r] = shift_left<8>(dots[r]) + low[r];
     }
@@ -184,7 +191,7 @@ void quantised_rows(const PanelProduct& p, int row) {
         Codes w[operands];
         I16 dots[R];
         unpack<format>(record, w);
-        group_dots<format, R>(w, x, p.plane_stride, dots);
+        group_dots<format, R>(w, x + plane_offset<format>(g), p.plane_stride, dots);
         const F16 d = load_half(record + code_bytes);
         if constexpr (format != Format::w4)  // codes are stored as q + 128; taken off as an integer, before any rounding
             for (int r = 0; r < R; ++r) dots[r] = dots[r] - shift_left<7>(splat_int(sums[r * p.sum_stride + g]));
@@ -194,7 +201,6 @@ void quantised_rows(const PanelProduct& p, int row) {
             for (int r = 0; r < R; ++r) acc[r] = fma(m, to_float(splat_int(sums[r * p.sum_stride + g])), acc[r]);
         }
         record += traits.record_bytes;
-        x += 2 * traits.group;
     }
     for (int r = 0; r < R; ++r) store(p.out + (row + r) * p.out_stride, acc[r] * splat(p.scale[row + r]));
 }

@@ -46,7 +46,8 @@ HEADRACE_INLINE void quantise_row(const float* x, int n, const QuantisedRow& to)
         for (int j = 0; j < 2; ++j) {
             const I16 code = to_int(load(x + i + 16 * j) * inverse);
             const I16 high = shift_right<8>(code + splat_int(128));
-            store_planes(to.planes + 2 * (i + 16 * j), high, code - shift_left<8>(high));
+            store_bytes(to.planes + 2 * i + 16 * j, high);
+            store_bytes(to.planes + 2 * i + 32 + 16 * j, code - shift_left<8>(high));
             sums[j] = sum(code);
             to.sums16[i / 16 + j] = sums[j];
         }

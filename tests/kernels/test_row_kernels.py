@@ -92,8 +92,8 @@ def quantised(x: npt.NDArray[np.float32]) -> tuple[float, npt.NDArray[np.int8], 
 def test_quantised_row_recomposes(spread: float) -> None:
     x = (np.random.default_rng(5).standard_normal(576) * spread).astype(np.float32)
     scale, planes, sums16, sums32 = quantised(x)
-    quads = planes.reshape(-1, 2, 4).astype(np.int64)
-    codes = (quads[:, 0] * 256 + quads[:, 1]).reshape(-1)
+    groups = planes.reshape(-1, 2, 32).astype(np.int64)
+    codes = (groups[:, 0] * 256 + groups[:, 1]).reshape(-1)
     assert np.abs(codes).max() == 32512
     assert np.abs(codes * np.float64(scale) - x).max() <= 0.501 * scale
     np.testing.assert_array_equal(sums16, codes.reshape(-1, 16).sum(1))
