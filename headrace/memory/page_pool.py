@@ -1,4 +1,4 @@
-"""Who holds which page: reference counts, a free list and reservations, without a byte of page content."""
+"""Who holds which page: reference counts, free runs and reservations, without a byte of page content."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from headrace.errors import HeadraceError
+from headrace.memory.free_runs import FreeRuns, runs_of
 
 
 class PagePool:
@@ -13,11 +14,16 @@ class PagePool:
 
     Every page is either free or held by one or more owners (a shared prompt, a fork). ``reserve`` promises free pages
     to an owner without choosing them yet: a whole prompt is reserved when it is admitted, its pages are taken chunk by
-    chunk. All operations cost O(1) a page. Wrong use (releasing a free page, taking more than was reserved) raises
-    ``ValueError``: it is a bug in the caller, never something a client can cause.
+    chunk. Wrong use (releasing a free page, taking more than was reserved) raises ``ValueError``: it is a bug in the
+    caller, never something a client can cause.
+
+    Pages are handed out in runs of adjacent ones (FastSwitch's block groups). Who takes says which page it has last
+    (``after``) and how many more it may want (``want``): it gets the pages behind its own, else the shortest free run that
+    holds all of that, else the longest. What it may want is kept back behind it, and is nobody's property: when no other
+    page is free, the longest such stretch is cut from its end. An operation on a run costs O(log runs).
     """
 
-    __slots__ = ("_free", "_references", "page_tokens", "reach", "reserved", "total")
+    __slots__ = ("_epochs", "_kept", "_open", "_references", "page_tokens", "reach", "reserved", "total")
 
     def __init__(self, total: int, page_tokens: int) -> None:
         if total < 1:
@@ -28,23 +34,26 @@ class PagePool:
         self.page_tokens = page_tokens
         self.reserved = 0
         self.reach = 0  # pages 0 … reach - 1 are all that was ever taken
-        self._free = list(range(total - 1, -1, -1))  # a stack: page 0 goes out first, warm pages are reused first
+        self._open = FreeRuns()
+        self._open.add(0, total)
+        self._kept = FreeRuns()  # free as well; each of these runs lies behind a held page whose owner may want it next
         self._references = [0] * total
+        self._epochs = [0] * total
 
     @property
     def free(self) -> int:
         """Pages that nobody holds, reserved ones included."""
-        return len(self._free)
+        return self._open.count + self._kept.count
 
     @property
     def available(self) -> int:
         """Pages that nobody holds and nobody has been promised."""
-        return len(self._free) - self.reserved
+        return self._open.count + self._kept.count - self.reserved
 
     @property
     def held(self) -> int:
         """Pages with at least one owner."""
-        return self.total - len(self._free)
+        return self.total - self.free
 
     def pages_for(self, tokens: int) -> int:
         """Pages that hold ``tokens`` positions."""
@@ -53,6 +62,10 @@ class PagePool:
     def references(self, page: int) -> int:
         """Owners of one page; 0 means free."""
         return self._references[page]
+
+    def epoch(self, page: int) -> int:
+        """How often the page was handed out: who remembers it can tell whether the page still holds what it held then."""
+        return self._epochs[page]
 
     def reserve(self, count: int) -> bool:
         """Promise ``count`` free pages, all or nothing."""
@@ -69,16 +82,19 @@ class PagePool:
             raise ValueError(f"can't give up {count} of {self.reserved} reserved pages")
         self.reserved -= count
 
-    def allocate(self, count: int) -> list[int] | None:
-        """Take ``count`` pages that are not promised to anyone, all or nothing (``None``)."""
-        return self._take(count) if count <= self.available else None
+    def allocate(self, count: int, after: int | None = None, want: int = 0) -> list[int] | None:
+        """Take ``count`` pages that are not promised to anyone, all or nothing (``None``).
 
-    def allocate_reserved(self, count: int) -> list[int]:
-        """Take ``count`` pages out of an earlier :meth:`reserve`; always succeeds."""
+        ``after``: the owner's last page; ``want``: pages that it may ask for later.
+        """
+        return self._take(count, after, want) if count <= self.available else None
+
+    def allocate_reserved(self, count: int, after: int | None = None, want: int = 0) -> list[int]:
+        """Take ``count`` pages out of an earlier :meth:`reserve`; always succeeds. Arguments as in :meth:`allocate`."""
         if count > self.reserved:
             raise ValueError(f"can't take {count} of {self.reserved} reserved pages")
         self.reserved -= count
-        return self._take(count)
+        return self._take(count, after, want)
 
     def share(self, pages: Iterable[int]) -> None:
         """Add an owner to each of these held pages."""
@@ -90,8 +106,8 @@ class PagePool:
 
     def release(self, pages: Iterable[int]) -> int:
         """Take an owner from each of these pages; returns how many became free."""
-        references, free = self._references, self._free
-        before = len(free)
+        references = self._references
+        free: list[int] = []
         for page in pages:
             left = references[page] - 1
             if left < 0:
@@ -99,44 +115,72 @@ class PagePool:
             references[page] = left
             if left == 0:
                 free.append(page)
-        return len(free) - before
+        for start, length in runs_of(free):
+            self._open.add(start, length)
+            kept = self._kept.starting(start + length)
+            if kept:
+                self._kept.take(start + length, kept)
+                self._open.add(start + length, kept)
+        return len(free)
 
     def check_integrity(self, holders: Iterable[Sequence[int]] | None = None) -> None:
         """Prove that each page is free xor held and that counts add up; with ``holders``, that owners are exactly these.
 
         ``holders`` are the page lists of all owners. Raises ``AssertionError`` naming the first page at fault. O(pages).
         """
-        _require(0 <= self.reserved <= len(self._free), f"{self.reserved} pages reserved of {len(self._free)} free")
-        free = set(self._free)
-        _require(len(free) == len(self._free), "a page is in the free list twice")
+        runs = sorted((*self._open, *self._kept))
+        free = {page for start, length in runs for page in range(start, start + length)}
+        _require(0 <= self.reserved <= len(free), f"{self.reserved} pages reserved of {len(free)} free")
+        _require(len(free) == sum(length for _, length in runs) == self.free, "a page is free twice")
+        for start, _ in self._kept:
+            _require(start > 0 and self._references[start - 1] > 0, f"page {start} is kept back for nobody")
         for page, count in enumerate(self._references):
             _require(count >= 0, f"page {page} has {count} owners")
             _require((count == 0) == (page in free), f"page {page} has {count} owners and free is {page in free}")
-        _require(free <= set(range(self.total)), "the free list has an unknown page")
+        _require(free <= set(range(self.total)), "an unknown page is free")
         if holders is not None:
             known = Counter(page for pages in holders for page in pages)
             for page, count in enumerate(self._references):
                 _require(known[page] == count, f"page {page} counts {count} owners, {known[page]} hold it")
             _require(sum(known.values()) == sum(self._references), "an owner holds an unknown page")
 
-    def _take(self, count: int) -> list[int]:
+    def _take(self, count: int, after: int | None, want: int) -> list[int]:
         if count <= 0:
             if count < 0:
                 raise ValueError(f"can't take {count} pages")
             return []
-        free, references = self._free, self._references
-        if count == 1:
-            page = free.pop()
-            references[page] = 1
-            if page >= self.reach:
-                self.reach = page + 1
-            return [page]
-        pages = free[: -count - 1 : -1]
-        self.reach = max(self.reach, 1 + max(pages))
-        del free[-count:]
+        pages: list[int] = []
+        following = -1 if after is None else after + 1
+        while len(pages) < count:
+            start, length = self._next_run(following, count - len(pages), want)
+            pages += range(start, start + length)
+            following = start + length
+        ahead = min(want, self._open.starting(following))
+        if ahead and not self._kept.starting(following):
+            self._open.take(following, ahead)
+            self._kept.add(following, ahead)
+        references, epochs = self._references, self._epochs
         for page in pages:
             references[page] = 1
+            epochs[page] += 1
+        self.reach = max(self.reach, 1 + max(pages))
         return pages
+
+    def _next_run(self, following: int, count: int, want: int) -> tuple[int, int]:
+        """Take up to ``count`` adjacent pages: from ``following`` on, else from the run that fits best."""
+        for runs in (self._kept, self._open):
+            length = min(count, runs.starting(following))
+            if length:
+                runs.take(following, length)
+                return following, length
+        start, length = self._open.best(count + want)
+        kept_start, kept = self._kept.longest()
+        if length < count and length < kept:
+            length = min(count, kept)
+            return self._kept.take_last(kept_start, length), length
+        length = min(count, length)
+        self._open.take(start, length)
+        return start, length
 
 
 def _require(holds: bool, problem: str) -> None:

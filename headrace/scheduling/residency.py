@@ -10,6 +10,7 @@ from headrace.scheduling.step import PageCopy
 
 _FIRST_GUESS = 0.5  # share of max_tokens that an item is expected to generate before any has finished
 _SLOWEST_LEARNING = 0.05
+_RUN_PAGES = 16  # runs much longer than this move no faster
 _LEAST_AHEAD = 16  # an item that outlived its expectation is expected to go on for this many tokens
 
 
@@ -58,7 +59,7 @@ class Residency:
         """Take the pages for a prompt's next chunk, up to position ``end``, from the item's reservation."""
         missing = self.pool.pages_for(end) - len(item.pages)
         if missing > 0:
-            item.pages += self.pool.allocate_reserved(missing)
+            item.pages += self.pool.allocate_reserved(missing, *self._place(item, missing))
             item.reserved -= missing
         item.writable = len(item.pages) * self.pool.page_tokens
 
@@ -126,9 +127,14 @@ class Residency:
     def _one_page(self, item: Item) -> int | None:
         if item.reserved:
             item.reserved -= 1
-            return self.pool.allocate_reserved(1)[0]
-        taken = self.pool.allocate(1)
+            return self.pool.allocate_reserved(1, *self._place(item, 1))[0]
+        taken = self.pool.allocate(1, *self._place(item, 1))
         return taken[0] if taken else None
+
+    def _place(self, item: Item, count: int) -> tuple[int | None, int]:
+        """Where the item's next ``count`` pages should lie: (its last page, pages that it may want behind them)."""
+        ahead = self.pool.pages_for(item.goal) - len(item.pages) - count
+        return (item.pages[-1] if item.pages else None), max(0, min(ahead, _RUN_PAGES))
 
     def _fits_later(self, item: Item) -> bool:
         """True when no moment is foreseen at which the running items and this one need more pages than there are.

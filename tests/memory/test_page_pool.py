@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import HeadraceError
+from headrace.memory.free_runs import runs_of
 from headrace.memory.page_pool import PagePool
 from headrace.memory.page_table import fork_pages, is_private, put_page
 
@@ -81,12 +82,17 @@ def test_integrity_finds_each_kind_of_fault() -> None:
         pool.check_integrity([pages, pages])
     with pytest.raises(AssertionError, match="unknown page"):
         pool.check_integrity([[*pages, 99]])
-    pool._free.append(pages[0])
+    pool._open.add(pages[0], 1)
     with pytest.raises(AssertionError, match="free is True"):
         pool.check_integrity()
     pool, pages = broken()
-    pool._free.append(pool._free[0])
+    pool._kept.add(2, 1)
     with pytest.raises(AssertionError, match="twice"):
+        pool.check_integrity()
+    pool, pages = broken()
+    pool._open.take(2, 2)
+    pool._kept.add(3, 1)
+    with pytest.raises(AssertionError, match="kept back for nobody"):
         pool.check_integrity()
     pool, pages = broken()
     pool.reserved = 3
@@ -105,8 +111,10 @@ def test_random_operations_agree_with_the_oracle(total: int, seed: int) -> None:
         count = generator.randint(0, total)
         action = generator.randrange(6)
         free = total - len({page for pages in owners for page in pages})
+        after = generator.choice(owners)[-1] if owners and generator.random() < 0.7 else None
+        want = generator.randrange(8)
         if action == 0:
-            taken = pool.allocate(count)
+            taken = pool.allocate(count, after, want)
             assert (taken is not None) == (count <= free - reserved)
             owners += [taken] if taken else []
         elif action == 1 and owners:
@@ -119,7 +127,7 @@ def test_random_operations_agree_with_the_oracle(total: int, seed: int) -> None:
             reserved += count if granted else 0
         elif action == 4 and reserved:
             count = generator.randint(1, reserved)
-            owners.append(pool.allocate_reserved(count))
+            owners.append(pool.allocate_reserved(count, after, want))
             reserved -= count
         elif reserved:
             count = generator.randint(1, reserved)
@@ -127,6 +135,43 @@ def test_random_operations_agree_with_the_oracle(total: int, seed: int) -> None:
             reserved -= count
         assert pool.reserved == reserved
         pool.check_integrity(owners)
+
+
+def test_a_growing_owner_stays_in_one_run() -> None:
+    pool = PagePool(40, 16)
+    first, second = pool.allocate(3, None, 5), pool.allocate(2, None, 10)
+    assert first is not None
+    assert second is not None
+    for _ in range(5):
+        first += pool.allocate(1, first[-1], 4) or []
+        second += pool.allocate(1, second[-1], 9) or []
+    assert runs_of(first) == [(0, 8)]
+    assert runs_of(second) == [(8, 7)]
+    assert pool.reach == 15
+
+
+def test_what_an_owner_may_want_is_cut_from_its_end_before_anyone_goes_without() -> None:
+    pool = PagePool(20, 16)
+    first, second = pool.allocate(1, None, 9), pool.allocate(1, None, 9)
+    assert first == [0]
+    assert second == [10]
+    third = pool.allocate(3)
+    assert third == [17, 18, 19]
+    assert pool.allocate(6, 0) == [1, 2, 3, 4, 5, 6]
+    assert pool.allocate(9, 10) is not None
+    assert pool.free == 0
+    pool.check_integrity()
+
+
+def test_an_epoch_tells_whether_a_page_was_handed_out_again() -> None:
+    pool = PagePool(1, 16)
+    assert pool.epoch(0) == 0
+    for turn in (1, 2):
+        assert pool.allocate(1) == [0]
+        pool.share((0,))
+        assert pool.epoch(0) == turn
+        pool.release((0, 0))
+        assert pool.epoch(0) == turn
 
 
 def test_a_fork_writes_into_its_own_copy_only() -> None:
