@@ -19,6 +19,7 @@ from headrace.scheduling.roster import Roster
 from headrace.scheduling.step import PageCopy, Slice
 
 ROW_TILE = 16  # rows that the kernels compute together
+_FEWEST_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,8 @@ class Draft:
         count = self._within_logit_rows(item, count, pending)
         if seconds is not None and count > 0:
             bound = self._cost.max_tokens_within(seconds, self.tokens, self.pairs, self.logit_rows, start)
-            least = ROW_TILE if self.tokens == self.decodes else 0  # a tile of prompt in each step, or prompts could starve
+            # some rows of prompt in each step, or prompts could starve: few beside few streams, whose time they lengthen most
+            least = min(ROW_TILE, max(_FEWEST_ROWS, self.decodes // 4)) if self.tokens == self.decodes else 0
             count = min(count, max(bound, least))
         spare = (start + count) % page
         if count < pending and 0 < spare <= count // ROW_TILE:

@@ -109,10 +109,14 @@ def test_a_prompt_goes_on_even_when_the_streams_take_all_the_time() -> None:
     scheduler = make(replace(WIDE, seconds=0.001))
     streams(scheduler, 4)
     (item,) = prompts(scheduler, 64)
-    assert counts(advance(scheduler)) == [1, 1, 1, 1, 16]
-    for _ in range(3):
+    assert counts(advance(scheduler)) == [1, 1, 1, 1, 4]
+    for _ in range(15):
         advance(scheduler)
     assert item.generated == 1
+    crowd = make(replace(WIDE, seconds=0.001))
+    streams(crowd, 48)
+    prompts(crowd, 64)
+    assert counts(advance(crowd)) == [1] * 48 + [12]
 
 
 def test_wanted_logit_rows_are_delivered_in_bounded_steps() -> None:
