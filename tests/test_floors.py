@@ -15,6 +15,7 @@ PACKAGE = Path(headrace.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("server", "evaluation"),
+    ("quantization",),
     ("engine",),
     ("kernels",),
     ("scheduling",),

@@ -14,6 +14,7 @@ from headrace.errors import HeadraceError
 from headrace.models.config import ModelConfig
 from headrace.models.files import read_limited, refuse
 from headrace.models.folder_model import CONFIG_NAME, load_folder
+from headrace.models.gguf_file import open_gguf
 from headrace.models.gguf_model import load_gguf
 from headrace.models.packages import PACKAGED_MODELS, PackagedModel, Progress, cache_dir, install, obtain, part_paths, ready_path
 from headrace.models.safetensors_file import parse_json
@@ -21,12 +22,13 @@ from headrace.models.weights import WeightSource
 from headrace.settings.nearest import suggestion
 
 DEFAULT_MODEL = PACKAGED_MODELS[0].name
+GGUF_TOKENIZER = "tokenizer.gguf"  # in a folder made from a GGUF file: its metadata, no tensors
 MAX_TEMPLATE_BYTES = 1 << 20
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # What a model needs of a folder; nothing else is taken along, above all no code.
 _FOLDER_FILES = re.compile(
-    r"(config|generation_config|tokenizer|tokenizer_config)\.json|chat_template\.jinja|.+\.safetensors(\.index\.json)?"
+    r"(config|generation_config|tokenizer|tokenizer_config)\.json|chat_template\.jinja|tokenizer\.gguf|.+\.safetensors(\.index\.json)?"
 )
 
 State = Literal["ready", "to assemble", "not installed"]
@@ -100,12 +102,12 @@ def open_model(card: ModelCard, progress: Progress | None = None) -> OpenModel:
     path = card.path or obtain(_packaged(card.name), progress)
     if path.is_dir():
         config, folder_weights = load_folder(path)
+        if (path / GGUF_TOKENIZER).is_file():
+            metadata = open_gguf(path / GGUF_TOKENIZER).metadata
+            return OpenModel(card.name, config, folder_weights, metadata, _metadata_template(metadata))
         return OpenModel(card.name, config, folder_weights, path, _folder_template(path))
     config, weights, file = load_gguf(path)
-    template = file.metadata.get("tokenizer.chat_template")
-    if template is not None and not isinstance(template, str):
-        raise refuse("metadata 'tokenizer.chat_template' is not a string")
-    return OpenModel(card.name, config, weights, file.metadata, template)
+    return OpenModel(card.name, config, weights, file.metadata, _metadata_template(file.metadata))
 
 
 def pull(name: str, progress: Progress | None = None) -> ModelCard:
@@ -173,6 +175,13 @@ def _link(source: Path, target: Path) -> None:
         os.link(source.resolve(), target)
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
+
+
+def _metadata_template(metadata: Mapping[str, object]) -> str | None:
+    template = metadata.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise refuse("metadata 'tokenizer.chat_template' is not a string")
+    return template
 
 
 def _folder_template(folder: Path) -> str | None:

@@ -13,7 +13,9 @@ from headrace.models.config import ModelConfig, RopeScaling
 from headrace.models.families import Facts, Family, Rope, build_config, check_names, expected_tensors, family_of_model_type
 from headrace.models.fields import Fields
 from headrace.models.files import read_limited, refuse
-from headrace.models.safetensors_file import StoredTensor, open_folder, parse_json
+from headrace.models.quantised_folder import QuantisedWeights
+from headrace.models.quantised_matrix import METADATA_KEY, read_info
+from headrace.models.safetensors_file import SINGLE_NAME, StoredTensor, open_folder, parse_json, read_metadata
 from headrace.models.weights import RawTensor, dequantise
 
 CONFIG_NAME = "config.json"
@@ -76,6 +78,10 @@ class FolderWeights:
             tensor = tensors[names[canonical]]
             if tensor.shape != shape:
                 raise refuse(f"tensor {tensor.name!r} has shape {tensor.shape}, {CONFIG_NAME} asks for {shape}")
+            if tensor.kind not in ("F32", "F16", "BF16"):
+                raise refuse(
+                    f"tensor {tensor.name!r} is of kind {tensor.kind}; without {METADATA_KEY!r} weights are F32, F16 or BF16"
+                )
             self._tensors[canonical] = tensor
 
     @property
@@ -99,13 +105,17 @@ class FolderWeights:
         return raw
 
 
-def load_folder(folder: Path) -> tuple[ModelConfig, FolderWeights]:
-    """Open a folder model. Raises ``model_file`` when a file is damaged or the model type unknown."""
+def load_folder(folder: Path) -> tuple[ModelConfig, FolderWeights | QuantisedWeights]:
+    """Open a folder model, quantised by headrace or not. Raises ``model_file`` when a file is damaged or the model type unknown."""
     fields = Fields(_read_json(folder, CONFIG_NAME), CONFIG_NAME)
     family = family_of_model_type(fields.text("model_type"))
     generation = _read_json(folder, "generation_config.json") if (folder / "generation_config.json").exists() else {}
     config = build_config(family, _facts(fields, family, generation.get("eos_token_id")))
-    return config, FolderWeights(open_folder(folder), config, family)
+    tensors = open_folder(folder)
+    quantised = read_metadata(folder / SINGLE_NAME).get(METADATA_KEY) if (folder / SINGLE_NAME).exists() else None
+    if quantised is not None:
+        return config, QuantisedWeights(tensors, config, read_info(quantised))
+    return config, FolderWeights(tensors, config, family)
 
 
 def _read_json(folder: Path, name: str) -> dict[str, object]:

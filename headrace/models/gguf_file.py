@@ -110,16 +110,25 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GgufFile:
-    """A GGUF file whose header, metadata and tensor table have been checked. Nothing is copied out of the mapping."""
+    """A GGUF file whose header, metadata and tensor table have been checked. Nothing is copied out of the mapping.
+
+    ``metadata_span``: first byte of the metadata, and the byte behind it.
+    """
 
     version: int
     metadata: Mapping[str, MetadataValue]
     tensors: Mapping[str, GgufTensor]
     buffer: RawBytes
+    metadata_span: tuple[int, int]
 
     def data(self, tensor: GgufTensor) -> RawBytes:
         """The tensor's encoded bytes, a read-only view."""
         return self.buffer[tensor.start : tensor.start + tensor.size]
+
+    def without_tensors(self) -> bytes:
+        """A whole GGUF file of the same metadata and no tensors: all that a tokenizer needs."""
+        start, end = self.metadata_span
+        return _MAGIC + struct.pack("<IQQ", self.version, 0, len(self.metadata)) + self.buffer[start:end].tobytes()
 
 
 class _Cursor:
@@ -183,13 +192,15 @@ def parse_gguf(buffer: RawBytes) -> GgufFile:
     tensor_count = cursor.count("tensor count", MAX_TENSORS, 24)
     key_count = cursor.count("metadata count", MAX_METADATA_KEYS, 13)
     metadata: dict[str, MetadataValue] = {}
+    metadata_start = cursor.position
     for index in range(key_count):
         key = cursor.text(f"metadata key {index}", MAX_KEY_BYTES)
         if not key or key in metadata:
             raise refuse(f"metadata key {key!r} is {'declared twice' if key else 'empty'}")
         metadata[key] = _read_value(cursor, key)
+    span = (metadata_start, cursor.position)
     tensors = _read_table(cursor, tensor_count, _alignment(metadata))
-    return GgufFile(version, MappingProxyType(metadata), MappingProxyType(tensors), buffer)
+    return GgufFile(version, MappingProxyType(metadata), MappingProxyType(tensors), buffer, span)
 
 
 def _check_header(cursor: _Cursor) -> int:

@@ -29,13 +29,13 @@ MAX_DIMENSIONS = 4
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
-_KINDS = {"F32": 4, "F16": 2, "BF16": 2}
+_KINDS = {"F32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1}
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}\.safetensors")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredTensor:
-    """One tensor of a file: ``kind`` is F32, F16 or BF16, ``data`` a view into the mapping."""
+    """One tensor of a file: ``kind`` is F32, F16, BF16, I16, I8 or U8, ``data`` a view into the mapping."""
 
     name: str
     kind: str
@@ -49,6 +49,15 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         return parse_safetensors(map_file(path))
     except HeadraceError as error:
         raise HeadraceError(error.code, f"{path.name}: {error.message}") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The free texts of a file's header (``__metadata__``); ``model_file`` when they are no texts."""
+    header, _ = _split(map_file(path))
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, Mapping) or not all(isinstance(value, str) for value in metadata.values()):
+        raise refuse(f"{path.name}: __metadata__ is no object of texts")
+    return dict(metadata)
 
 
 def open_folder(folder: Path) -> dict[str, StoredTensor]:
@@ -76,16 +85,10 @@ def open_folder(folder: Path) -> dict[str, StoredTensor]:
 
 def parse_safetensors(buffer: RawBytes) -> dict[str, StoredTensor]:
     """As :func:`open_safetensors`, of bytes in memory."""
-    if buffer.size < 8:
-        raise refuse(f"{buffer.size} bytes are too few for a safetensors header")
-    size = int.from_bytes(buffer[:8].tobytes(), "little")
-    if size > min(MAX_HEADER_BYTES, buffer.size - 8):
-        raise refuse(f"header of {size} bytes is over the limit of {MAX_HEADER_BYTES} or the file's {buffer.size} bytes")
-    header = parse_json(buffer[8 : 8 + size].tobytes(), "header")
+    header, body = _split(buffer)
     header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:
         raise refuse(f"{len(header)} tensors, the limit is {MAX_TENSORS}")
-    body = buffer[8 + size :]
     tensors: dict[str, StoredTensor] = {}
     spans: list[tuple[int, int, str]] = []
     for name, entry in header.items():
@@ -111,6 +114,16 @@ def parse_json(data: bytes, what: str) -> dict[str, object]:
     if not isinstance(value, dict):
         raise refuse(f"{what} is not a JSON object")
     return value
+
+
+def _split(buffer: RawBytes) -> tuple[dict[str, object], RawBytes]:
+    """The header and the bytes behind it."""
+    if buffer.size < 8:
+        raise refuse(f"{buffer.size} bytes are too few for a safetensors header")
+    size = int.from_bytes(buffer[:8].tobytes(), "little")
+    if size > min(MAX_HEADER_BYTES, buffer.size - 8):
+        raise refuse(f"header of {size} bytes is over the limit of {MAX_HEADER_BYTES} or the file's {buffer.size} bytes")
+    return parse_json(buffer[8 : 8 + size].tobytes(), "header"), buffer[8 + size :]
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

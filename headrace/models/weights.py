@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.errors import HeadraceError
+from headrace.models.integer_rows import GROUP_OF_KIND, decode_rows
 
 RawBytes = npt.NDArray[np.uint8]
 RowOrder = npt.NDArray[np.int32]
@@ -23,12 +24,14 @@ class RawTensor:
     ``shape``: ``(outputs, inputs)`` or ``(n,)``, row-major, one row's codes consecutive.
     ``data``: 1-D bytes of exactly the encoded size; read-only when it maps a file.
     ``row_order``: output row *i* comes from stored row ``row_order[i]`` (``None``: as stored).
+    ``activation_bits``: 8 where rows may be multiplied in 8 bits (integer kinds only), else 16.
     """
 
     kind: str
     shape: tuple[int, ...]
     data: RawBytes
     row_order: RowOrder | None = None
+    activation_bits: int = 16
 
     @property
     def rows(self) -> int:
@@ -63,6 +66,10 @@ def dequantise(raw: RawTensor) -> npt.NDArray[np.float32]:
     import gguf
 
     stored = raw.data.reshape(raw.rows, raw.row_bytes)
+    if raw.kind in GROUP_OF_KIND:
+        integers, scales = decode_rows(raw.kind, stored, raw.shape[1])
+        values = integers.astype(np.float32) * scales[:, None]
+        return values if raw.row_order is None else values[raw.row_order]
     try:
         values = gguf.quants.dequantize(stored, gguf.GGMLQuantizationType[raw.kind])
     except (KeyError, NotImplementedError) as error:

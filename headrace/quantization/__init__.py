@@ -1,0 +1,1 @@
+"""Makes quantised models: recipes, calibration, and the folder that they are written to."""
