@@ -3,68 +3,88 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu.hpp"
 #include "kernel_table.hpp"
 
 namespace headrace {
 namespace {
 
-bool cpu_runs_avx2() {
-#if defined(HEADRACE_HAS_avx2)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#else
-    return false;
-#endif
-}
+using Fill = void (*)(KernelTable&);
 
-bool cpu_runs_avx512() {
-#if defined(HEADRACE_HAS_avx512)
-    return cpu_runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
-#else
-    return false;
-#endif
-}
+// One instruction set: `fill` is null when it isn't compiled in, `lacking` says what this machine misses (nothing: "").
+struct Variant {
+    const char* name;
+    Fill fill;
+    std::string (*lacking)();
+    bool automatic;
+};
 
-KernelTable portable_table() {
-    KernelTable table;
-    table.isa = "portable";
+void fill_portable(KernelTable& table) {
     portable::fill_matmul(table);
     portable::fill_rows(table);
-    return table;
 }
 
 #if defined(HEADRACE_HAS_avx2)
-KernelTable avx2_table() {
-    KernelTable table;
-    table.isa = "avx2";
+void fill_avx2(KernelTable& table) {
     avx2::fill_matmul(table);
     avx2::fill_rows(table);
-    return table;
 }
+#else
+constexpr Fill fill_avx2 = nullptr;
 #endif
 
 #if defined(HEADRACE_HAS_avx512)
-KernelTable avx512_table() {
-    KernelTable table;
-    table.isa = "avx512";
+void fill_avx512(KernelTable& table) {
     avx512::fill_matmul(table);
     avx512::fill_rows(table);
-    return table;
 }
+#else
+constexpr Fill fill_avx512 = nullptr;
 #endif
 
-const KernelTable* find_table(const std::string& isa) {
-    static const KernelTable portable_kernels = portable_table();
-    if (isa == "portable") return &portable_kernels;
-#if defined(HEADRACE_HAS_avx2)
-    static const KernelTable avx2_kernels = avx2_table();
-    if (isa == "avx2" && cpu_runs_avx2()) return &avx2_kernels;
+#if defined(HEADRACE_HAS_avx512) && defined(HEADRACE_HAS_amx)
+void fill_amx(KernelTable& table) {
+    fill_avx512(table);
+    amx::fill_tiles(table);
+}
+#else
+constexpr Fill fill_amx = nullptr;
 #endif
-#if defined(HEADRACE_HAS_avx512)
-    static const KernelTable avx512_kernels = avx512_table();
-    if (isa == "avx512" && cpu_runs_avx512()) return &avx512_kernels;
+
+#if defined(HEADRACE_HAS_avx512) && defined(HEADRACE_HAS_amx_emulated)
+void fill_amx_emulated(KernelTable& table) {
+    fill_avx512(table);
+    amx_emulated::fill_tiles(table);
+}
+#else
+constexpr Fill fill_amx_emulated = nullptr;
 #endif
-    return nullptr;
+
+const Variant kVariants[] = {  // best first
+    {"amx", fill_amx, cpu_lacks_for_amx, true},
+    {"avx512", fill_avx512, cpu_lacks_for_avx512, true},
+    {"avx2", fill_avx2, cpu_lacks_for_avx2, true},
+    {"portable", fill_portable, [] { return std::string(); }, true},
+    {"amx-emulated", fill_amx_emulated, cpu_lacks_for_avx512, false},
+};
+struct Entry {
+    IsaSupport support;
+    KernelTable table;
+};
+
+const std::vector<Entry>& entries() {
+    static const std::vector<Entry> all = [] {
+        std::vector<Entry> made;
+        for (const Variant& variant : kVariants) {
+            const std::string lacking = variant.fill == nullptr ? "not in this build" : variant.lacking();
+            Entry& entry = made.emplace_back();
+            entry.support = {variant.name, variant.fill != nullptr, lacking.empty(), variant.automatic, lacking};
+            entry.table.isa = variant.name;
+            if (lacking.empty()) variant.fill(entry.table);
+        }
+        return made;
+    }();
+    return all;
 }
 
 std::atomic<const KernelTable*>& selected() {
@@ -75,48 +95,26 @@ std::atomic<const KernelTable*>& selected() {
 }  // namespace
 
 std::vector<IsaSupport> isa_support() {
-#if defined(HEADRACE_HAS_avx2)
-    constexpr bool avx2_compiled = true;
-#else
-    constexpr bool avx2_compiled = false;
-#endif
-#if defined(HEADRACE_HAS_avx512)
-    constexpr bool avx512_compiled = true;
-#else
-    constexpr bool avx512_compiled = false;
-#endif
-    return {{"avx512", avx512_compiled, cpu_runs_avx512()}, {"avx2", avx2_compiled, cpu_runs_avx2()}, {"portable", true, true}};
-}
-
-std::vector<std::string> cpu_features() {
-    std::vector<std::string> names;
-#if defined(__x86_64__)
-#define HEADRACE_PROBE(name) \
-    if (__builtin_cpu_supports(name)) names.emplace_back(name)
-    HEADRACE_PROBE("avx2");
-    HEADRACE_PROBE("fma");
-    HEADRACE_PROBE("f16c");
-    HEADRACE_PROBE("avx512f");
-    HEADRACE_PROBE("avx512bw");
-    HEADRACE_PROBE("avx512vl");
-    HEADRACE_PROBE("avx512dq");
-    HEADRACE_PROBE("avx512vnni");
-#undef HEADRACE_PROBE
-#endif
-    return names;
+    std::vector<IsaSupport> rows;
+    for (const Entry& entry : entries()) rows.push_back(entry.support);
+    return rows;
 }
 
 const KernelTable& best_kernels() {
-    for (const IsaSupport& isa : isa_support())
-        if (isa.runnable) return *find_table(isa.name);
-    return *find_table("portable");
+    for (const Entry& entry : entries())
+        if (entry.support.runnable && entry.support.automatic) return entry.table;
+    throw std::logic_error("the portable kernels are missing");
 }
 
 const KernelTable& kernels_named(const char* isa) {
     const std::string name = isa;
     if (name == "auto") return best_kernels();
-    if (const KernelTable* table = find_table(name)) return *table;
-    throw std::invalid_argument("no kernels for instruction set '" + name + "' on this machine");
+    for (const Entry& entry : entries())
+        if (name == entry.support.name) {
+            if (entry.support.runnable) return entry.table;
+            throw std::invalid_argument("no kernels for instruction set '" + name + "' on this machine: " + entry.support.lacking);
+        }
+    throw std::invalid_argument("no kernels for instruction set '" + name + "'");
 }
 
 const KernelTable& kernels() { return *selected().load(std::memory_order_acquire); }

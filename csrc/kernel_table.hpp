@@ -15,25 +15,43 @@ namespace headrace {
 
 using PanelKernel = void (*)(const PanelProduct&);
 
+// Panel products of blocks of rows on a tile unit, for formats that have one. The unit must be configured on the thread
+// for the format and the exact number of rows, and released afterwards: state left behind is saved at every switch.
+struct TileKernels {
+    int rows = 0;   // of a full block; 0: this ISA has no tile unit
+    int least = 0;  // blocks with fewer rows go to `KernelTable::panel`
+    PanelKernel panel[kFormats] = {};
+    void (*configure)(Format format, int rows) noexcept = nullptr;
+    void (*release)() noexcept = nullptr;
+};
+
+// From half a tile on: its products cost as much as a full one, folding costs as many steps as there are rows. Estimated
+// from instruction counts; `headrace bench kernels` on a CPU with AMX shows rows 4 and 8 on both sides of it.
+inline constexpr int kLeastTileRows = 8;
+
 struct KernelTable {
     const char* isa = nullptr;
     PanelKernel panel[kFormats] = {};  // by Format
+    TileKernels tiles = {};
     RowKernels rows = {};              // norms, row quantisation, rotary positions, attention
 };
 
 struct IsaSupport {
     const char* name;
     bool compiled;
-    bool runnable;  // this CPU and operating system can execute it
+    bool runnable;   // this CPU and operating system can execute it
+    bool automatic;  // chosen by itself where it is the best; false: for tests only
+    std::string lacking;  // why it is not runnable
 };
 
 // Fillers, one per ISA and kernel file; each sets its own entries only. Declared for every ISA, called if compiled in.
 namespace portable { void fill_matmul(KernelTable&); void fill_rows(KernelTable&); }
 namespace avx2 { void fill_matmul(KernelTable&); void fill_rows(KernelTable&); }
 namespace avx512 { void fill_matmul(KernelTable&); void fill_rows(KernelTable&); }
+namespace amx { void fill_tiles(KernelTable&); }
+namespace amx_emulated { void fill_tiles(KernelTable&); }
 
 std::vector<IsaSupport> isa_support();       // best first
-std::vector<std::string> cpu_features();     // those that choose kernels and are present
 const KernelTable& best_kernels();           // by cpuid
 const KernelTable& kernels_named(const char* isa);  // throws std::invalid_argument when unknown or not runnable
 

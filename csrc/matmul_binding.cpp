@@ -14,6 +14,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu.hpp"
 #include "kernel_table.hpp"
 #include "pack.hpp"
 #include "packed_matrix.hpp"
@@ -108,10 +109,10 @@ void bind_tables(nb::module_& m) {
           "Compute with the kernels of one instruction set ('auto': the best). ValueError when this machine can't run it.");
     m.def("isa", [] { return std::string(kernels().isa); }, "Name of the instruction set in use.");
     m.def("isa_support", [] {
-        std::vector<std::tuple<std::string, bool, bool>> rows;
-        for (const IsaSupport& isa : isa_support()) rows.emplace_back(isa.name, isa.compiled, isa.runnable);
+        std::vector<std::tuple<std::string, bool, bool, bool, std::string>> rows;
+        for (const IsaSupport& isa : isa_support()) rows.emplace_back(isa.name, isa.compiled, isa.runnable, isa.automatic, isa.lacking);
         return rows;
-    }, "(name, compiled, runnable) of every instruction set, best first.");
+    }, "(name, compiled, runnable, automatic, what it lacks here) of every instruction set, best first.");
     m.def("cpu_features", &cpu_features, "Names of the CPU features that choose the kernels and are present here.");
     m.def("format_traits", [] {
         std::vector<std::tuple<std::string, int, int, int, bool, bool>> rows;

@@ -7,6 +7,7 @@ namespace headrace {
 void bind_chain(nb::module_& m);
 void bind_matmul(nb::module_& m);
 void bind_sampler(nb::module_& m);
+void bind_tiles(nb::module_& m);
 }
 
 NB_MODULE(_native, m) {
@@ -14,4 +15,5 @@ NB_MODULE(_native, m) {
     headrace::bind_matmul(m);
     headrace::bind_chain(m);
     headrace::bind_sampler(m);
+    headrace::bind_tiles(m);
 }

@@ -22,7 +22,7 @@ TileGrid grid_of(const PackedMatrix& matrix, int rows) {
 }
 
 // One panel times rows m0 … m1-1; `out` points at the first of them and the panel's first column.
-void panel_times_rows(const KernelTable& table, const PackedMatrix& matrix, const Rows& x, int m0, int m1, int panel, float* out,
+void panel_times_rows(PanelKernel kernel, const PackedMatrix& matrix, const Rows& x, int m0, int m1, int panel, float* out,
                       std::size_t out_stride) {
     const int padded = (x.inputs + kGroup - 1) / kGroup * kGroup;
     const Panel& place = matrix.panels()[static_cast<std::size_t>(panel)];
@@ -43,17 +43,50 @@ void panel_times_rows(const KernelTable& table, const PackedMatrix& matrix, cons
         product.value_stride = x.value_stride;
         product.values = x.values + x.value_stride * static_cast<std::size_t>(m0);
     }
-    table.panel[static_cast<int>(place.format)](product);
+    kernel(product);
 }
+
+// The tile unit of the calling thread, configured as the blocks of one matmul_tile ask and released at its end.
+class TileSession {
+  public:
+    explicit TileSession(const TileKernels& kernels) : kernels_(kernels) {}
+    TileSession(const TileSession&) = delete;
+    TileSession& operator=(const TileSession&) = delete;
+    ~TileSession() {
+        if (rows_ > 0) kernels_.release();
+    }
+
+    bool takes(Format format, int rows) const {
+        return rows >= kernels_.least && kernels_.rows > 0 && kernels_.panel[static_cast<int>(format)] != nullptr;
+    }
+
+    PanelKernel kernel(Format format, int rows) {
+        const int group = kFormatTraits[static_cast<int>(format)].group;
+        if (rows != rows_ || group != group_) kernels_.configure(format, rows);
+        rows_ = rows;
+        group_ = group;
+        return kernels_.panel[static_cast<int>(format)];
+    }
+
+  private:
+    const TileKernels& kernels_;
+    int rows_ = 0, group_ = 0;
+};
 
 // One row block at a time meets all panels of the tile, so that rows and panels both stay in the innermost cache.
 void panels_times_rows(const KernelTable& table, const PackedMatrix& matrix, const Rows& x, int m0, int m1, int panel0, int panel1,
                        float* out, std::size_t out_stride) {
-    for (int row = m0; row < m1; row += kRowBlock)
-        for (int panel = panel0; panel < panel1; ++panel)
-            panel_times_rows(table, matrix, x, row, std::min(row + kRowBlock, m1), panel,
+    TileSession tiles(table.tiles);
+    for (int row = m0, count = 0; row < m1; row += count) {
+        count = std::min(m1 - row, m1 - row >= table.tiles.least && table.tiles.rows > 0 ? table.tiles.rows : kRowBlock);
+        for (int panel = panel0; panel < panel1; ++panel) {
+            const Format format = matrix.panels()[static_cast<std::size_t>(panel)].format;
+            const PanelKernel kernel = tiles.takes(format, count) ? tiles.kernel(format, count) : table.panel[static_cast<int>(format)];
+            panel_times_rows(kernel, matrix, x, row, row + count, panel,
                              out + static_cast<std::size_t>(row - m0) * out_stride + static_cast<std::size_t>(panel - panel0) * kPanelWidth,
                              out_stride);
+        }
+    }
 }
 
 void dequantize_group(Format format, const std::uint8_t* record, int lane, float* out) {

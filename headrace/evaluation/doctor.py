@@ -55,7 +55,7 @@ def _kernels(machine: Machine) -> Finding:
     except ImportError as error:
         return Finding("bad", "kernels", f"not built ({type(error).__name__})", "run `make native`, or install the package again")
     isa = _native.isa()
-    built = ", ".join(name for name, is_built, _ in _native.isa_support() if is_built)
+    built = ", ".join(row[0] for row in _native.isa_support() if row[1])
     slow = isa == "portable"
     advice = "no AVX2: generation will be several times slower" if slow else ""
     return Finding("note" if slow else "ok", "kernels", f"{isa} (built: {built}); the CPU has {features}", advice)

@@ -40,7 +40,7 @@ class KernelSpeed:
 
 def usable_isas() -> tuple[str, ...]:
     """Instruction sets that are built and that this CPU has, best first."""
-    return tuple(name for name, built, supported in _native.isa_support() if built and supported)
+    return tuple(name for name, _, runnable, automatic, _ in _native.isa_support() if runnable and automatic)
 
 
 def measure(model: OpenModel, settings: KernelSettings, report: Callable[[str, int, int], None]) -> Iterator[KernelSpeed]:

@@ -35,11 +35,17 @@ class SourceKind:
 
 @dataclass(frozen=True, slots=True)
 class InstructionSet:
-    """One variant of every kernel; ``compiled`` into this build, ``runnable`` on this machine."""
+    """One variant of every kernel; ``compiled`` into this build, ``runnable`` on this machine.
+
+    ``automatic``: chosen by itself where it is the best; the others (``amx-emulated``, which computes with a model of the
+    tile unit) are for tests. ``lacking``: why it is not runnable.
+    """
 
     name: str
     compiled: bool
     runnable: bool
+    automatic: bool
+    lacking: str
 
 
 def weight_formats() -> dict[str, WeightFormat]:
@@ -58,5 +64,5 @@ def instruction_sets() -> list[InstructionSet]:
 
 
 def runnable_instruction_sets() -> list[str]:
-    """Names of the variants that this machine can execute, best first; all of them compute the same bits."""
+    """Names of the variants that this machine can execute, best first, then those for tests; all compute the same bits."""
     return [isa.name for isa in instruction_sets() if isa.runnable]

@@ -11,8 +11,9 @@ import pytest
 from chain_tools import PAGE_TOKENS, Piece, from_bf16, make_batch, to_bf16
 
 from headrace.kernels import _native
+from headrace.kernels.formats import instruction_sets
 
-ISAS = [name for name, compiled, runnable in _native.isa_support() if compiled and runnable]
+ISAS = [row.name for row in instruction_sets() if row.runnable and row.automatic]
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import pytest
 
 from headrace.kernels import _native
+from headrace.kernels.formats import instruction_sets
 
-ISAS = [name for name, compiled, runnable in _native.isa_support() if compiled and runnable]
+ISAS = [row.name for row in instruction_sets() if row.runnable and row.automatic]
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,4 @@
+// Panel products on the tile unit of the CPU.
+#include "tile_unit.hpp"
+// The kernels, on the names above.
+#include "tile_matmul_impl.hpp"
