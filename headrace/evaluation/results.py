@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -73,20 +74,35 @@ def _section(run: Mapping[str, Any]) -> str:
 
 def _peers(run: Mapping[str, Any]) -> str:
     """Medians of each server, and headrace's median ratio to each other one."""
-    settings, measures = run["settings"], [Measure(**measure) for measure in run["measures"]]
+    settings, measures = run["settings"], [_measure(measure) for measure in run["measures"]]
     others = [name for name in measures[0].values if name != "headrace"]
     lines = ["## Beside other servers", ""]
     lines += [f"`headrace bench peers`: {settings['prompt']} tokens in, {settings['output']} out, {settings['threads']} threads, "]
     lines[-1] += f"medians of {settings['rounds']} rounds in turns. Peers as `benchmarks/README.md` says."
-    heads = ["", "unit", "headrace", *(head for name in others for head in (name, f"headrace / {name}"))]
+    lines[-1] += " Ratios are medians over the rounds: above 1 headrace is so many times better."
+    heads = ["", "unit", "headrace", *(head for name in others for head in (name, "times better"))]
     lines += ["", f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for measure in measures:
-        cells = [measure.what, measure.unit, f"{measure.median('headrace'):,.0f}"]
+        cells = [measure.what, measure.unit, _number(measure.median("headrace"))]
         for name in others:
-            cells += [f"{measure.median(name):,.0f}", f"{measure.ratio('headrace', name):.2f}×"]
+            ratio = measure.ratio("headrace", name)
+            cells += [_number(measure.median(name)), "–" if math.isnan(ratio) else f"{ratio:.2f}×"]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *(f"- {note}" for note in run.get("notes", ()))]
     lines += ["", f"{run['machine_line']}; model {settings['model']}.", ""]
     return "\n".join(lines)
+
+
+def _measure(saved: Mapping[str, Any]) -> Measure:
+    """A measure as it was before it became JSON, which has no NaN."""
+    values = {name: [math.nan if value is None else value for value in row] for name, row in saved["values"].items()}
+    return Measure(saved["what"], saved["unit"], values, saved.get("lower", False))
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _experiment(run: Mapping[str, Any]) -> str:
@@ -122,5 +138,25 @@ def plot(title: str, series: Iterable[Series], file: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend()
     figure.suptitle(title)
+    figure.savefig(file)
+    pyplot.close(figure)
+
+
+def plot_peers(measures: Iterable[Measure], file: Path) -> None:
+    """Draw the medians of each server, one panel for each unit. Raises ``invalid_setting`` without the extra ``plot``."""
+    pyplot = import_pyplot()
+    panels: dict[str, list[Measure]] = {}
+    for measure in measures:
+        panels.setdefault(measure.unit, []).append(measure)
+    figure, axes = pyplot.subplots(len(panels), 1, figsize=(9, 2.6 * len(panels)), layout="constrained", squeeze=False)
+    for axis, (unit, rows) in zip(axes[:, 0], panels.items(), strict=True):
+        names = list(rows[0].values)
+        for position, name in enumerate(names):
+            places = [index + (position - (len(names) - 1) / 2) * 0.8 / len(names) for index in range(len(rows))]
+            axis.bar(places, [measure.median(name) for measure in rows], 0.8 / len(names), label=name)
+        axis.set_xticks(range(len(rows)), [measure.what for measure in rows])
+        axis.set_ylabel(unit + (" (less is better)" if rows[0].lower else ""))
+        axis.grid(axis="y", alpha=0.3)
+    axes[0, 0].legend()
     figure.savefig(file)
     pyplot.close(figure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from headrace.errors import HeadraceError
 from headrace.evaluation.peers import Measure, PeerSettings, compare
-from headrace.evaluation.results import results_page
+from headrace.evaluation.results import plot_peers, results_page
 from headrace.models.catalog import find_model
 
 
@@ -18,6 +19,36 @@ def test_ratios_are_taken_round_by_round() -> None:
     measure = Measure("", "", {"a": [10.0, 40.0, 30.0], "b": [5.0, 10.0, 30.0]})
     assert measure.median("a") == 30.0
     assert measure.ratio("a", "b") == 2.0
+
+
+def test_less_is_better_where_it_is_and_the_best_peer_counts() -> None:
+    measure = Measure("", "ms", {"headrace": [10.0, 10.0], "a": [30.0, 50.0], "b": [20.0, math.nan]}, lower=True)
+    assert measure.ratio("headrace", "a") == 4.0
+    assert measure.ratio("headrace", "b") == 2.0
+    assert measure.lead() == 2.0
+    assert math.isnan(Measure("", "", {"headrace": [math.nan], "a": [1.0]}).lead())
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("headrace",)])
+def test_names_differ(names: tuple[str, ...]) -> None:
+    with pytest.raises(HeadraceError, match="names that differ"):
+        PeerSettings(peer=tuple(f"{name}=http://127.0.0.1:1" for name in names))
+
+
+def test_a_failed_measure_is_a_dash(tmp_path: Path) -> None:
+    measure = {"what": "8 streams", "unit": "output tok/s", "values": {"headrace": [20.0], "other": [None]}, "lower": False}
+    settings = asdict(PeerSettings()) | {"peer": ["other"]}
+    run = {"kind": "peers", "machine_line": "", "settings": settings, "measures": [measure], "notes": ["other: 1 of 8 failed"]}
+    (tmp_path / "peers.json").write_text(json.dumps(run))
+    page = results_page(tmp_path)
+    assert "| 8 streams | output tok/s | 20 | – | – |" in page
+    assert "- other: 1 of 8 failed" in page
+
+
+def test_measures_are_drawn(tmp_path: Path) -> None:
+    plot_peers([Measure("1", "a", {"headrace": [2.0], "b": [math.nan]}), Measure("2", "s", {"headrace": [2.0], "b": [1.0]}, True)],
+               tmp_path / "peers.png")  # fmt: skip
+    assert (tmp_path / "peers.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("peer", ["nowhere", "=x"])
@@ -36,11 +67,11 @@ def test_a_peer_that_is_nowhere_is_refused_before_anything_starts(tmp_path: Path
 @pytest.mark.model
 def test_a_peer_that_dies_at_once_is_named(tmp_path: Path) -> None:
     peer = tmp_path / "llama-server"
-    peer.write_text("#!/bin/sh\nexit 3\n")
+    peer.write_text("#!/bin/sh\necho no such tensor >&2\nexit 3\n")
     peer.chmod(0o700)
     model = find_model("smollm2").path
     assert model is not None
-    with pytest.raises(HeadraceError, match="exit code 3"):
+    with pytest.raises(HeadraceError, match="dead ended with exit code 3: no such tensor"):
         compare(PeerSettings(peer=(f"dead={peer}",), threads=1), model, lambda *_: None)
 
 

@@ -1,7 +1,4 @@
-"""Runs in a peer's own virtual environment, never in ours: serves a GGUF through xllamacpp (llama.cpp) until it is stopped.
-
-``python peer_host.py MODEL.gguf THREADS STREAMS CONTEXT``; prints its URL on the first line.
-"""
+"""Serves a GGUF file with xllamacpp (llama.cpp as a wheel) until it is stopped; see the package's docstring for the arguments."""
 
 from __future__ import annotations
 
@@ -10,18 +7,18 @@ import sys
 
 
 def main() -> None:
-    """Start the peer's server and wait."""
+    """Start the package's own server and wait."""
     import xllamacpp
 
-    model, threads, streams, context = sys.argv[1], *map(int, sys.argv[2:5])
+    threads, streams, context, port = map(int, sys.argv[2:6])
     params = xllamacpp.CommonParams()
-    params.model.path = model
+    params.model.path = sys.argv[1]
     params.n_ctx = context * streams
     params.n_parallel = streams
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.cache_prompt = False
+    params.port = port
     server = xllamacpp.Server(params)
-    print(server.listening_address, flush=True)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     del server
 

@@ -1,0 +1,131 @@
+"""Serves a GGUF file with OpenVINO GenAI's continuous batching; see the package's docstring for the arguments.
+
+The package has no HTTP server: this is a thin one around its pipeline, with greedy completions streamed as server-sent events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(slots=True)
+class _Running:
+    """A request inside the pipeline and the queue of its HTTP connection."""
+
+    handle: Any
+    pieces: asyncio.Queue[tuple[str, int, bool]]
+
+
+class Engine:
+    """The pipeline in a thread of its own: takes requests, steps, hands text to the event loop once a step."""
+
+    def __init__(self, model: str, threads: int, streams: int, loop: asyncio.AbstractEventLoop) -> None:
+        import openvino_genai
+
+        self._genai = openvino_genai
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.max_num_seqs = streams
+        scheduler.enable_prefix_caching = False
+        self._pipeline = openvino_genai.ContinuousBatchingPipeline(model, scheduler, "CPU", {"INFERENCE_NUM_THREADS": threads})
+        self._tokenizer = self._pipeline.get_tokenizer()
+        self._loop = loop
+        self._inbox: list[tuple[Any, int, asyncio.Queue[tuple[str, int, bool]]]] = []
+        self._wake = threading.Condition()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def submit(self, prompt: str, tokens: int) -> tuple[int, asyncio.Queue[tuple[str, int, bool]]]:
+        """(tokens of the prompt, queue of (text, tokens, whether that is all))."""
+        ids = self._tokenizer.encode(prompt).input_ids
+        queue: asyncio.Queue[tuple[str, int, bool]] = asyncio.Queue()
+        with self._wake:
+            self._inbox.append((ids, tokens, queue))
+            self._wake.notify()
+        return int(ids.shape[1]), queue
+
+    def _run(self) -> None:
+        live: dict[int, _Running] = {}
+        number = 0
+        while True:
+            with self._wake:
+                while not self._inbox and not live:
+                    self._wake.wait()
+                taken, self._inbox = self._inbox, []
+            for ids, tokens, queue in taken:
+                config = self._genai.GenerationConfig()
+                config.max_new_tokens, config.ignore_eos, config.do_sample = tokens, True, False
+                number += 1
+                live[number] = _Running(self._pipeline.add_request(number, ids, config), queue)
+            self._pipeline.step()
+            self._collect(live)
+
+    def _collect(self, live: dict[int, _Running]) -> None:
+        """What the step gave, decoded in one call."""
+        found = []
+        for number, running in live.items():
+            if running.handle.can_read():
+                output = next(iter(running.handle.read().values()))
+                done = output.finish_reason != self._genai.GenerationFinishReason.NONE
+                found.append((number, list(output.generated_ids), done))
+        if not found:
+            return
+        texts = self._tokenizer.decode([ids for _, ids, _ in found])
+        pairs = zip(texts, found, strict=True)
+        events = [(live[number].pieces, (text or " ", len(ids), done)) for text, (number, ids, done) in pairs]
+        for number, _, done in found:
+            if done:
+                del live[number]
+        self._loop.call_soon_threadsafe(_deliver, events)
+
+
+def _deliver(events: list[tuple[asyncio.Queue[tuple[str, int, bool]], tuple[str, int, bool]]]) -> None:
+    for queue, piece in events:
+        queue.put_nowait(piece)
+
+
+async def _answer(engine: Engine, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One request on one connection."""
+    try:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        path = head.split(" ", 2)[1]
+        length = next((int(line[15:]) for line in head.lower().split("\r\n") if line.startswith("content-length:")), 0)
+        body = json.loads(await reader.readexactly(length)) if length else {}
+        if path == "/v1/completions":
+            await _stream(engine, body, writer)
+        else:
+            data = json.dumps({"data": [{"id": "model", "object": "model"}]}).encode()
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(data) + data)
+        await writer.drain()
+    except (ConnectionError, asyncio.IncompleteReadError):
+        pass  # the client is gone: its request still runs to its end, as in the pipeline's own loop
+    finally:
+        writer.close()
+
+
+async def _stream(engine: Engine, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+    prompt_tokens, pieces = engine.submit(body["prompt"], body["max_tokens"])
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+    made, done = 0, False
+    while not done:
+        text, tokens, done = await pieces.get()
+        made += tokens
+        choice = {"index": 0, "text": text, "finish_reason": "length" if done else None}
+        writer.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": made}
+    writer.write(b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\ndata: [DONE]\n\n")
+
+
+async def main() -> None:
+    """Load, then serve until the process is ended."""
+    threads, streams, _, port = map(int, sys.argv[2:6])
+    engine = Engine(sys.argv[1], threads, streams, asyncio.get_running_loop())
+    server = await asyncio.start_server(lambda reader, writer: _answer(engine, reader, writer), "127.0.0.1", port)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
