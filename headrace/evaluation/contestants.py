@@ -25,6 +25,7 @@ from headrace.evaluation.peer_hosts import __file__ as _hosts_file
 
 _START_SECONDS = 300.0
 _POLL_SECONDS = 0.02
+_INSIST_SECONDS = 0.5
 _SCHEMES = ("http://", "https://")
 _HOSTS = Path(_hosts_file).parent
 # module in the peer's environment: (packages to install, its host program)
@@ -146,16 +147,21 @@ def _wait_ready(name: str, process: subprocess.Popen[bytes], health: str, errors
 @contextlib.contextmanager
 def signals_unwind() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the program through its context managers, once: what it started is stopped first."""
+    told: list[int] = []
 
     def leave(number: int, frame: FrameType | None) -> None:
-        for ending in before:
-            signal.signal(ending, signal.SIG_IGN)
-        raise SystemExit(128 + number)
+        if isinstance(sys.exception(), SystemExit):
+            return  # on the way out already: let what was started be stopped in peace
+        told.append(number)
+        # An exception that comes up inside a destructor is lost: insist until it is not.
+        signal.setitimer(signal.ITIMER_REAL, _INSIST_SECONDS, _INSIST_SECONDS)
+        raise SystemExit(128 + told[0])
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -66,6 +66,23 @@ with signals_unwind(), running("slow", [{str(server)!r}], "http://127.0.0.1:1"):
         bench.communicate()
 
 
+def test_a_signal_is_not_lost_in_a_destructor() -> None:
+    code = """
+import os, signal, time
+from headrace.evaluation.contestants import signals_unwind
+class Last:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+with signals_unwind():
+    Last()
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=40, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert b"Exception ignored" in done.stderr
+
+
 def test_a_peer_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     code = f"""
 import headrace.evaluation.keeper as keeper, os, sys

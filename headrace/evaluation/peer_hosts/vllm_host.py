@@ -15,11 +15,12 @@ from pathlib import Path
 def convert(model: Path, folder: str) -> None:
     """Write weights in bf16, configuration and tokenizer of a GGUF file as a folder that vLLM opens."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     where = {"pretrained_model_name_or_path": str(model.parent), "gguf_file": model.name}
     AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
-    AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16).save_pretrained(folder)
+    plain = GgufConfig(gguf_file=model.name, dequantize=True)
+    AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, quantization_config=plain).save_pretrained(folder)
 
 
 def main() -> None:
