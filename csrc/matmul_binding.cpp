@@ -14,6 +14,7 @@
 #include <tuple>
 #include <vector>
 
+#include "checksum.hpp"
 #include "cpu.hpp"
 #include "kernel_table.hpp"
 #include "pack.hpp"
@@ -48,6 +49,21 @@ std::unique_ptr<PackedMatrix> pack(const std::vector<Source>& sources, ThreadPoo
     }
     nb::gil_scoped_release release;
     return pack_matrix(pool, views, interleave);
+}
+
+using Shape = std::tuple<std::string, int, int>;
+
+std::unique_ptr<PackedMatrix> borrow(const std::vector<Shape>& shapes, bool interleave, const Bytes& panels) {
+    std::vector<PackSource> views;
+    for (const auto& [kind, rows, inputs] : shapes) views.push_back({nullptr, 0, kind, rows, inputs, nullptr});
+    return borrow_matrix(views, interleave, panels.data(), panels.size());
+}
+
+using Panels = nb::ndarray<nb::numpy, const std::uint8_t, nb::ndim<1>, nb::c_contig>;
+
+Panels panels_of(nb::handle self) {
+    const auto& matrix = nb::cast<const PackedMatrix&>(self);
+    return Panels(matrix.data(), {matrix.bytes()}, self);
 }
 
 void check_rows(const PackedMatrix& matrix, const Matrix& x) {
@@ -131,6 +147,12 @@ void bind_tables(nb::module_& m) {
 
 void bind_matmul(nb::module_& m) {
     bind_tables(m);
+    m.def("source_bytes", &source_bytes, nb::arg("kind"), nb::arg("rows"), nb::arg("inputs"),
+          "Bytes that a matrix of that kind and shape takes in its source.");
+    m.def("checksum", [](const Bytes& bytes, ThreadPool& pool) {
+        nb::gil_scoped_release release;
+        return checksum(bytes.data(), bytes.size(), pool);
+    }, nb::arg("bytes"), nb::arg("pool"), "64 bits that tell damaged bytes from whole ones, at the rate of memory.");
     m.def("time_products", &time_products, nb::arg("matrices"), nb::arg("x"), nb::arg("pool"), nb::arg("repeat"),
           "Seconds for `repeat` rounds of products of the same rows with each matrix.");
     nb::class_<ThreadPool>(m, "ThreadPool", "Threads that take small tiles from a counter; the caller is one of them.")
@@ -143,6 +165,9 @@ void bind_matmul(nb::module_& m) {
              "How often each tile ran over that many regions of growing length: a self-check of the pool.");
     nb::class_<PackedMatrix>(m, "PackedMatrix", "A weight matrix in its runtime form.")
         .def_static("pack", &pack, nb::arg("sources"), nb::arg("pool"), nb::arg("interleave") = false)
+        .def_static("borrow", &borrow, nb::arg("shapes"), nb::arg("interleave"), nb::arg("panels").noconvert(), nb::keep_alive<0, 3>(),
+                    "The matrix of sources (kind, rows, inputs) over panels that were packed before; keeps `panels` alive.")
+        .def_prop_ro("panels", &panels_of, "The packed bytes, read-only: what `borrow` takes.")
         .def_prop_ro("inputs", &PackedMatrix::inputs)
         .def_prop_ro("columns", &PackedMatrix::columns)
         .def_prop_ro("bytes", &PackedMatrix::bytes)

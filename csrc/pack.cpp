@@ -44,7 +44,7 @@ std::size_t row_bytes(const Decoder& decoder, int inputs) {
     return static_cast<std::size_t>(inputs / decoder.kind.block) * decoder.kind.block_bytes;
 }
 
-void check_source(const PackSource& source, int inputs) {
+void check_shape(const PackSource& source, int inputs) {
     const Decoder& decoder = decoder_for(source.kind);
     const std::string shape = std::to_string(source.rows) + " x " + std::to_string(source.inputs);
     if (source.rows < 1 || source.inputs < 1) throw PackError("a " + source.kind + " matrix of shape " + shape + " is empty");
@@ -52,10 +52,14 @@ void check_source(const PackSource& source, int inputs) {
         throw PackError("stacked matrices differ in inputs: " + std::to_string(inputs) + " and " + std::to_string(source.inputs));
     if (source.inputs % decoder.kind.block != 0)
         throw PackError(source.kind + " needs inputs in multiples of " + std::to_string(decoder.kind.block) + ", the shape is " + shape);
+}
+
+void check_bytes(const PackSource& source) {
+    const Decoder& decoder = decoder_for(source.kind);
     const std::size_t expected = row_bytes(decoder, source.inputs) * static_cast<std::size_t>(source.rows);
     if (source.length != expected)
-        throw PackError("a " + source.kind + " matrix of shape " + shape + " takes " + std::to_string(expected) + " bytes, the file has " +
-                        std::to_string(source.length));
+        throw PackError("a " + source.kind + " matrix of shape " + std::to_string(source.rows) + " x " + std::to_string(source.inputs) +
+                        " takes " + std::to_string(expected) + " bytes, the file has " + std::to_string(source.length));
     if (source.order == nullptr) return;
     for (int row = 0; row < source.rows; ++row)
         if (source.order[row] < 0 || source.order[row] >= source.rows)
@@ -126,6 +130,7 @@ struct PanelSource {
 };
 
 constexpr std::size_t kHugePage = 2u << 20;
+constexpr std::uintptr_t kAlignment = 64;
 
 }  // namespace
 
@@ -138,22 +143,27 @@ const std::vector<SourceKind>& source_kinds() {
     return kinds;
 }
 
-void PackedMatrix::Unmap::operator()(std::uint8_t* data) const { munmap(data, length); }
+std::size_t source_bytes(const std::string& kind, int rows, int inputs) {
+    check_shape({nullptr, 0, kind, rows, inputs, nullptr}, inputs);
+    return row_bytes(decoder_for(kind), inputs) * static_cast<std::size_t>(rows);
+}
+
+void PackedMatrix::Unmap::operator()(std::uint8_t* data) const {
+    if (length > 0) munmap(data, length);
+}
 
 class Packer {
   public:
     Packer(const std::vector<PackSource>& sources, bool interleave) : sources_(sources), interleave_(interleave) {
         if (sources.empty()) throw PackError("a packed matrix needs at least one source");
-        for (const PackSource& source : sources) check_source(source, sources.front().inputs);
+        for (const PackSource& source : sources) check_shape(source, sources.front().inputs);
         if (interleave && (sources.size() != 2 || sources[0].rows != sources[1].rows))
             throw PackError("only two matrices of equal height can be interleaved");
     }
 
     std::unique_ptr<PackedMatrix> pack(ThreadPool& pool) {
-        auto matrix = std::make_unique<PackedMatrix>();
-        matrix->inputs_ = sources_.front().inputs;
-        matrix->interleaved_ = interleave_;
-        lay_out(*matrix);
+        for (const PackSource& source : sources_) check_bytes(source);
+        auto matrix = lay_out();
         allocate(*matrix);
         std::atomic<bool> finite{true};
         pool.parallel_for(matrix->panel_count(), [&](int panel, int) {
@@ -163,7 +173,25 @@ class Packer {
         return matrix;
     }
 
+    // The layout follows from the sources' kinds and shapes alone, so nothing of it is read from the panels' own file.
+    std::unique_ptr<PackedMatrix> borrow(const std::uint8_t* panels, std::size_t length) {
+        auto matrix = lay_out();
+        if (length != matrix->bytes_)
+            throw PackError("the panels take " + std::to_string(matrix->bytes_) + " bytes, " + std::to_string(length) + " are there");
+        if (reinterpret_cast<std::uintptr_t>(panels) % kAlignment != 0) throw PackError("panels must be aligned to 64 bytes");
+        matrix->data_ = {const_cast<std::uint8_t*>(panels), PackedMatrix::Unmap{0}};
+        return matrix;
+    }
+
   private:
+    std::unique_ptr<PackedMatrix> lay_out() {
+        auto matrix = std::make_unique<PackedMatrix>();
+        matrix->inputs_ = sources_.front().inputs;
+        matrix->interleaved_ = interleave_;
+        lay_out(*matrix);
+        return matrix;
+    }
+
     void lay_out(PackedMatrix& matrix) {
         for (std::size_t s = 0; s < sources_.size(); ++s) {
             matrix.source_rows_.push_back(sources_[s].rows);
@@ -212,6 +240,11 @@ class Packer {
 
 std::unique_ptr<PackedMatrix> pack_matrix(ThreadPool& pool, const std::vector<PackSource>& sources, bool interleave) {
     return Packer(sources, interleave).pack(pool);
+}
+
+std::unique_ptr<PackedMatrix> borrow_matrix(const std::vector<PackSource>& sources, bool interleave, const std::uint8_t* panels,
+                                            std::size_t length) {
+    return Packer(sources, interleave).borrow(panels, length);
 }
 
 }  // namespace headrace

@@ -37,9 +37,17 @@ struct SourceKind {
 
 const std::vector<SourceKind>& source_kinds();
 
+// Bytes of a source of that kind and shape. Throws PackError when there is no such matrix.
+std::size_t source_bytes(const std::string& kind, int rows, int inputs);
+
 // Stacks the sources along the outputs. `interleave` (exactly two sources of equal height, such as gate and up) alternates
 // their panels, so that one tile has both halves of a gated product. Codes are kept exactly; the scales of K-quants
 // (fp16 times a small integer) are rounded to fp16. Throws PackError; reads nothing beyond `length`.
 std::unique_ptr<PackedMatrix> pack_matrix(ThreadPool& pool, const std::vector<PackSource>& sources, bool interleave);
+
+// The matrix that pack_matrix would make of sources of these kinds and shapes (their data and order are not looked at), over
+// panels that were made before: `panels` must outlive it and be aligned to 64 bytes. Throws PackError when `length` differs.
+std::unique_ptr<PackedMatrix> borrow_matrix(const std::vector<PackSource>& sources, bool interleave, const std::uint8_t* panels,
+                                            std::size_t length);
 
 }  // namespace headrace

@@ -36,7 +36,7 @@ class PackedMatrix {
   private:
     friend class Packer;
     struct Unmap {
-        std::size_t length;
+        std::size_t length;  // 0: the panels are borrowed
         void operator()(std::uint8_t* data) const;
     };
     int inputs_ = 0;

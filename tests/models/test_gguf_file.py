@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import HeadraceError
 from headrace.models.files import MAX_MESSAGE
-from headrace.models.gguf_file import GgufFile, LazyStrings, open_gguf, parse_gguf
+from headrace.models.gguf_file import KINDS, GgufFile, LazyStrings, open_gguf, parse_gguf
 from headrace.models.gguf_model import describe_gguf
 from headrace.models.weights import RawTensor, dequantise
 
@@ -56,6 +56,11 @@ def outcome(data: bytes) -> str:
     assert refusal.code == "model_file"
     assert len(refusal.message) <= MAX_MESSAGE
     return refusal.message
+
+
+def test_the_encodings_are_the_formats() -> None:
+    theirs = {int(kind): (kind.name, *size) for kind, size in gguf.GGML_QUANT_SIZES.items()}
+    assert {number: theirs[number] for number in KINDS} == KINDS
 
 
 def test_agrees_with_the_format_library_on_a_file_written_by_it(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from headrace.models.folder_model import load_folder
 from headrace.models.integer_rows import row_bytes
 from headrace.models.quantised_folder import QuantisedWeights
 from headrace.models.quantised_matrix import MatrixForm, QuantisationInfo, QuantisedMatrix, read_info
-from headrace.models.weights import dequantise
+from headrace.models.weights import NO_BYTES, dequantise
 
 TINY = ModelConfig(
     "llama", 64, 40, 128, 1e-5, (AttentionSpec(2, 1, 32, 1 / 32**0.5, 1e4), MlpSpec(96, "silu")), bos_id=1, eos_ids=(2, 3)
@@ -101,6 +102,7 @@ def test_a_written_model_loads_as_it_was_made(group: int, tmp_path: Path) -> Non
     assert weights.info.method == "random"
     for index, name in enumerate(weights.names()):
         raw = weights.tensor(name)
+        assert repr(weights.outline(name)) == repr(replace(raw, data=NO_BYTES))
         if len(raw.shape) == 2:
             own = 0 if name == "embedding" else group
             expected = random_matrix(name, (raw.shape[0], raw.shape[1]), own, seed=index)
