@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from headrace.scheduling.cost import Cost
-from headrace.scheduling.item import Item, ItemKind
+from headrace.scheduling.item import Item, ItemKind, ItemState
 from headrace.scheduling.registry import Registry
 from headrace.scheduling.residency import Residency
 from headrace.scheduling.roster import Roster
@@ -67,6 +67,7 @@ class Draft:
         """
         roster, budget = self._roster, self._budget
         decodes = roster.decodes
+        self._residency.begin_decodes()
         room = min(budget.tokens, budget.items, budget.logit_rows)
         if len(decodes) >= budget.tokens and (roster.prompts or roster.waiting):
             room = min(room, budget.tokens - min(budget.tokens // 4, ROW_TILE))
@@ -105,9 +106,12 @@ class Draft:
             limit -= taken
         while room > 0 and roster.waiting and len(self.slices) < budget.items and not residency.preempted:
             item = roster.waiting[0]
-            if not residency.admit(item):
+            state = residency.admit(item)
+            if state is None:
                 return
-            roster.admit_first()
+            roster.admit_first(state)
+            if state is ItemState.MOVING:
+                continue
             taken = self._add_chunk(item, room, limit, seconds)
             if taken == 0:
                 return
@@ -125,7 +129,7 @@ class Draft:
         for item in self._roster.waiting:
             if backlog > 8 * limit:
                 return limit
-            backlog += len(item.tokens)
+            backlog += len(item.tokens) - item.computed
         steps = -(-backlog // limit)
         total = self.tokens + -(-backlog // steps)
         return -(-total // ROW_TILE) * ROW_TILE - self.tokens

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from headrace.memory.moves import Moves
 from headrace.memory.page_pool import PagePool
 from headrace.scheduling.item import Item, ItemState
 from headrace.scheduling.roster import Roster
 
 
-def check_items(roster: Roster, pool: PagePool) -> None:
+def check_items(roster: Roster, pool: PagePool, moves: Moves | None = None) -> None:
     """Every live item is in one place, in order, with pages that match what it has computed; the pool agrees.
 
     Raises ``AssertionError`` naming the first fault.
     """
     items = roster.items.values()
     forks = [child for item in items for child in item.forks]
-    places = [*roster.waiting, *roster.prompts, *roster.decodes, *roster.parked.values(), *forks]
+    places = [*roster.waiting, *roster.prompts, *roster.decodes, *roster.parked.values(), *roster.moving.values(), *forks]
     _require(len(places) == len(items), f"{len(items)} live items stand in {len(places)} places")
     _require({id(item) for item in places} == {id(item) for item in items}, "an item stands in two places or in none")
     for queue in (roster.waiting, roster.prompts, roster.decodes):
@@ -22,14 +23,26 @@ def check_items(roster: Roster, pool: PagePool) -> None:
         _require(orders == sorted(orders), "a list is not in order of arrival")
     for item in (*roster.waiting, *forks):
         _require(item.state is ItemState.WAITING, f"item {item.item_id} waits and is {item.state.value}")
-        _require(not item.pages and not item.reserved and not item.computed, f"item {item.item_id} waits and holds pages")
+        _require(not item.pages and not item.reserved, f"item {item.item_id} waits and holds pages")
+        _check_away(item, moves)
+    for item in roster.moving.values():
+        _require(item.state is ItemState.MOVING and not item.pages, f"item {item.item_id} moves and is {item.state.value}")
+        _check_away(item, moves)
     for item in (*roster.prompts, *roster.decodes, *roster.parked.values()):
         _require(item.state is ItemState.RUNNING, f"item {item.item_id} runs and is {item.state.value}")
         _check_running(item, pool)
     _require(all(item.is_decoding for item in roster.decodes), "a decode misses more than its newest token")
     _require(not any(item.is_decoding for item in roster.prompts), "a prompt misses only its newest token")
     _require(pool.reserved == sum(item.reserved for item in items), "reservations don't add up")
-    pool.check_integrity([item.pages for item in items])
+    pool.check_integrity([*(item.pages for item in items), *(moves.holders() if moves is not None else ())])
+    if moves is not None:
+        moves.check_integrity()
+
+
+def _check_away(item: Item, moves: Moves | None) -> None:
+    lodging = moves.find(item.item_id) if moves is not None else None
+    stored = 0 if lodging is None else lodging.tokens
+    _require(item.computed == stored, f"item {item.item_id} is away with {stored} positions of {item.computed}")
 
 
 def _check_running(item: Item, pool: PagePool) -> None:

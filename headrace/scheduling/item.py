@@ -14,9 +14,10 @@ class ItemKind(enum.Enum):
 
 
 class ItemState(enum.Enum):
-    """Where an item stands. Only RUNNING items hold pages."""
+    """Where an item stands. Only RUNNING items hold pages; those of a MOVING item are on their way back to it."""
 
     WAITING = "waiting"
+    MOVING = "moving"
     RUNNING = "running"
     FINISHED = "finished"
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from headrace.memory.page_pool import PagePool
 from headrace.memory.page_table import fork_pages, is_private, put_page
-from headrace.scheduling.item import Item
+from headrace.scheduling.item import Item, ItemState
 from headrace.scheduling.roster import Roster
 from headrace.scheduling.step import PageCopy
+from headrace.scheduling.swapping import Swapping
 
 _FIRST_GUESS = 0.5  # share of max_tokens that an item is expected to generate before any has finished
 _SLOWEST_LEARNING = 0.05
@@ -22,12 +23,20 @@ class Residency:
     far as the guess (the "past-future" estimate of LightLLM's scheduler). Guesses may fail; then the item that arrived
     last gives its pages back. The item that arrived first is never preempted by another, and it alone fits the pool, so
     there is always progress. When nothing runs, only the item's own need counts.
+
+    With ``swapping`` an item that gives its pages back may leave with them instead, and come back where it was. Pages that
+    leave are free only when they are written: who asked for one takes part again in the step after that.
     """
 
-    __slots__ = ("_expected_share", "_finished", "_refused", "_roster", "max_running", "pool", "preempted", "recomputed")
+    __slots__ = (
+        "_expected_share", "_finished", "_refused", "_roster", "_unserved",
+        "max_running", "pool", "preempted", "recomputed", "swapping",
+    )  # fmt: skip
 
-    def __init__(self, pool: PagePool, roster: Roster, max_running: int) -> None:
+    def __init__(self, pool: PagePool, roster: Roster, max_running: int, swapping: Swapping | None = None) -> None:
         self.pool = pool
+        self.swapping = swapping
+        self._unserved = 0  # streams that wait for pages which are being written out
         self.max_running = max_running
         self.preempted: list[Item] = []
         self.recomputed = 0
@@ -36,24 +45,30 @@ class Residency:
         self._finished = 0
         self._refused: Item | None = None  # projected not to fit; asked again when some item left or gave pages back
 
-    def admit(self, item: Item) -> bool:
-        """Reserve what the first waiting item needs, all or nothing."""
+    def admit(self, item: Item) -> ItemState | None:
+        """Reserve what the first waiting item needs, all or nothing (``None``: not now).
+
+        RUNNING: it has all it needs. MOVING: it runs when its pages have come back.
+        """
         pool, running = self.pool, self._roster.running
-        own = pool.pages_for(min(len(item.tokens) + 1, item.goal))
-        if running == 0:
-            item.reserved = max(own, min(own + len(item.forks), pool.available))
-            if pool.reserve(item.reserved):
-                return True
-            item.reserved = 0
-            return False
+        own = pool.pages_for(min(len(item.tokens) + 1, item.goal)) - self._resident(item)
         needed = own + len(item.forks)
-        if running + 1 + len(item.forks) > self.max_running or needed > pool.available or item is self._refused:
-            return False
-        if not self._fits_later(item):
-            self._refused = item
-            return False
+        if running == 0:
+            if not self._make_room(item, own):
+                return None
+            needed = max(own, min(needed, pool.available))
+        else:
+            if running + 1 + len(item.forks) > self.max_running or needed > pool.available or item is self._refused:
+                return None
+            if self._unserved:
+                return None  # pages on their way out are promised to streams that run
+            if not self._fits_later(item):
+                self._refused = item
+                return None
         item.reserved = needed
-        return pool.reserve(needed)
+        reserved = pool.reserve(needed)
+        assert reserved, "there is room"
+        return self._take_place(item)
 
     def extend(self, item: Item, end: int) -> None:
         """Take the pages for a prompt's next chunk, up to position ``end``, from the item's reservation."""
@@ -63,10 +78,15 @@ class Residency:
             item.reserved -= missing
         item.writable = len(item.pages) * self.pool.page_tokens
 
+    def begin_decodes(self) -> None:
+        """Streams are about to ask for pages."""
+        self._unserved = 0
+
     def make_writable(self, item: Item, copies: list[PageCopy]) -> bool:
         """Let a decoding item write at position ``computed``: a new page, or its own copy of a shared one.
 
-        Preempts from the end of the order of arrival until a page is free. False when the item itself was preempted.
+        Preempts from the end of the order of arrival until a page is free, or will be. False when the item itself was
+        preempted, or has to wait for pages that are being written out.
         """
         index = item.computed // self.pool.page_tokens
         while item.pages:
@@ -78,24 +98,50 @@ class Residency:
                 if source is not None:
                     copies.append(PageCopy(source, fresh))
                 break
+            if self._will_be_free() > self._unserved:
+                self._unserved += 1
+                return False
             victim = self._roster.last_running()
             assert victim is not None, "the asking item runs"
+            if victim is item and self._reclaim(item):
+                continue
             self.preempt(victim)
         item.writable = len(item.pages) * self.pool.page_tokens
         return bool(item.pages)
 
     def preempt(self, item: Item) -> None:
-        """The item gives everything back and will catch up from its tokens, prompt and generated alike."""
-        self.release(item)
-        item.preemptions += 1
-        item.recomputed += item.computed
-        self.recomputed += item.computed
-        item.computed = 0
-        self._roster.preempted(item)
+        """The item gives its pages back: it leaves with them, or will catch up from its tokens, prompt and generated alike."""
         self.preempted.append(item)
+        item.preemptions += 1
+        if self.swapping is not None:
+            self._step_back(item)
+        if self.swapping is not None and self.swapping.leave(item):
+            self.pool.unreserve(item.reserved)
+            item.pages, item.reserved, item.writable = [], 0, 0
+            self._refused = None
+        else:
+            self.release(item)
+            self._start_over(item)
+        self._roster.preempted(item)
+
+    def arrive(self, item: Item, pages: list[int]) -> None:
+        """The pages of an item that was admitted as MOVING have come back."""
+        item.pages = pages
+        item.writable = len(pages) * self.pool.page_tokens
+
+    def lose(self, item: Item) -> None:
+        """What an item left with can't be had back: it will catch up from its tokens."""
+        if item.state is ItemState.MOVING:
+            self.pool.unreserve(item.reserved)
+            item.reserved = 0
+            self._roster.preempted(item)
+        self._start_over(item)
+        self._refused = None
 
     def release(self, item: Item) -> None:
-        """Give back pages and reservation."""
+        """Give back pages and reservation, wherever they are."""
+        if self.swapping is not None:
+            self.swapping.moves.forget(item.item_id)
         self.pool.release(item.pages)
         self.pool.unreserve(item.reserved)
         item.pages = []
@@ -116,6 +162,8 @@ class Residency:
         heir.pages, heir.reserved, heir.writable = item.pages, item.reserved, item.writable
         heir.computed, heir.scored = item.computed, item.scored
         item.pages, item.reserved, item.writable = [], 0, 0
+        if self.swapping is not None:
+            self.swapping.moves.rename(item.item_id, heir.item_id)
 
     def learn_length(self, item: Item) -> None:
         """An item has finished by itself: correct the guess of how much of ``max_tokens`` is used."""
@@ -123,6 +171,56 @@ class Residency:
             self._finished += 1
             rate = max(_SLOWEST_LEARNING, 1.0 / (self._finished + 1))
             self._expected_share += rate * (min(1.0, item.generated / item.max_tokens) - self._expected_share)
+
+    def _take_place(self, item: Item) -> ItemState:
+        """Let an admitted item take what it left behind, and start to bring back what lies below."""
+        if self.swapping is None or self.swapping.moves.find(item.item_id) is None:
+            return ItemState.RUNNING
+        missing = self.swapping.moves.missing(item.item_id)
+        fresh = self.pool.allocate_reserved(missing, *self._place(item, missing))
+        item.reserved -= missing
+        pages = self.swapping.moves.come(item.item_id, fresh)
+        if pages is None:
+            return ItemState.MOVING
+        self.arrive(item, pages)
+        return ItemState.RUNNING
+
+    def _step_back(self, item: Item) -> None:
+        """An item does not leave with a part-filled page that it shares: others may write next to its tokens."""
+        full = item.computed - item.computed % self.pool.page_tokens
+        if full < item.computed and not is_private(self.pool, item.pages, full // self.pool.page_tokens):
+            item.recomputed += item.computed - full
+            self.recomputed += item.computed - full
+            item.computed = full
+
+    def _start_over(self, item: Item) -> None:
+        item.recomputed += item.computed
+        self.recomputed += item.computed
+        item.computed = 0
+
+    def _resident(self, item: Item) -> int:
+        return self.swapping.moves.resident(item.item_id) if self.swapping is not None else 0
+
+    def _will_be_free(self) -> int:
+        return self.swapping.moves.leaving_pages if self.swapping is not None else 0
+
+    def _make_room(self, item: Item, count: int) -> bool:
+        """True when the only item to run finds its pages; shared ones that waiting items keep are taken if it must be."""
+        while count > self.pool.available:
+            if self._will_be_free() or not self._reclaim(item):
+                return False
+        return True
+
+    def _reclaim(self, item: Item) -> bool:
+        """Take pages that a waiting item left behind because they were shared; the last to arrive loses first."""
+        if self.swapping is None:
+            return False
+        for other in reversed(self._roster.waiting):
+            if other is not item and self.swapping.moves.resident(other.item_id):
+                self.swapping.moves.forget(other.item_id)
+                self._start_over(other)
+                return True
+        return False
 
     def _one_page(self, item: Item) -> int | None:
         if item.reserved:
@@ -143,7 +241,7 @@ class Residency:
         """
         roster = self._roster
         expected = []
-        for other in (*roster.prompts, *roster.decodes, item):
+        for other in (*roster.prompts, *roster.decodes, *roster.moving.values(), item):
             ahead = max(int(self._expected_share * other.max_tokens) - other.generated, _LEAST_AHEAD)
             limit = other.goal - len(other.tokens)
             expected.append((ahead if ahead < limit else limit, len(other.tokens)))

@@ -13,12 +13,13 @@ _ORDER = attrgetter("order")
 class Roster:
     """Live items. Each is in exactly one place.
 
-    ``waiting`` hold no pages. ``prompts`` and ``decodes`` run: a decode misses exactly its newest token, everything else
+    ``waiting`` hold no pages. ``moving`` are admitted and wait for their pages to come back from a lower tier.
+    ``prompts`` and ``decodes`` run: a decode misses exactly its newest token, everything else
     that runs is a prompt (also an item that catches up after a preemption). ``parked`` items have nothing left to compute
     and wait for the engine to finish them. ``forks`` wait inside their leader's ``forks`` and are only in ``items``.
     """
 
-    __slots__ = ("decodes", "items", "parked", "prompts", "waiting")
+    __slots__ = ("decodes", "items", "moving", "parked", "prompts", "waiting")
 
     def __init__(self) -> None:
         self.items: dict[int, Item] = {}
@@ -26,11 +27,12 @@ class Roster:
         self.prompts: list[Item] = []
         self.decodes: list[Item] = []
         self.parked: dict[int, Item] = {}
+        self.moving: dict[int, Item] = {}
 
     @property
     def running(self) -> int:
-        """Items that take part in steps now."""
-        return len(self.prompts) + len(self.decodes)
+        """Items that take part in steps now, or as soon as their pages have come back."""
+        return len(self.prompts) + len(self.decodes) + len(self.moving)
 
     def last_running(self) -> Item | None:
         """The running item that arrived last: the one to preempt."""
@@ -50,11 +52,20 @@ class Roster:
         item.state = ItemState.WAITING
         _insert(self.waiting, item)
 
-    def admit_first(self) -> None:
-        """The first waiting item runs from now on."""
+    def admit_first(self, state: ItemState = ItemState.RUNNING) -> None:
+        """The first waiting item runs from now on, or is MOVING until its pages have come back."""
         item = self.waiting.pop(0)
+        item.state = state
+        if state is ItemState.MOVING:
+            self.moving[item.item_id] = item
+        else:
+            _insert(self.prompts, item)
+
+    def arrive(self, item: Item) -> None:
+        """The pages of a moving item have come back."""
+        del self.moving[item.item_id]
         item.state = ItemState.RUNNING
-        _insert(self.prompts, item)
+        _insert(self.decodes if item.is_decoding else self.prompts, item)
 
     def run_decode(self, item: Item) -> None:
         """A fork starts to run with its prompt computed."""
@@ -89,13 +100,15 @@ class Roster:
         """``heir`` (a waiting fork) takes the place of ``item``, which is no longer live."""
         heir.state = item.state
         self.drop(item)
-        if heir.state is ItemState.WAITING:
+        if heir.state is ItemState.MOVING:
+            self.moving[heir.item_id] = heir
+        elif heir.state is ItemState.WAITING:
             _insert(self.waiting, heir)
         else:
             _insert(self.decodes if heir.is_decoding else self.prompts, heir)
 
     def _leave(self, item: Item) -> None:
-        if self.parked.pop(item.item_id, None) is None:
+        if self.parked.pop(item.item_id, None) is None and self.moving.pop(item.item_id, None) is None:
             _ = _remove(self.decodes, item) or _remove(self.prompts, item) or _remove(self.waiting, item)
 
 

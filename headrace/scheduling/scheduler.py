@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from headrace.errors import HeadraceError
+from headrace.memory.moves import Transfer
 from headrace.memory.page_pool import PagePool
 from headrace.scheduling.composer import Budget, Draft, Policy
 from headrace.scheduling.cost import Cost
@@ -16,6 +17,7 @@ from headrace.scheduling.residency import Residency
 from headrace.scheduling.roster import Roster
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.scheduling.step import Step
+from headrace.scheduling.swapping import Swapping
 
 DEFAULT_STEP_TOKENS = 128  # until the knee has been measured
 DEFAULT_CAPACITY = 2048
@@ -48,15 +50,18 @@ class Scheduler:
     passed in. One thread only. ``budget`` may be replaced between steps.
     """
 
-    def __init__(self, settings: SchedulingSettings, pool: PagePool, cost: Cost, policy: Policy) -> None:
+    def __init__(
+        self, settings: SchedulingSettings, pool: PagePool, cost: Cost, policy: Policy, swapping: Swapping | None = None
+    ) -> None:
         self.settings = settings
+        self.swapping = swapping
         self.pool = pool
         self.cost = cost
         self.counters = Counters()
         self.budget = self._first_budget()
         self._policy = policy
         self._roster = Roster()
-        self._residency = Residency(pool, self._roster, settings.max_running)
+        self._residency = Residency(pool, self._roster, settings.max_running, swapping)
         self._arrivals = 0
         self._turn = 0
         self._deadlines: list[tuple[float, int, Item]] = []
@@ -139,6 +144,30 @@ class Scheduler:
                 late.append(item)
         return late
 
+    def preempt(self, item: Item) -> bool:
+        """Let a running item give its pages back now, between two steps; False when it does not run."""
+        if item.state is not ItemState.RUNNING or item.item_id in self._roster.parked:
+            return False
+        self._residency.preempt(item)
+        self._residency.preempted.clear()
+        self.counters.preemptions += 1
+        return True
+
+    def carried(self, transfer: Transfer, *, well: bool) -> None:
+        """A piece of a move has ended, well or not. Call between steps."""
+        assert self.swapping is not None, "nothing moves without a tier"
+        moves, items = self.swapping.moves, self._roster.items
+        moves.done(transfer, carried=well)
+        self.swapping.note(transfer, well=well)
+        for owner, pages in moves.arrived:
+            self._residency.arrive(items[owner], pages)
+            self._roster.arrive(items[owner])
+        for owner in moves.lost:
+            self._residency.lose(items[owner])
+        moves.arrived.clear()
+        moves.lost.clear()
+        self.counters.recomputed = self._residency.recomputed
+
     def plan(self) -> Step | None:
         """The next step, or ``None`` when nothing can run before something is added or finished.
 
@@ -205,7 +234,7 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Prove that items, lists and pages agree. Raises ``AssertionError`` naming the first fault. O(items + pages)."""
-        check_items(self._roster, self.pool)
+        check_items(self._roster, self.pool, self.swapping.moves if self.swapping is not None else None)
 
     def _first_budget(self) -> Budget:
         settings = self.settings

@@ -84,10 +84,13 @@ class World:
             assert item.state is not ItemState.FINISHED
             self.scheduler.cancel(item.item_id)
 
+    def idle(self) -> None:
+        assert self.scheduler.live == 0, "items are live and nothing runs"
+
     def step(self) -> None:
         step = self.scheduler.plan()
         if step is None:
-            assert self.scheduler.live == 0, "items are live and nothing runs"
+            self.idle()
             return
         self.steps += 1
         self.check_bounds(step)

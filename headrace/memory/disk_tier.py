@@ -1,0 +1,105 @@
+"""The disk as a tier below the page pool: one file without a name that grows as it is used, past the page cache."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import tempfile
+from pathlib import Path
+
+from headrace.errors import HeadraceError
+from headrace.memory.arena import Arena
+
+_SECTOR = 4096  # offsets, lengths and addresses of direct I/O
+_GROW_BYTES = 64 * 2**20
+
+
+class DiskTier:
+    """``slots`` places of one page each in a file in ``folder``; pages lie in ``arena``.
+
+    The file has no name from the start (``O_TMPFILE``, or unlinked before its first byte), so that nothing is left behind
+    however the process ends, and only this process can read what it holds. Space is taken from the file system in pieces of
+    64 MiB when it is first needed. Direct I/O keeps pages out of the page cache, which would only be more RAM; where the file
+    system has none, written data are flushed and dropped from the cache. Raises HeadraceError ``invalid_setting``.
+    """
+
+    def __init__(self, arena: Arena, folder: Path, slots: int) -> None:
+        self.slot_bytes = -(-arena.page_bytes // _SECTOR) * _SECTOR
+        self.slots = slots
+        self._arena = arena
+        self._allocated = 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file, self.direct = _open_nameless(folder)
+        except OSError as error:
+            raise HeadraceError("invalid_setting", f"can't make a file to swap to in {folder}: {error}", param="swap_dir") from None
+        self._bounce: mmap.mmap | None = None
+
+    def write(self, page: int, slot: int, count: int) -> None:
+        """Copy adjacent pages to adjacent slots. Raises OSError, ``ENOSPC`` when the disk is full."""
+        self._grow((slot + count) * self.slot_bytes)
+        view, padded = self._view(page, count)
+        if padded:
+            for offset in range(count):
+                start = offset * self.slot_bytes
+                view[start : start + self._arena.page_bytes] = self._arena.bytes[page + offset].data
+        _whole(os.pwrite, self._file, view, slot * self.slot_bytes)
+        if not self.direct:
+            os.fdatasync(self._file)
+            os.posix_fadvise(self._file, slot * self.slot_bytes, len(view), os.POSIX_FADV_DONTNEED)
+
+    def read(self, page: int, slot: int, count: int) -> None:
+        """Copy adjacent slots to adjacent pages. Raises OSError, ``EIO`` also for bytes that are not there."""
+        view, padded = self._view(page, count)
+        _whole(_pread_into, self._file, view, slot * self.slot_bytes)
+        if padded:
+            for offset in range(count):
+                start = offset * self.slot_bytes
+                self._arena.bytes[page + offset].data[:] = view[start : start + self._arena.page_bytes]
+        if not self.direct:
+            os.posix_fadvise(self._file, slot * self.slot_bytes, len(view), os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        """Give the space back."""
+        os.close(self._file)
+
+    def _view(self, page: int, count: int) -> tuple[memoryview, bool]:
+        """Memory to move from or to; True when it is not the pages themselves but a buffer beside them."""
+        if self.slot_bytes == self._arena.page_bytes:
+            return self._arena.bytes[page : page + count].reshape(-1).data, False
+        size = count * self.slot_bytes
+        if self._bounce is None or len(self._bounce) < size:
+            self._bounce = mmap.mmap(-1, size)
+        return memoryview(self._bounce)[:size], True
+
+    def _grow(self, size: int) -> None:
+        if size > self._allocated:
+            wanted = min(self.slots * self.slot_bytes, -(-size // _GROW_BYTES) * _GROW_BYTES)
+            os.posix_fallocate(self._file, self._allocated, wanted - self._allocated)
+            self._allocated = wanted
+
+
+def _open_nameless(folder: Path) -> tuple[int, bool]:
+    """A file without a name, and whether it does direct I/O."""
+    for flag in (os.O_DIRECT, 0):
+        with contextlib.suppress(OSError):
+            return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC | flag, 0o600), bool(flag)
+    handle, name = tempfile.mkstemp(prefix="headrace-swap-", dir=folder)
+    os.unlink(name)
+    return handle, False
+
+
+def _pread_into(file: int, view: memoryview, offset: int) -> int:
+    return os.preadv(file, [view], offset)
+
+
+def _whole(carry: object, file: int, view: memoryview, offset: int) -> None:
+    assert callable(carry)
+    done = 0
+    while done < len(view):
+        count = carry(file, view[done:], offset + done)
+        if count <= 0:
+            raise OSError(errno.EIO, "the swap file ends too early")
+        done += count
