@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from headrace import __version__
 from headrace.engine.calibration import Calibration, calibrate, load, save, store_path
 from headrace.engine.grammars import LazyGrammars
 from headrace.engine.loop import Engine, EngineParts
 from headrace.engine.machine import cpu_name, usable_cores, usable_memory
+from headrace.engine.moving import Moving
 from headrace.engine.request import Limits
 from headrace.engine.settings import EngineSettings
 from headrace.engine.wire import Ready
@@ -19,6 +22,9 @@ from headrace.errors import HeadraceError
 from headrace.kernels.interface import ChainRunner
 from headrace.kernels.sampler import Sampler
 from headrace.memory.arena import Arena
+from headrace.memory.disk_tier import DiskTier, lies_in_memory, slot_bytes
+from headrace.memory.mover import Mover
+from headrace.memory.moves import MoveOptions, Moves
 from headrace.memory.page_pool import PagePool
 from headrace.models.catalog import OpenModel, find_model, open_model
 from headrace.models.config import ModelConfig
@@ -27,10 +33,13 @@ from headrace.scheduling.composer import POLICIES
 from headrace.scheduling.cost import Cost
 from headrace.scheduling.scheduler import Scheduler
 from headrace.scheduling.settings import SchedulingSettings
+from headrace.scheduling.swapping import SwapOptions, Swapping
 from headrace.text.open_tokenizer import open_tokenizer
 
 FULL_CONTEXTS = 8  # sequences of full length that the default pool holds
 MEMORY_SHARE = 0.25
+SWAP_POOLS = 4  # pools that the swap file holds
+PIECE_BYTES = 4 * 2**20  # most that moves in one piece: disks gain little beyond, and whoever is urgent waits for it
 GAP_SLACK = 1.25  # a step of the knee's size may take this much longer than measured at start, for its attention
 
 
@@ -79,7 +88,8 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
     context = context_length(model.config, settings)
     arena = Arena(pool_pages(chain, context, settings), chain.page_layout.page_bytes)
     calibration = _calibration(chain, arena, {"model": model.name, "device": settings.device, "threads": threads})
-    scheduler = make_scheduler(options.scheduling, arena.pages, chain, calibration)
+    swap = swap_options(settings, arena)
+    scheduler = make_scheduler(options.scheduling, arena.pages, chain, calibration, swap)
     arena.touch_ahead(0)
     parts = EngineParts(
         chain=chain, pages=arena.bytes, scheduler=scheduler, sampler=Sampler(model.config.vocab, threads),
@@ -88,6 +98,7 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
         ),
         grammars=LazyGrammars(lambda: open_tokenizer(model.tokenizer_source), model.config.vocab),
         touch_ahead=arena.touch_ahead,
+        moving=make_moving(scheduler, arena, swap_folder(settings)) if swap is not None else None,
     )  # fmt: skip
     return BuiltEngine(Engine(parts), model, chain, arena, threads, calibration, time.perf_counter() - began)
 
@@ -134,15 +145,61 @@ def pool_pages(chain: ChainRunner, context: int, settings: EngineSettings) -> in
     return max(1, min(wanted, int(MEMORY_SHARE * usable_memory()) // layout.page_bytes))
 
 
-def make_scheduler(settings: SchedulingSettings, pages: int, chain: ChainRunner, calibration: Calibration | None) -> Scheduler:
-    """A scheduler whose budget is the measured knee, wherever the settings leave it open."""
+def make_scheduler(
+    settings: SchedulingSettings,
+    pages: int,
+    chain: ChainRunner,
+    calibration: Calibration | None,
+    swap: SwapOptions | None = None,
+) -> Scheduler:
+    """A scheduler whose budget is the measured knee, wherever the settings leave it open. ``swap``: it has a tier below."""
     cost = calibration.cost if calibration is not None else Cost()
-    scheduler = Scheduler(settings, PagePool(pages, chain.page_layout.tokens), cost, POLICIES.get(settings.policy))
+    pool = PagePool(pages, chain.page_layout.tokens)
+    swapping = Swapping(Moves(pool, swap.moves), cost, swap.page_bytes, swap.mode) if swap is not None else None
+    scheduler = Scheduler(settings, pool, cost, POLICIES.get(settings.policy), swapping)
     if calibration is not None and settings.step_tokens is None:
         scheduler.budget = dataclasses.replace(scheduler.budget, tokens=calibration.knee)
     if calibration is not None and settings.gap_target_ms is None:
         scheduler.budget = dataclasses.replace(scheduler.budget, seconds=GAP_SLACK * calibration.knee_seconds)
     return scheduler
+
+
+def swap_folder(settings: EngineSettings) -> Path:
+    """Where the swap file is made."""
+    return Path(settings.swap_dir) if settings.swap_dir is not None else cache_dir()
+
+
+def swap_options(settings: EngineSettings, arena: Arena) -> SwapOptions | None:
+    """The tier below the pool as the settings want it; ``None``: there is none.
+
+    Raises ``invalid_setting`` for a folder that can't be used, or that lies in RAM itself, where swapping frees nothing.
+    """
+    if settings.preempt == "recompute":
+        return None
+    folder = swap_folder(settings)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise HeadraceError("invalid_setting", f"can't swap to {folder}: {error}", param="swap_dir") from None
+    if lies_in_memory(folder):
+        if settings.swap_dir is not None or settings.preempt == "swap":
+            message = f"{folder} lies in RAM, where swapping frees nothing: choose a folder on a disk, or --preempt recompute"
+            raise HeadraceError("invalid_setting", message, param="swap_dir")
+        return None
+    page = slot_bytes(arena.page_bytes)
+    wanted = settings.swap_gib * 2**30 if settings.swap_gib is not None else min(SWAP_POOLS * arena.size, free // 4)
+    if wanted < page:
+        return None
+    run_pages = max(1, PIECE_BYTES // page)
+    return SwapOptions(MoveOptions(wanted // page, run_pages), page, settings.preempt)
+
+
+def make_moving(scheduler: Scheduler, arena: Arena, folder: Path, *, synchronous: bool = False) -> Moving:
+    """The mover of a scheduler that swaps, over a file in ``folder``. Raises ``invalid_setting``."""
+    assert scheduler.swapping is not None, "a mover needs a scheduler that swaps"
+    tier = DiskTier(arena, folder, scheduler.swapping.moves.options.slots)
+    return Moving(scheduler, Mover(tier), synchronous=synchronous)
 
 
 def _calibration(chain: ChainRunner, arena: Arena, identity: dict[str, object]) -> Calibration:

@@ -13,6 +13,7 @@ import numpy as np
 
 from headrace.engine.batch import Assembly, PooledRows, assemble
 from headrace.engine.choosing import Chooser, Chosen, Outcome
+from headrace.engine.moving import Moving
 from headrace.engine.outbox import Outbox
 from headrace.engine.request import Choice, Grammar, Limits, LiveRequest, check_submit, make_choices, make_request
 from headrace.engine.sampling_params import GrammarSpec
@@ -42,7 +43,7 @@ class EngineParts:
     """What an engine is made of.
 
     ``pages``: the pool's bytes, [pages, page_bytes]. ``touch_ahead`` is told before each step how many of the first pages
-    are in use. ``grammars``: ``None`` refuses grammars.
+    are in use. ``grammars``: ``None`` refuses grammars. ``moving``: for a scheduler that swaps.
     """
 
     chain: ChainRunner
@@ -53,6 +54,7 @@ class EngineParts:
     grammars: GrammarSource | None = None
     clock: Callable[[], float] = time.monotonic
     touch_ahead: Callable[[int], object] = int
+    moving: Moving | None = None
 
 
 @dataclass(slots=True)
@@ -71,6 +73,7 @@ class Engine:
         self._pages = parts.pages
         self._touch_ahead = parts.touch_ahead
         self._grammars = parts.grammars
+        self._moving = parts.moving
         self._clock = parts.clock
         self._chooser = Chooser(parts.chain, parts.sampler)
         self._outbox = Outbox()
@@ -96,6 +99,11 @@ class Engine:
     def compiling(self) -> int:
         """Requests that wait for their grammar."""
         return len(self._compiling)
+
+    @property
+    def moving(self) -> bool:
+        """True when pages are on their way, so that the next step may do something though this one did not."""
+        return self._moving is not None and self._moving.busy
 
     def submit(self, submit: Submit) -> None:
         """Take a request. Raises HeadraceError when it can't run here; a bad grammar is refused later (:meth:`take_refused`)."""
@@ -136,7 +144,7 @@ class Engine:
         began = time.perf_counter()
         self._admit_compiled()
         self._expire()
-        step = self.scheduler.plan()
+        step = self.scheduler.plan() if self._moving is None else self._moving.plan()
         if step is None:
             return StepOutputs(self._outbox.take(), self.gauges()) if self._outbox else None
         self._touch_ahead(self.scheduler.pool.reach)
@@ -163,6 +171,7 @@ class Engine:
             step_seconds=self._totals.step_seconds, overhead_seconds=self._totals.overhead_seconds,
             prompt_tokens=counters.prompt_tokens, generated_tokens=counters.generated,
             preemptions=counters.preemptions, recomputed_tokens=counters.recomputed,
+            moves=self._moving.gauges() if self._moving is not None else None,
         )  # fmt: skip
 
     def check_integrity(self) -> None:
@@ -182,7 +191,9 @@ class Engine:
             self._compiler.submit(self._grammars.prepare)
 
     def close(self) -> None:
-        """Stop the compiler thread. The engine must not be used afterwards."""
+        """Stop the compiler's and the mover's threads. The engine must not be used afterwards."""
+        if self._moving is not None:
+            self._moving.close()
         if self._compiler is not None:
             self._compiler.shutdown(wait=False, cancel_futures=True)
 

@@ -53,7 +53,8 @@ class EngineServer:
             engine.check_integrity()
             self._connection.wait(0.0 if self._draining else None)
         else:
-            self._connection.wait(COMPILING_WAIT if engine.compiling else BLOCKED_WAIT)
+            seconds = COMPILING_WAIT if engine.compiling else BLOCKED_WAIT
+            self._connection.wait(0.0 if engine.moving else seconds)  # a step waits for pages by itself
 
     def _handle(self, message: EngineInbound) -> None:
         match message:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from headrace.scheduling.swapping import PREEMPTION
 from headrace.settings.declaration import option, validate
 
 
@@ -23,6 +24,19 @@ class EngineSettings:
     context_length: int | None = option(
         None, unit="tokens", minimum=16, maximum=1_048_576, help="Longest prompt plus output. Default: the model's own limit."
     )
+    preempt: str = option(
+        "auto",
+        choices=PREEMPTION,
+        help="What a request does that must give its pages back: leave with them for the disk, or recompute.",
+    )
+    swap_gib: int | None = option(
+        None,
+        unit="GiB",
+        minimum=1,
+        maximum=65_536,
+        help="Disk for swapped pages. Default: 4 pools, at most a quarter of what is free.",
+    )
+    swap_dir: str | None = option(None, help="Folder of the swap file, which has no name. Default: headrace's cache folder.")
     seed: int = option(0, minimum=0, maximum=2**63 - 1, help="Base mixed into the seed of every request.")
 
     def __post_init__(self) -> None:

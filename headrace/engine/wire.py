@@ -71,11 +71,31 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
     queue_seconds: float | None = None
 
 
+class MoveGauges(msgspec.Struct, frozen=True):
+    """Moves between the page pool and the tier below it. Everything but under_way and stored_pages only grows.
+
+    ``writes`` and ``reads``: pieces of adjacent pages. ``reused_pages`` left without being written, because the tier held
+    them already. ``rescues``: sequences that came back without any copy. ``wait_seconds``: the engine waited for pages.
+    """
+
+    under_way: int = 0
+    stored_pages: int = 0
+    written_pages: int = 0
+    writes: int = 0
+    read_pages: int = 0
+    reads: int = 0
+    reused_pages: int = 0
+    rescues: int = 0
+    failures: int = 0
+    wait_seconds: float = 0.0
+    page_bytes: int = 0
+
+
 class Gauges(msgspec.Struct, frozen=True):
     """The engine's state after a step, for metrics and health.
 
     Everything but running, waiting and pages_free only grows. ``step_seconds``: whole steps; ``overhead_seconds``: the part
-    of them outside the model (plan, assemble, sample, commit).
+    of them outside the model (plan, assemble, sample, commit). ``moves``: ``None`` when nothing is ever swapped.
     """
 
     running: int = 0
@@ -89,6 +109,7 @@ class Gauges(msgspec.Struct, frozen=True):
     generated_tokens: int = 0
     preemptions: int = 0
     recomputed_tokens: int = 0
+    moves: MoveGauges | None = None
 
 
 class StepOutputs(msgspec.Struct, tag="outputs", frozen=True):

@@ -26,7 +26,7 @@ class DiskTier:
     """
 
     def __init__(self, arena: Arena, folder: Path, slots: int) -> None:
-        self.slot_bytes = -(-arena.page_bytes // _SECTOR) * _SECTOR
+        self.slot_bytes = slot_bytes(arena.page_bytes)
         self.slots = slots
         self._arena = arena
         self._allocated = 0
@@ -79,6 +79,26 @@ class DiskTier:
             wanted = min(self.slots * self.slot_bytes, -(-size // _GROW_BYTES) * _GROW_BYTES)
             os.posix_fallocate(self._file, self._allocated, wanted - self._allocated)
             self._allocated = wanted
+
+
+def slot_bytes(page_bytes: int) -> int:
+    """Bytes of the tier that one page takes: whole sectors."""
+    return -(-page_bytes // _SECTOR) * _SECTOR
+
+
+def lies_in_memory(folder: Path) -> bool:
+    """True for a folder in a file system that is RAM itself."""
+    device = os.stat(folder).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    for line in mounts.splitlines():
+        place, _, kind = line.partition(" - ")
+        if place.split()[2] == wanted:
+            return kind.split()[0] in ("tmpfs", "ramfs")
+    return False
 
 
 def _open_nameless(folder: Path) -> tuple[int, bool]:

@@ -146,6 +146,11 @@ class Moves:
         return len(self._under_way)
 
     @property
+    def coming_pages(self) -> int:
+        """Pages that sequences on their way back still lack."""
+        return sum(one.left for one in self._lodgings.values() if one.state is MoveState.COMING)
+
+    @property
     def stored_pages(self) -> int:
         """Slots in use, clean copies included."""
         return self.slots.held
@@ -226,8 +231,8 @@ class Moves:
             return 0
         self._stop_leaving(lodging)
         lodging.epoch += 1
-        self.slots.release(slot for slot in lodging.slots if slot >= 0)
-        return self.pool.release(page for page in lodging.pages if page >= 0)
+        self.slots.release([slot for slot in lodging.slots if slot >= 0])
+        return self.pool.release([page for page in lodging.pages if page >= 0])
 
     def rename(self, owner: int, heir: int) -> None:
         """Another sequence takes over what has left."""

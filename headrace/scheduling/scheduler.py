@@ -168,6 +168,13 @@ class Scheduler:
         moves.lost.clear()
         self.counters.recomputed = self._residency.recomputed
 
+    def waits_for_newcomers(self, step_seconds: float) -> bool:
+        """True when the next step, of about ``step_seconds``, should wait for items whose pages are coming back."""
+        moving = len(self._roster.moving)
+        if self.swapping is None or not moving:
+            return False
+        return self.swapping.worth_waiting(self.swapping.moves.coming_pages, moving, self._roster.running - moving, step_seconds)
+
     def plan(self) -> Step | None:
         """The next step, or ``None`` when nothing can run before something is added or finished.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from headrace.memory.moves import Moves, Transfer
+from headrace.memory.moves import MoveOptions, Moves, Transfer
 from headrace.scheduling.cost import Cost
 from headrace.scheduling.item import Item
 
@@ -14,6 +14,15 @@ _FIRST_RATE = 400e6  # bytes a second, before the tier was measured
 _FAILURES = 3  # writes in a row that fail before the tier is left alone
 _PATIENCE = 64  # preemptions for which it is left alone then
 _SHORT_WAIT = 0.1  # of a step: waiting so long costs less than joining a step later
+
+
+@dataclass(frozen=True, slots=True)
+class SwapOptions:
+    """How a scheduler swaps: ``mode`` is one of :data:`PREEMPTION`, ``page_bytes`` are what one page moves."""
+
+    moves: MoveOptions
+    page_bytes: int
+    mode: str = "auto"
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from headrace.engine.wire import Gauges
+from headrace.engine.wire import Gauges, MoveGauges
 from headrace.server.loop_lag import LoopLag
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0)
@@ -76,6 +76,24 @@ class _EngineCollector(Collector):
             ("headrace_engine_recomputed_tokens", "Tokens computed again after preemption.", state.recomputed_tokens),
         ):
             yield CounterMetricFamily(name, text, value=amount)
+        yield from _moves(state.moves or MoveGauges())
+
+
+def _moves(moves: MoveGauges) -> Iterator[Metric]:
+    yield GaugeMetricFamily("headrace_moves_in_flight", "Pieces on their way between pool and disk.", value=moves.under_way)
+    yield GaugeMetricFamily("headrace_swap_pages_stored", "Pages that the disk holds.", value=moves.stored_pages)
+    for name, text, amount in (
+        ("headrace_swapped_out_pages", "Pages written to disk.", moves.written_pages),
+        ("headrace_swapped_out_bytes", "Bytes written to disk.", moves.written_pages * moves.page_bytes),
+        ("headrace_swapped_in_pages", "Pages read from disk.", moves.read_pages),
+        ("headrace_swapped_in_bytes", "Bytes read from disk.", moves.read_pages * moves.page_bytes),
+        ("headrace_swap_pieces", "Writes and reads, each of adjacent pages.", moves.writes + moves.reads),
+        ("headrace_swap_reused_pages", "Pages that left without being written again.", moves.reused_pages),
+        ("headrace_swap_rescues", "Sequences that came back before they had left.", moves.rescues),
+        ("headrace_swap_failures", "Pieces that could not be carried.", moves.failures),
+        ("headrace_swap_wait_seconds", "Time in which the engine waited for pages.", moves.wait_seconds),
+    ):
+        yield CounterMetricFamily(name, text, value=amount)
 
 
 class RequestClock:

@@ -7,11 +7,12 @@ import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from headrace.engine.build import make_chain, make_scheduler
+from headrace.engine.build import make_chain, make_moving, make_scheduler
 from headrace.engine.grammars import LazyGrammars
 from headrace.engine.loop import Engine, EngineParts
 from headrace.engine.request import Limits
@@ -20,8 +21,10 @@ from headrace.engine.wire import Submit, TokenLogprob, TokenOutput
 from headrace.kernels.interface import ChainRunner
 from headrace.kernels.sampler import Sampler
 from headrace.memory.arena import Arena
+from headrace.memory.moves import MoveOptions
 from headrace.models.catalog import OpenModel, find_model, open_model
 from headrace.scheduling.settings import SchedulingSettings
+from headrace.scheduling.swapping import SwapOptions
 from headrace.text.open_tokenizer import open_tokenizer
 
 pytestmark = pytest.mark.model
@@ -34,7 +37,7 @@ TEXTS = (
 )
 SCHEMA = '{"type":"object","properties":{"name":{"type":"string","maxLength":8}},"required":["name"],"additionalProperties":false}'
 OUTPUT, LONG_OUTPUT = 10, 36
-POOL, STARVED = 256, 12  # pages
+POOL, STARVED, THIRD = 256, 12, 9  # pages; eight requests need 27
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +48,19 @@ class Mix:
     threads: int = 2
     pages: int = POOL
     shuffle: int = 0
+    swap: str = "recompute"
     forks: bool = False
     grammar: bool = False
     logprobs: bool = False
     penalties: bool = False
 
 
-MECHANISMS: dict[str, dict[str, int | bool]] = {
+MECHANISMS: dict[str, dict[str, int | bool | str]] = {
     "chunks of 16": {"step_tokens": 16},
     "chunks of 48": {"step_tokens": 48},
     "forks": {"forks": True},
-    "preemption": {"pages": STARVED},
+    "recompute": {"pages": STARVED},
+    "swap": {"pages": THIRD, "swap": "swap"},
     "grammar": {"grammar": True},
     "logprobs": {"logprobs": True},
     "one thread": {"threads": 1},
@@ -74,6 +79,7 @@ class Bench:
     grammars: LazyGrammars
     prompts: list[list[int]]
     alone: dict[bytes, list[Answer]]
+    folder: Path
 
 
 @dataclass(slots=True)
@@ -93,13 +99,13 @@ class Answer:
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     model = open_model(find_model("smollm2"))
     chains = {threads: make_chain(model, "cpu", threads) for threads in (1, 2)}
     tokenizer = open_tokenizer(model.tokenizer_source)
     arena = Arena(POOL, chains[1].page_layout.page_bytes)
     grammars = LazyGrammars(lambda: tokenizer, model.config.vocab)
-    yield Bench(model, chains, arena, grammars, [tokenizer.encode(text) for text in TEXTS], {})
+    yield Bench(model, chains, arena, grammars, [tokenizer.encode(text) for text in TEXTS], {}, tmp_path_factory.mktemp("swap"))
     arena.close()
 
 
@@ -122,11 +128,13 @@ def requests_of(mix: Mix, bench: Bench) -> list[Submit]:
 
 def engine_of(mix: Mix, bench: Bench) -> Engine:
     chain = bench.chains[mix.threads]
-    scheduler = make_scheduler(SchedulingSettings(step_tokens=mix.step_tokens), mix.pages, chain, None)
+    swap = SwapOptions(MoveOptions(4 * POOL), bench.arena.page_bytes, mix.swap) if mix.swap != "recompute" else None
+    scheduler = make_scheduler(SchedulingSettings(step_tokens=mix.step_tokens), mix.pages, chain, None, swap)
+    moving = make_moving(scheduler, bench.arena, bench.folder) if swap is not None else None
     config = bench.model.config
     limits = Limits(config.vocab, config.context_length, config.eos_ids)
     pages = bench.arena.bytes[: mix.pages]
-    return Engine(EngineParts(chain, pages, scheduler, Sampler(config.vocab, mix.threads), limits, bench.grammars))
+    return Engine(EngineParts(chain, pages, scheduler, Sampler(config.vocab, mix.threads), limits, bench.grammars, moving=moving))
 
 
 def run(engine: Engine, submits: list[Submit], arrivals: random.Random | None) -> dict[int, list[Answer]]:
@@ -178,12 +186,14 @@ def test_pair(first: str, second: str, bench: Bench) -> None:
     both = MECHANISMS[first] | MECHANISMS[second]
     mix = dataclasses.replace(Mix(), **both)  # type: ignore[arg-type]
     engine = engine_of(mix, bench)
-    if mix.pages == STARVED:
+    if mix.pages < POOL:
         expect_short_answers(engine, bench)
     submits = requests_of(mix, bench)
     answers = run(engine, submits, random.Random(mix.shuffle) if mix.shuffle else None)
     for submit in submits:
         assert answers[submit.request_id] == alone(submit, bench), f"request {submit.request_id}"
     assert engine.scheduler.pool.free == mix.pages
-    if mix.pages == STARVED:
+    moves = engine.gauges().moves
+    assert mix.swap != "swap" or (moves is not None and moves.written_pages > 0), "nothing was swapped"
+    if mix.pages < POOL:
         assert engine.gauges().preemptions > 0, "the pool was meant to be too small"
