@@ -21,25 +21,6 @@ std::size_t product(int a, std::size_t b) { return static_cast<std::size_t>(a) *
 
 }  // namespace
 
-void Chain::Activations::reserve(int rows, int width) {
-    inputs = width;
-    const auto n = static_cast<std::size_t>(width);
-    planes.reserve(product(rows, 2 * n));
-    scale.reserve(static_cast<std::size_t>(rows));
-    sums32.reserve(product(rows, n / 32));
-    sums16.reserve(product(rows, n / 16));
-}
-
-QuantisedRow Chain::Activations::row(int index) {
-    const auto n = static_cast<std::size_t>(inputs);
-    return {planes.data() + product(index, 2 * n), scale.data() + index, sums32.data() + product(index, n / 32),
-            sums16.data() + product(index, n / 16)};
-}
-
-Rows Chain::Activations::rows(int count, const float* values) const {
-    return {count, inputs, planes.data(), scale.data(), sums32.data(), sums16.data(), values, static_cast<std::size_t>(inputs)};
-}
-
 void Chain::reserve(int rows) {
     const auto hidden = static_cast<std::size_t>(shape_.hidden);
     normed_.reserve(product(rows, hidden));
@@ -118,16 +99,14 @@ void Chain::norm_rows(const Gains& gains, const PackedMatrix& next, int rows) {
         const std::size_t offset = product(row, static_cast<std::size_t>(shape_.hidden));
         float* to = normed_.data() + offset;
         table_->rows.norm(residual_.data() + offset, gains.data(), shape_.eps, shape_.hidden, to);
-        if (next.needs_planes()) table_->rows.quantise(to, shape_.hidden, activations_.row(row));
+        activations_.fill(*table_, next, to, row);
     });
 }
 
 void Chain::quantise_wide(int width, const PackedMatrix& next, int rows) {
     activations_.reserve(rows, width);
-    if (!next.needs_planes()) return;
-    for_rows(rows, [&](int row, int) {
-        table_->rows.quantise(wide_.data() + product(row, static_cast<std::size_t>(width)), width, activations_.row(row));
-    });
+    if (!next.needs_planes() && !next.needs_bytes()) return;
+    for_rows(rows, [&](int row, int) { activations_.fill(*table_, next, wide_.data() + product(row, static_cast<std::size_t>(width)), row); });
 }
 
 // residual += x·W^T, normed on the way if the block has a post-norm.
@@ -155,7 +134,7 @@ void Chain::product_onto_residual(const PackedMatrix& matrix, const Rows& x, con
 
 void Chain::run_mlp(const MlpBlock& block, int rows) {
     norm_rows(block.norm, *block.gate_up, rows);
-    const Rows x = activations_.rows(rows, normed_.data());
+    const Rows x = activations_.rows(0, rows, normed_.data());
     const auto inner = static_cast<std::size_t>(block.inner);
     for_tiles(*block.gate_up, rows, [&](int m0, int m1, int panel0, int panel1, int worker) {
         float* local = scratch_.data() + product(worker, scratch_floats_);
@@ -166,7 +145,7 @@ void Chain::run_mlp(const MlpBlock& block, int rows) {
                               wide_.data() + product(row, inner) + panel0 / 2 * kPanelWidth);
     });
     quantise_wide(block.inner, *block.down, rows);
-    product_onto_residual(*block.down, activations_.rows(rows, wide_.data()), block.post_norm);
+    product_onto_residual(*block.down, activations_.rows(0, rows, wide_.data()), block.post_norm);
 }
 
 void Chain::keep_outputs() {
@@ -175,7 +154,7 @@ void Chain::keep_outputs() {
     for_rows(residual_rows_, [&](int row, int) {
         float* to = final_.data() + product(row, hidden);
         table_->rows.norm(residual_.data() + product(row, hidden), final_norm_.data(), shape_.eps, shape_.hidden, to);
-        if (head_->needs_planes()) table_->rows.quantise(to, shape_.hidden, final_activations_.row(row));
+        final_activations_.fill(*table_, *head_, to, row);
     });
     kept_rows_ = residual_rows_;
 }
@@ -185,10 +164,7 @@ Rows Chain::head_rows(int first, int count) const {
     if (first < 0 || count < 1 || count > kept_rows_ - first)
         throw std::invalid_argument("rows " + std::to_string(first) + " … +" + std::to_string(count) + " are not among the " +
                                     std::to_string(kept_rows_) + " kept rows");
-    const auto n = static_cast<std::size_t>(shape_.hidden);
-    const Rows all = final_activations_.rows(kept_rows_, final_.data());
-    return {count, shape_.hidden, all.planes + product(first, 2 * n), all.scale + first, all.sums32 + product(first, n / 32),
-            all.sums16 + product(first, n / 16), all.values + product(first, n), n};
+    return final_activations_.rows(first, count, final_.data());
 }
 
 std::shared_ptr<float> Chain::logits(int first, int count) {

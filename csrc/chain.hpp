@@ -10,6 +10,7 @@
 #include "buffer.hpp"
 #include "packed_matrix.hpp"
 #include "rope_table.hpp"
+#include "rows.hpp"
 #include "threads.hpp"
 
 namespace headrace {
@@ -73,18 +74,6 @@ class Chain {
         bool attention;
         int index;
     };
-    // Rows in the forms that a product takes.
-    struct Activations {
-        Buffer<std::int8_t> planes;
-        Buffer<float> scale;
-        Buffer<std::int32_t> sums32, sums16;
-        int inputs = 0;
-
-        void reserve(int rows, int inputs);
-        QuantisedRow row(int index);
-        Rows rows(int count, const float* values) const;
-    };
-
     template <class Fn> void for_rows(int rows, Fn&& fn);
     template <class Body> void for_tiles(const PackedMatrix& matrix, int rows, Body&& body);
     void product_onto_residual(const PackedMatrix& matrix, const Rows& x, const Gains& post_norm);
@@ -117,7 +106,7 @@ class Chain {
     int residual_rows_ = 0, kept_rows_ = 0;
     bool gathered_ = false;  // the residual holds the output rows only
     Buffer<float> residual_, normed_, qkv_, wide_, final_, logits_, scratch_;
-    Activations activations_, final_activations_;
+    RowBuffer activations_, final_activations_;
     AttentionRunner attention_runner_;
     std::vector<int> row_page_;
     std::vector<bool> stamps_;

@@ -14,7 +14,7 @@ const float* pointer(const Gains& gains) { return gains.empty() ? nullptr : gain
 void Chain::run_attention(const AttentionBlock& block, const BatchView& batch, const PoolView& pages) {
     const int rows = batch.rows(), width = block.shape.heads * block.shape.head_dim;
     norm_rows(block.norm, *block.qkv, rows);
-    const Rows x = activations_.rows(rows, normed_.data());
+    const Rows x = activations_.rows(0, rows, normed_.data());
     const auto columns = static_cast<std::size_t>(block.qkv->columns());
     for_tiles(*block.qkv, rows, [&](int m0, int m1, int panel0, int panel1, int) {
         matmul_tile(*table_, *block.qkv, x, m0, m1, panel0, panel1, qkv_.data(), columns);
@@ -24,7 +24,7 @@ void Chain::run_attention(const AttentionBlock& block, const BatchView& batch, c
     attention_runner_.run(*table_, *pool_, block.shape, batch, pages,
                           {qkv_.data() + block.qkv->column_starts()[0], columns, wide_.data(), stride});
     quantise_wide(width, *block.o, rows);
-    product_onto_residual(*block.o, activations_.rows(rows, wide_.data()), block.post_norm);
+    product_onto_residual(*block.o, activations_.rows(0, rows, wide_.data()), block.post_norm);
 }
 
 // All keys and values of the step are in their pages before any row reads one.

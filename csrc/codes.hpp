@@ -91,7 +91,7 @@ HEADRACE_INLINE Codes high_nibbles(Codes w) {
 }
 HEADRACE_INLINE I16 dot_bytes(I16 acc, const Codes& w, const std::int8_t* x) {
     for (int n = 0; n < 16; ++n)
-        acc.v[n] += w.v[4 * n] * x[0] + w.v[4 * n + 1] * x[1] + w.v[4 * n + 2] * x[2] + w.v[4 * n + 3] * x[3];
+        acc.v[n] = wrap(raw(acc.v[n]) + raw(w.v[4 * n] * x[0] + w.v[4 * n + 1] * x[1] + w.v[4 * n + 2] * x[2] + w.v[4 * n + 3] * x[3]));
     return acc;
 }
 HEADRACE_INLINE I16 dot_nibbles(I16 acc, const Codes& w, const std::int8_t* x) { return dot_bytes(acc, w, x); }

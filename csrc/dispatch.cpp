@@ -21,12 +21,14 @@ struct Variant {
 
 void fill_portable(KernelTable& table) {
     portable::fill_matmul(table);
+    portable::fill_integer(table);
     portable::fill_rows(table);
 }
 
 #if defined(HEADRACE_HAS_avx2)
 void fill_avx2(KernelTable& table) {
     avx2::fill_matmul(table);
+    avx2::fill_integer(table);
     avx2::fill_rows(table);
 }
 #else
@@ -36,6 +38,7 @@ constexpr Fill fill_avx2 = nullptr;
 #if defined(HEADRACE_HAS_avx512)
 void fill_avx512(KernelTable& table) {
     avx512::fill_matmul(table);
+    avx512::fill_integer(table);
     avx512::fill_rows(table);
 }
 #else

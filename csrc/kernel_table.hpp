@@ -45,9 +45,9 @@ struct IsaSupport {
 };
 
 // Fillers, one per ISA and kernel file; each sets its own entries only. Declared for every ISA, called if compiled in.
-namespace portable { void fill_matmul(KernelTable&); void fill_rows(KernelTable&); }
-namespace avx2 { void fill_matmul(KernelTable&); void fill_rows(KernelTable&); }
-namespace avx512 { void fill_matmul(KernelTable&); void fill_rows(KernelTable&); }
+namespace portable { void fill_matmul(KernelTable&); void fill_integer(KernelTable&); void fill_rows(KernelTable&); }
+namespace avx2 { void fill_matmul(KernelTable&); void fill_integer(KernelTable&); void fill_rows(KernelTable&); }
+namespace avx512 { void fill_matmul(KernelTable&); void fill_integer(KernelTable&); void fill_rows(KernelTable&); }
 namespace amx { void fill_tiles(KernelTable&); }
 namespace amx_emulated { void fill_tiles(KernelTable&); }
 

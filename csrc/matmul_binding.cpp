@@ -71,14 +71,21 @@ void check_rows(const PackedMatrix& matrix, const Matrix& x) {
     if (x.shape(0) > kMaxProductRows) throw std::invalid_argument("x has too many rows");
 }
 
+Rows fill_rows(RowBuffer& buffer, const PackedMatrix& matrix, int rows, const float* values) {
+    buffer.reserve(rows, matrix.inputs());
+    for (int row = 0; row < rows; ++row)
+        buffer.fill(kernels(), matrix, values + static_cast<std::size_t>(row) * static_cast<std::size_t>(matrix.inputs()), row);
+    return buffer.rows(0, rows, values);
+}
+
 Result product(const PackedMatrix& matrix, const Matrix& x, ThreadPool& pool) {
     check_rows(matrix, x);
     const auto rows = static_cast<int>(x.shape(0)), columns = matrix.columns();
     Result out = new_matrix(x.shape(0), static_cast<std::size_t>(columns));
     float* to = out.data();
     nb::gil_scoped_release release;
-    RowBuffer buffer(rows, matrix.inputs());
-    const Rows view = buffer.load(kernels(), x.data(), matrix.needs_planes());
+    RowBuffer buffer;
+    const Rows view = fill_rows(buffer, matrix, rows, x.data());
     matmul(kernels(), pool, matrix, view, to, static_cast<std::size_t>(columns));
     return out;
 }
@@ -89,15 +96,15 @@ double time_products(const std::vector<const PackedMatrix*>& matrices, const Mat
     if (matrices.empty() || repeat < 1) throw std::invalid_argument("nothing to time");
     for (const PackedMatrix* matrix : matrices) check_rows(*matrix, x);
     const auto columns = static_cast<std::size_t>(matrices.front()->columns());
-    const bool planes = matrices.front()->needs_planes();
+    const bool planes = matrices.front()->needs_planes(), bytes = matrices.front()->needs_bytes();
     for (const PackedMatrix* matrix : matrices)
-        if (matrix->columns() != matrices.front()->columns() || matrix->needs_planes() != planes)
+        if (matrix->columns() != matrices.front()->columns() || matrix->needs_planes() != planes || matrix->needs_bytes() != bytes)
             throw std::invalid_argument("the matrices differ in shape or format");
     const std::vector<float> values(x.data(), x.data() + x.size());
     std::vector<float> out(x.shape(0) * columns);
     nb::gil_scoped_release release;
-    RowBuffer buffer(static_cast<int>(x.shape(0)), static_cast<int>(x.shape(1)));
-    const Rows view = buffer.load(kernels(), values.data(), planes);
+    RowBuffer buffer;
+    const Rows view = fill_rows(buffer, *matrices.front(), static_cast<int>(x.shape(0)), values.data());
     const auto start = std::chrono::steady_clock::now();
     for (int i = 0; i < repeat; ++i)
         for (const PackedMatrix* matrix : matrices) matmul(kernels(), pool, *matrix, view, out.data(), columns);
@@ -131,10 +138,11 @@ void bind_tables(nb::module_& m) {
     }, "(name, compiled, runnable, automatic, what it lacks here) of every instruction set, best first.");
     m.def("cpu_features", &cpu_features, "Names of the CPU features that choose the kernels and are present here.");
     m.def("format_traits", [] {
-        std::vector<std::tuple<std::string, int, int, int, bool, bool>> rows;
-        for (const FormatTraits& t : kFormatTraits) rows.emplace_back(t.name, t.bits, t.group, t.record_bytes, t.has_min, t.quantised);
+        std::vector<std::tuple<std::string, int, int, int, bool, int>> rows;
+        for (const FormatTraits& t : kFormatTraits)
+            rows.emplace_back(t.name, t.bits, t.group, t.record_bytes, t.has_min, t.quantised ? t.activation_bits : 32);
         return rows;
-    }, "(name, bits, group, record bytes, has minimum, quantised) of every runtime format.");
+    }, "(name, bits, group, record bytes, has minimum, activation bits) of every runtime format.");
     m.def("source_kinds", [] {
         std::vector<std::tuple<std::string, int, int, std::string>> rows;
         for (const SourceKind& kind : source_kinds())

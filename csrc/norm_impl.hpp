@@ -55,6 +55,58 @@ HEADRACE_INLINE void quantise_row(const float* x, int n, const QuantisedRow& to)
     }
 }
 
+// Sums over 64 and 128 inputs of sums over 32; `sums` holds those at its start. See SumLayout.
+inline void sum_wider_groups(int inputs, std::int16_t* sums) {
+    int count = inputs / 32;
+    for (int level = 0; level < 2; ++level) {
+        const int padded = count + count % 2, wider = padded / 2;
+        if (count < padded) sums[count] = 0;
+        for (int i = 0; i < wider; ++i) sums[padded + i] = static_cast<std::int16_t>(sums[2 * i] + sums[2 * i + 1]);
+        sums += padded;
+        count = wider;
+    }
+    if (count % 2) sums[count] = 0;
+}
+
+HEADRACE_INLINE void quantise_bytes_row(const float* x, int n, const ByteRow& to) {
+    F16 peak_a = splat(0.0f), peak_b = splat(0.0f), broken = splat(0.0f);
+    for (int i = 0; i < n; i += 32) {
+        const F16 a = load(x + i), b = load(x + i + 16);
+        peak_a = max(abs(a), peak_a);
+        peak_b = max(abs(b), peak_b);
+        broken = fma(a, splat(0.0f), fma(b, splat(0.0f), broken));
+    }
+    const float peak = maximum(max(peak_a, peak_b));
+    const bool live = peak > 1e-30f;
+    const F16 inverse = splat(live ? static_cast<float>(kBytePeak) / peak : 0.0f);
+    *to.scale = (live ? peak / static_cast<float>(kBytePeak) : 0.0f) + sum(broken);
+    int32_t total = 0;
+    for (int i = 0; i < n; i += 32) {
+        const I16 a = to_int(load(x + i) * inverse), b = to_int(load(x + i + 16) * inverse);
+        store_bytes(to.bytes + i, a);
+        store_bytes(to.bytes + i + 16, b);
+        const int32_t both = sum(a + b);
+        to.sums[i / 32] = static_cast<std::int16_t>(both);
+        total += both;
+    }
+    *to.total = total;
+    sum_wider_groups(n, to.sums);
+}
+
+inline void sum_plane_groups(const std::int8_t* planes, int n, std::int16_t* sums, std::int32_t* totals) {
+    const int length = sum_layout(n).length;
+    for (int plane = 0; plane < 2; ++plane, sums += length) {
+        totals[plane] = 0;
+        for (int i = 0; i < n / 32; ++i) {
+            std::int32_t part = 0;
+            for (int k = 0; k < 32; ++k) part += planes[64 * i + 32 * plane + k];
+            sums[i] = static_cast<std::int16_t>(part);
+            totals[plane] += part;
+        }
+        sum_wider_groups(n, sums);
+    }
+}
+
 HEADRACE_INLINE void add_row(const float* x, int n, float* to) {
     for (int i = 0; i < n; i += 16) store(to + i, load(to + i) + load(x + i));
 }

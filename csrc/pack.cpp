@@ -8,6 +8,7 @@
 #include <new>
 
 #include "gguf_blocks.hpp"
+#include "pack_integer.hpp"
 
 namespace headrace {
 namespace {
@@ -16,7 +17,7 @@ using DecodeGroup = bool (*)(const std::uint8_t* row, int group, GroupCodes& out
 
 struct Decoder {
     SourceKind kind;
-    DecodeGroup decode;  // null for float sources
+    DecodeGroup decode;  // null for float sources and integer rows
 };
 
 const Decoder kDecoders[] = {
@@ -30,6 +31,14 @@ const Decoder kDecoders[] = {
     {{"Q5_1", 32, 24, Format::w8m}, decode_q5_1},
     {{"Q4_K", 256, 144, Format::w4}, decode_q4_k},
     {{"Q6_K", 256, 210, Format::w8g16}, decode_q6_k},
+    {{"INT8A8", 32, 32, Format::q8a8}, nullptr},
+    {{"INT8A16", 32, 32, Format::q8a16}, nullptr},
+    {{"INT4G32A8", 32, 19, Format::q4g32a8}, nullptr},
+    {{"INT4G64A8", 32, 35, Format::q4g64a8}, nullptr},
+    {{"INT4G128A8", 32, 67, Format::q4g128a8}, nullptr},
+    {{"INT4G32A16", 32, 19, Format::q4g32a16}, nullptr},
+    {{"INT4G64A16", 32, 35, Format::q4g64a16}, nullptr},
+    {{"INT4G128A16", 32, 67, Format::q4g128a16}, nullptr},
 };
 
 const FormatTraits& traits_of(Format format) { return kFormatTraits[static_cast<int>(format)]; }
@@ -41,6 +50,7 @@ const Decoder& decoder_for(const std::string& kind) {
 }
 
 std::size_t row_bytes(const Decoder& decoder, int inputs) {
+    if (traits_of(decoder.kind.format).integer) return integer_row_bytes(decoder.kind.format, inputs);
     return static_cast<std::size_t>(inputs / decoder.kind.block) * decoder.kind.block_bytes;
 }
 
@@ -111,7 +121,7 @@ bool pack_values(const std::uint8_t* const* rows, int inputs, Word exponent, std
     return finite;
 }
 
-bool pack_panel(const Decoder& decoder, const std::uint8_t* const* rows, int inputs, std::uint8_t* panel) {
+bool pack_finite_panel(const Decoder& decoder, const std::uint8_t* const* rows, int inputs, std::uint8_t* panel) {
     switch (decoder.kind.format) {
         case Format::w4: return pack_quantised<Format::w4>(decoder, rows, inputs / 32, panel);
         case Format::w8: return pack_quantised<Format::w8>(decoder, rows, inputs / 32, panel);
@@ -119,9 +129,13 @@ bool pack_panel(const Decoder& decoder, const std::uint8_t* const* rows, int inp
         case Format::w8g16: return pack_quantised<Format::w8g16>(decoder, rows, inputs / 16, panel);
         case Format::bf16: return pack_values<std::uint16_t>(rows, inputs, 0x7f80, panel);
         case Format::f16: return pack_values<std::uint16_t>(rows, inputs, 0x7c00, panel);
-        case Format::f32: return pack_values<std::uint32_t>(rows, inputs, 0x7f800000u, panel);
+        default: return pack_values<std::uint32_t>(rows, inputs, 0x7f800000u, panel);
     }
-    return false;
+}
+
+PackFault pack_panel(const Decoder& decoder, const std::uint8_t* const* rows, int inputs, std::uint8_t* panel) {
+    if (traits_of(decoder.kind.format).integer) return pack_integer_panel(decoder.kind.format, rows, inputs, panel);
+    return pack_finite_panel(decoder, rows, inputs, panel) ? PackFault::none : PackFault::not_finite;
 }
 
 struct PanelSource {
@@ -165,11 +179,13 @@ class Packer {
         for (const PackSource& source : sources_) check_bytes(source);
         auto matrix = lay_out();
         allocate(*matrix);
-        std::atomic<bool> finite{true};
+        std::atomic<PackFault> fault{PackFault::none};
         pool.parallel_for(matrix->panel_count(), [&](int panel, int) {
-            if (!fill(*matrix, panel)) finite.store(false, std::memory_order_relaxed);
+            const PackFault found = fill(*matrix, panel);
+            if (found != PackFault::none) fault.store(found, std::memory_order_relaxed);
         });
-        if (!finite.load()) throw PackError("a weight or scale is infinite or not a number");
+        if (fault.load() == PackFault::not_finite) throw PackError("a weight or scale is infinite or not a number");
+        if (fault.load() == PackFault::too_large) throw PackError("a channel's integer weights are so large that its sums could leave 32 bits");
         return matrix;
     }
 
@@ -206,8 +222,12 @@ class Packer {
             const Format format = decoder_for(panel.source->kind).kind.format;
             const FormatTraits& traits = traits_of(format);
             matrix.panels_.push_back({matrix.bytes_, format});
-            matrix.bytes_ += static_cast<std::size_t>(matrix.inputs_ / traits.group) * traits.record_bytes;
-            (traits.quantised ? matrix.needs_planes_ : matrix.needs_values_) = true;
+            matrix.bytes_ += traits.integer ? integer_panel(format, matrix.inputs_).bytes
+                                            : static_cast<std::size_t>(matrix.inputs_ / traits.group) * traits.record_bytes;
+            matrix.integer_ &= traits.integer;
+            if (traits.activation_bits == 8) matrix.needs_bytes_ = true;
+            else (traits.quantised ? matrix.needs_planes_ : matrix.needs_values_) = true;
+            matrix.needs_plane_sums_ |= traits.integer && traits.activation_bits == 16;
         }
     }
 
@@ -220,7 +240,7 @@ class Packer {
         matrix.data_ = {static_cast<std::uint8_t*>(data), PackedMatrix::Unmap{length}};
     }
 
-    bool fill(PackedMatrix& matrix, int panel) const {
+    PackFault fill(PackedMatrix& matrix, int panel) const {
         const PackSource& source = *order_[static_cast<std::size_t>(panel)].source;
         const int first = order_[static_cast<std::size_t>(panel)].first_row;
         const Decoder& decoder = decoder_for(source.kind);

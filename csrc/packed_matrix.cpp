@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "gguf_blocks.hpp"
+#include "pack_integer.hpp"
 
 namespace headrace {
 namespace {
@@ -21,6 +22,21 @@ TileGrid grid_of(const PackedMatrix& matrix, int rows) {
     return {row_tiles, panel_tiles, kTileRows, kTilePanels};
 }
 
+// Rows from m0 on in the form of an integer format.
+void give_integer_rows(const FormatTraits& traits, const Rows& x, int m0, PanelProduct& product) {
+    const auto row = static_cast<std::size_t>(m0), planes = static_cast<std::size_t>(traits.activation_bits / 8);
+    const SumLayout sums = sum_layout(x.inputs);
+    const bool one = planes == 1;
+    product.plane_stride = static_cast<std::size_t>((x.inputs + kGroup - 1) / kGroup * kGroup) * planes;
+    product.planes = (one ? x.bytes : x.planes) + product.plane_stride * row;
+    product.scale = (one ? x.byte_scale : x.scale) + row;
+    product.group_sum_length = static_cast<std::size_t>(sums.length);
+    product.group_sum_stride = product.group_sum_length * planes;
+    product.group_sums = (one ? x.byte_sums : x.plane_sums) + product.group_sum_stride * row +
+                         sums.start[traits.group == 128 ? 2 : traits.group / 64];
+    product.totals = (one ? x.byte_totals : x.plane_totals) + planes * row;
+}
+
 // One panel times rows m0 … m1-1; `out` points at the first of them and the panel's first column.
 void panel_times_rows(PanelKernel kernel, const PackedMatrix& matrix, const Rows& x, int m0, int m1, int panel, float* out,
                       std::size_t out_stride) {
@@ -30,10 +46,13 @@ void panel_times_rows(PanelKernel kernel, const PackedMatrix& matrix, const Rows
     PanelProduct product{};
     product.panel = matrix.data() + place.offset;
     product.groups = matrix.inputs() / traits.group;
+    product.inputs = matrix.inputs();
     product.rows = m1 - m0;
     product.out = out;
     product.out_stride = out_stride;
-    if (traits.quantised) {
+    if (traits.integer) {
+        give_integer_rows(traits, x, m0, product);
+    } else if (traits.quantised) {
         product.plane_stride = static_cast<std::size_t>(padded) * 2;
         product.planes = x.planes + product.plane_stride * static_cast<std::size_t>(m0);
         product.sum_stride = static_cast<std::size_t>(padded / traits.group);
@@ -73,12 +92,14 @@ class TileSession {
     int rows_ = 0, group_ = 0;
 };
 
-// One row block at a time meets all panels of the tile, so that rows and panels both stay in the innermost cache.
+// One row block at a time meets all panels of the tile, so that rows and panels both stay in the innermost cache. Panels
+// of integer formats are expanded for many rows: they meet all of the tile's rows at once.
 void panels_times_rows(const KernelTable& table, const PackedMatrix& matrix, const Rows& x, int m0, int m1, int panel0, int panel1,
                        float* out, std::size_t out_stride) {
     TileSession tiles(table.tiles);
     for (int row = m0, count = 0; row < m1; row += count) {
-        count = std::min(m1 - row, m1 - row >= table.tiles.least && table.tiles.rows > 0 ? table.tiles.rows : kRowBlock);
+        const int block = m1 - row >= table.tiles.least && table.tiles.rows > 0 ? table.tiles.rows : kRowBlock;
+        count = matrix.integer() ? m1 - row : std::min(m1 - row, block);
         for (int panel = panel0; panel < panel1; ++panel) {
             const Format format = matrix.panels()[static_cast<std::size_t>(panel)].format;
             const PanelKernel kernel = tiles.takes(format, count) ? tiles.kernel(format, count) : table.panel[static_cast<int>(format)];
@@ -148,6 +169,10 @@ void dequantize_column(const PackedMatrix& matrix, int column, float* out) {
     const FormatTraits& traits = kFormatTraits[static_cast<int>(place.format)];
     const std::uint8_t* panel = matrix.data() + place.offset;
     const int lane = column % kPanelWidth;
+    if (traits.integer) {
+        dequantize_integer(place.format, panel, matrix.inputs(), lane, out);
+        return;
+    }
     if (!traits.quantised) {
         for (int k = 0; k < matrix.inputs(); ++k) out[k] = value_at(place.format, panel, lane, k);
         return;

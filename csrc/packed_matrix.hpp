@@ -31,6 +31,9 @@ class PackedMatrix {
     bool interleaved() const { return interleaved_; }
     bool needs_planes() const { return needs_planes_; }
     bool needs_values() const { return needs_values_; }
+    bool needs_bytes() const { return needs_bytes_; }            // rows in 8 bits
+    bool needs_plane_sums() const { return needs_plane_sums_; }  // group sums of the planes
+    bool integer() const { return integer_; }                    // every panel is of an integer format
     const std::uint8_t* data() const { return data_.get(); }
 
   private:
@@ -44,6 +47,9 @@ class PackedMatrix {
     bool interleaved_ = false;
     bool needs_planes_ = false;
     bool needs_values_ = false;
+    bool needs_bytes_ = false;
+    bool needs_plane_sums_ = false;
+    bool integer_ = true;
     std::vector<Panel> panels_;
     std::vector<int> column_starts_;
     std::vector<int> source_rows_;

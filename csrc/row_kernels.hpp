@@ -19,6 +19,14 @@ struct QuantisedRow {
     std::int32_t* sums16;
 };
 
+// The same in 8 bits: codes |q| <= 127, scale amax/127, sums as SumLayout says.
+struct ByteRow {
+    std::int8_t* bytes;
+    float* scale;
+    std::int16_t* sums;
+    std::int32_t* total;
+};
+
 // What follows the Q/K/V product of one row: biases, per-head norms, rotation, and K and V going into their page.
 struct QkvRow {
     float* q;             // [heads][head_dim], finished in place (and multiplied by `scale`)
@@ -74,6 +82,9 @@ struct RowKernels {
     // out = x / rms(x) · gain; x may be out.
     void (*norm)(const float* x, const float* gain, float eps, int n, float* out);
     void (*quantise)(const float* x, int n, const QuantisedRow& to);
+    void (*quantise_bytes)(const float* x, int n, const ByteRow& to);
+    // Group sums and totals of the two planes of a quantised row: sums [2][SumLayout], totals [2].
+    void (*sum_planes)(const std::int8_t* planes, int n, std::int16_t* sums, std::int32_t* totals);
     void (*add)(const float* x, int n, float* to);  // to += x
     void (*scale)(float factor, int n, float* x);
     // out[16·i …] = activation(gate)·up of a row of interleaved panels: 16 gates, 16 ups, …

@@ -2,24 +2,48 @@
 
 namespace headrace {
 
-RowBuffer::RowBuffer(int rows, int inputs)
-    : rows_(rows),
-      inputs_(inputs),
-      padded_((inputs + kGroup - 1) / kGroup * kGroup),
-      planes_(new std::int8_t[static_cast<std::size_t>(rows) * padded_ * 2]()),
-      scale_(new float[static_cast<std::size_t>(rows)]()),
-      sums32_(new std::int32_t[static_cast<std::size_t>(rows) * (padded_ / 32)]()),
-      sums16_(new std::int32_t[static_cast<std::size_t>(rows) * (padded_ / 16)]()) {}
+void RowBuffer::reserve(int rows, int inputs) {
+    inputs_ = inputs;
+    padded_ = (inputs + kGroup - 1) / kGroup * kGroup;
+    sums_ = static_cast<std::size_t>(sum_layout(inputs).length);
+    const auto count = static_cast<std::size_t>(rows), n = static_cast<std::size_t>(padded_);
+    planes_.reserve(count * 2 * n);
+    scale_.reserve(count);
+    sums32_.reserve(count * (n / 32));
+    sums16_.reserve(count * (n / 16));
+    bytes_.reserve(count * n);
+    byte_scale_.reserve(count);
+    byte_sums_.reserve(count * sums_);
+    byte_totals_.reserve(count);
+    plane_sums_.reserve(count * 2 * sums_);
+    plane_totals_.reserve(count * 2);
+}
 
-// Every format that takes planes has inputs in multiples of 32.
-Rows RowBuffer::load(const KernelTable& table, const float* values, bool planes) {
-    for (std::size_t row = 0; planes && row < static_cast<std::size_t>(rows_); ++row) {
-        const auto inputs = static_cast<std::size_t>(inputs_), padded = static_cast<std::size_t>(padded_);
-        table.rows.quantise(values + row * inputs, inputs_,
-                            {planes_.get() + row * padded * 2, scale_.get() + row, sums32_.get() + row * (padded / 32),
-                             sums16_.get() + row * (padded / 16)});
+// Every format that takes integers has inputs in multiples of 32.
+void RowBuffer::fill(const KernelTable& table, const PackedMatrix& matrix, const float* values, int row) {
+    const auto i = static_cast<std::size_t>(row), n = static_cast<std::size_t>(padded_);
+    if (matrix.needs_planes()) {
+        std::int8_t* planes = planes_.data() + i * 2 * n;
+        table.rows.quantise(values, inputs_, {planes, scale_.data() + i, sums32_.data() + i * (n / 32), sums16_.data() + i * (n / 16)});
+        if (matrix.needs_plane_sums())
+            table.rows.sum_planes(planes, inputs_, plane_sums_.data() + i * 2 * sums_, plane_totals_.data() + i * 2);
     }
-    return {rows_, inputs_, planes_.get(), scale_.get(), sums32_.get(), sums16_.get(), values, static_cast<std::size_t>(inputs_)};
+    if (matrix.needs_bytes())
+        table.rows.quantise_bytes(values, inputs_, {bytes_.data() + i * n, byte_scale_.data() + i, byte_sums_.data() + i * sums_,
+                                                    byte_totals_.data() + i});
+}
+
+Rows RowBuffer::rows(int first, int count, const float* values) const {
+    const auto i = static_cast<std::size_t>(first), n = static_cast<std::size_t>(padded_), stride = static_cast<std::size_t>(inputs_);
+    Rows view{count, inputs_, planes_.data() + i * 2 * n, scale_.data() + i, sums32_.data() + i * (n / 32),
+              sums16_.data() + i * (n / 16), values + i * stride, stride};
+    view.bytes = bytes_.data() + i * n;
+    view.byte_scale = byte_scale_.data() + i;
+    view.byte_sums = byte_sums_.data() + i * sums_;
+    view.byte_totals = byte_totals_.data() + i;
+    view.plane_sums = plane_sums_.data() + i * 2 * sums_;
+    view.plane_totals = plane_totals_.data() + i * 2;
+    return view;
 }
 
 }  // namespace headrace

@@ -12,7 +12,8 @@ class WeightFormat:
     """A runtime format of packed weights.
 
     ``bits`` of one code, ``group`` inputs sharing a scale (1: none), ``record_bytes`` of 16 outputs × one group,
-    ``has_minimum``: the value is d·q + m and not d·q, ``quantised``: takes 16-bit activations instead of fp32.
+    ``has_minimum``: groups have a minimum or zero beside their scale, ``activation_bits``: of the rows that it is multiplied
+    with (32: floats).
     """
 
     name: str
@@ -20,7 +21,7 @@ class WeightFormat:
     group: int
     record_bytes: int
     has_minimum: bool
-    quantised: bool
+    activation_bits: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """Rows of integer codes as bytes: the encodings ``INT8`` and ``INT4G32``, ``INT4G64``, ``INT4G128``.
 
+The bits of the activations that they are multiplied with belong to the kind's name: ``INT4G64A8``, ``INT8A16``, …
+
 ::
 
     INT8      [float32 channel scale][int8 code of each input]
@@ -12,9 +14,18 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-GROUP_OF_KIND = {"INT8": 0, "INT4G32": 32, "INT4G64": 64, "INT4G128": 128}
+GROUPS = (32, 64, 128)
+ACTIVATION_BITS = (8, 16)
 
 Bytes = npt.NDArray[np.uint8]
+
+
+def kind_name(group: int, activation_bits: int) -> str:
+    """The kind of 4-bit codes in groups, or (group 0) of 8-bit codes."""
+    return f"INT4G{group}A{activation_bits}" if group else f"INT8A{activation_bits}"
+
+
+GROUP_OF_KIND = {kind_name(group, bits): group for group in (0, *GROUPS) for bits in ACTIVATION_BITS}
 
 
 def encode_nibbles(codes: Bytes, scales: Bytes, zeros: npt.NDArray[np.int16], group: int) -> Bytes:

@@ -23,14 +23,12 @@ import numpy.typing as npt
 from headrace.errors import HeadraceError
 from headrace.models.fields import Fields
 from headrace.models.files import refuse
-from headrace.models.integer_rows import encode_nibbles, nibble_integers
+from headrace.models.integer_rows import ACTIVATION_BITS, GROUPS, encode_nibbles, kind_name, nibble_integers
 from headrace.models.safetensors_file import StoredTensor, parse_json
 from headrace.models.weights import RawTensor
 
 METADATA_KEY = "headrace_quantisation"
 VERSION = 1
-GROUPS = (32, 64, 128)
-ACTIVATION_BITS = (8, 16)
 MAX_ACTIVATION = 128  # of one byte plane, in absolute value
 MAX_ACCUMULATOR = 2**31 - 1
 MAX_METADATA_CHARACTERS = 1 << 20
@@ -91,9 +89,8 @@ class QuantisedMatrix:
         codes = np.ascontiguousarray(self.codes).view(np.uint8)
         if self.group_scales is not None and self.group_zeros is not None:
             codes = encode_nibbles(codes, self.group_scales, self.group_zeros, self.group)
-        kind = f"INT4G{self.group}" if self.group else "INT8"
         data = np.concatenate([head, codes], axis=1).reshape(-1)
-        return RawTensor(kind, (rows, inputs), data, activation_bits=self.activation_bits)
+        return RawTensor(kind_name(self.group, self.activation_bits), (rows, inputs), data)
 
     def parts(self) -> dict[str, npt.NDArray[np.generic]]:
         """The arrays by their name in a file."""

@@ -25,14 +25,12 @@ class RawTensor:
     ``shape``: ``(outputs, inputs)`` or ``(n,)``, row-major, one row's codes consecutive.
     ``data``: 1-D bytes of exactly the encoded size; read-only when it maps a file.
     ``row_order``: output row *i* comes from stored row ``row_order[i]`` (``None``: as stored).
-    ``activation_bits``: 8 where rows may be multiplied in 8 bits (integer kinds only), else 16.
     """
 
     kind: str
     shape: tuple[int, ...]
     data: RawBytes
     row_order: RowOrder | None = None
-    activation_bits: int = 16
 
     @property
     def rows(self) -> int:

@@ -18,7 +18,7 @@ from headrace.errors import HeadraceError
 from headrace.models.config import AttentionSpec, MlpSpec, ModelConfig, RopeScaling
 from headrace.models.config_fields import config_fields
 from headrace.models.folder_model import load_folder
-from headrace.models.integer_rows import row_bytes
+from headrace.models.integer_rows import kind_name, row_bytes
 from headrace.models.quantised_folder import QuantisedWeights
 from headrace.models.quantised_matrix import MatrixForm, QuantisationInfo, QuantisedMatrix, read_info
 from headrace.models.weights import NO_BYTES, dequantise
@@ -53,7 +53,7 @@ def test_values_and_encoded_rows_follow_the_definition(rows: int, inputs: int, g
     assert np.array_equal(matrix.values(), expected)
     assert np.array_equal(dequantise(raw), expected)
     assert raw.row_bytes == row_bytes(raw.kind, inputs)
-    assert raw.activation_bits == bits
+    assert raw.kind == kind_name(group, bits)
     order = np.arange(rows, dtype=np.int32)[::-1].copy()
     assert np.array_equal(dequantise(dataclasses.replace(raw, row_order=order)), expected[::-1])
 
@@ -107,7 +107,7 @@ def test_a_written_model_loads_as_it_was_made(group: int, tmp_path: Path) -> Non
             own = 0 if name == "embedding" else group
             expected = random_matrix(name, (raw.shape[0], raw.shape[1]), own, seed=index)
             assert np.array_equal(dequantise(raw), expected.values()), name
-            assert raw.kind == ("INT8" if own == 0 else f"INT4G{own}")
+            assert raw.kind == kind_name(own, 8)
 
 
 def _family(name: str, **changes: object) -> ModelConfig:
