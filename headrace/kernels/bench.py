@@ -11,6 +11,7 @@ from headrace.errors import HeadraceError
 from headrace.kernels import _native
 from headrace.kernels.formats import source_kinds
 from headrace.kernels.packing import pack
+from headrace.models.integer_rows import GROUP_OF_KIND, sample_rows
 from headrace.models.weights import RawTensor
 
 ROW_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -70,13 +71,20 @@ def kernel_table_rows(
 
 
 def _copies(kind: str, outputs: int, inputs: int, pool: _native.ThreadPool) -> list[_native.PackedMatrix]:
+    if kind in GROUP_OF_KIND:
+        tensor = RawTensor(kind, (outputs, inputs), sample_rows(kind, outputs, inputs, np.random.default_rng(0)))
+    else:
+        tensor = _random_blocks(kind, outputs, inputs)
+    first = pack([tensor], pool)
+    return [first] + [pack([tensor], pool) for _ in range(min(512, STREAM_BYTES // first.bytes))]
+
+
+def _random_blocks(kind: str, outputs: int, inputs: int) -> RawTensor:
     source = source_kinds()[kind]
     size = outputs * (inputs // source.block) * source.block_bytes
     # One bit of each byte is cleared: then no bit pattern is an infinite scale, in any encoding.
     data = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8) & np.uint8(0xBF)
-    tensor = RawTensor(kind, (outputs, inputs), data)
-    first = pack([tensor], pool)
-    return [first] + [pack([tensor], pool) for _ in range(min(512, STREAM_BYTES // first.bytes))]
+    return RawTensor(kind, (outputs, inputs), data)
 
 
 def _measure(

@@ -63,6 +63,19 @@ def decode_rows(kind: str, rows: Bytes, inputs: int) -> tuple[npt.NDArray[np.int
     return nibble_integers(codes, body[:, starts], zeros.reshape(len(rows), count).astype(np.int16), group), scales
 
 
+def sample_rows(kind: str, rows: int, inputs: int, rng: np.random.Generator) -> Bytes:
+    """Random rows [rows · row bytes] of that kind whose products stay inside 32 bits: for measurements."""
+    made = rng.integers(0, 256, (rows, row_bytes(kind, inputs)), dtype=np.uint8)
+    made[:, :4] = np.frombuffer(np.float32(1e-3).tobytes(), np.uint8)
+    group = GROUP_OF_KIND[kind]
+    if group:
+        starts = 4 + np.arange(-(-inputs // group)) * (3 + group // 2)
+        made[:, starts] %= 17  # as of codes whose products with their scale are bytes
+        made[:, starts + 1] %= 128
+        made[:, starts + 2] = 0
+    return made.reshape(-1)
+
+
 def row_bytes(kind: str, inputs: int) -> int:
     """Encoded bytes of one row."""
     group = GROUP_OF_KIND[kind]

@@ -10,9 +10,9 @@ from headrace.kernels import bench
 
 def test_every_combination_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "STREAM_BYTES", 1 << 20)
-    rows = bench.kernel_table_rows([(64, 64), (96, 256)], ["Q4_1", "BF16"], rows=(1, 8), seconds=0.002)
+    rows = bench.kernel_table_rows([(64, 64), (96, 256)], ["Q4_1", "BF16", "INT4G64A8"], rows=(1, 8), seconds=0.002)
     assert [(row.kind, row.outputs, row.rows) for row in rows] == [
-        (kind, outputs, count) for kind in ("Q4_1", "BF16") for outputs in (64, 96) for count in (1, 8)
+        (kind, outputs, count) for kind in ("Q4_1", "BF16", "INT4G64A8") for outputs in (64, 96) for count in (1, 8)
     ]
     for row in rows:
         assert row.gmacs == pytest.approx(row.rows * row.outputs * row.inputs / row.seconds / 1e9)

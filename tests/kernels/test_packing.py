@@ -12,6 +12,7 @@ from headrace.errors import HeadraceError
 from headrace.kernels._native import PackedMatrix, ThreadPool
 from headrace.kernels.formats import source_kinds, weight_formats
 from headrace.kernels.packing import pack
+from headrace.models.integer_rows import GROUP_OF_KIND
 from headrace.models.weights import RawTensor
 
 Pools = tuple[ThreadPool, ThreadPool]
@@ -43,7 +44,7 @@ def test_values_are_the_files_values(kind: str, pools: Pools) -> None:
 
 
 def test_every_declared_kind_is_tested() -> None:
-    assert sorted(source_kinds()) == sorted(EVERY_KIND)
+    assert sorted(source_kinds()) == sorted([*EVERY_KIND, *GROUP_OF_KIND])  # the latter by test_integer_matmul.py
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
