@@ -1,0 +1,103 @@
+"""What a quantisation does: grid, activation bits and the steps of the recipe, in their one order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headrace.errors import HeadraceError
+from headrace.models.config import ModelConfig
+from headrace.quantization.hadamard import hadamard, is_known
+from headrace.settings.nearest import suggestion
+
+STEPS: dict[str, str] = {
+    "rotate": "residual stream turned by a Hadamard matrix",
+    "rotate-heads": "each head's values turned by a Hadamard matrix",
+    "smooth-attention": "outliers moved from keys to queries",
+    "reorder": "inner channels of the MLP sorted by size",
+    "smooth": "outliers moved from activations to weights",
+    "clip": "extremes of a group cut off where that pays",
+    "gptq": "rounding with error feedback",
+}
+"""The steps in the order in which they are done, and what each one is."""
+GROUPS = {"32": 32, "64": 64, "128": 128, "channel": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """``group``: inputs that share a 4-bit group's scale; 0: 8-bit codes with one scale an output channel.
+
+    ``activation_bits``: 8 or 16 for the rows of the blocks' products (the head takes 16). ``steps``: names of :data:`STEPS`.
+    """
+
+    group: int = 64
+    activation_bits: int = 16
+    steps: tuple[str, ...] = ()
+
+    def __contains__(self, step: str) -> bool:
+        return step in self.steps
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether any step looks at activations."""
+        return bool({"smooth-attention", "reorder", "smooth", "clip", "gptq"} & set(self.steps))
+
+    def describe(self) -> str:
+        """In a few words."""
+        bits = f"4-bit groups of {self.group}" if self.group else "8 bits per channel"
+        return f"{bits}, {self.activation_bits}-bit activations, steps: {', '.join(self.steps) or 'plain rounding'}"
+
+
+def possible_steps(config: ModelConfig) -> tuple[str, ...]:
+    """Every step that a model allows."""
+    rotatable = not any(block.post_norm for block in config.blocks) and is_known(config.hidden)
+    heads = all(is_known(spec.head_dim) for spec in config.attention_blocks)
+    left_out = ({"rotate"} if not rotatable else set()) | ({"rotate-heads"} if not heads else set())
+    return tuple(step for step in STEPS if step not in left_out)
+
+
+def parse_steps(text: str, config: ModelConfig) -> tuple[str, ...]:
+    """``all``, ``none``, or names joined by commas, into their order. Raises ``invalid_setting`` for what can't be done."""
+    if text == "all":
+        return possible_steps(config)
+    names = [] if text == "none" else [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in STEPS:
+            known = ", ".join(STEPS)
+            raise HeadraceError(
+                "invalid_setting", f"steps: unknown step '{name[:40]}'; known are {known}{suggestion(name, STEPS)}", param="steps"
+            )
+    _check_possible(names, config)
+    return tuple(step for step in STEPS if step in names)
+
+
+def check_group(group: int, config: ModelConfig) -> None:
+    """Refuse a group that does not divide every matrix's inputs, naming those that do."""
+    if not group:
+        return
+    sizes = {config.hidden: "the hidden size"}
+    for block in config.blocks:
+        inputs = block.inner if hasattr(block, "inner") else block.heads * block.head_dim
+        sizes.setdefault(inputs, "the MLP's inner size" if hasattr(block, "inner") else "the heads' size together")
+    for size, what in sizes.items():
+        if size % group:
+            good = [name for name, other in GROUPS.items() if not other or not any(one % other for one in sizes)]
+            raise HeadraceError(
+                "invalid_setting",
+                f"group {group} does not divide {what} {size} of this model; usable are {', '.join(good)}",
+                param="group",
+            )
+
+
+def _check_possible(names: list[str], config: ModelConfig) -> None:
+    if "rotate" in names and any(block.post_norm for block in config.blocks):
+        raise HeadraceError(
+            "invalid_setting",
+            f"steps: {config.family} models can't rotate their residual stream (norms behind the blocks weigh its axes);"
+            f" possible are {','.join(possible_steps(config))}",
+            param="steps",
+        )
+    if "rotate" in names:
+        hadamard(config.hidden)
+    if "rotate-heads" in names:
+        for spec in config.attention_blocks:
+            hadamard(spec.head_dim)
