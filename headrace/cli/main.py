@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "list": ("headrace.cli.models", "list_models", "List the models that this machine has."),
     "show": ("headrace.cli.models", "show", "Describe one model."),
     "pull": ("headrace.cli.models", "pull", "Get the package of a model."),
+    "quantize": ("headrace.cli.quantize", "quantize", "Write a model with integer weights, and say what that costs."),
     "bench": ("headrace.cli.bench", "bench", "Measure a server, the engine or the kernels."),
     "reproduce": ("headrace.cli.reproduce", "reproduce", "Run an experiment: a mechanism with and without, on this machine."),
     "doctor": ("headrace.cli.doctor", "doctor", "Check this machine and say what to change."),

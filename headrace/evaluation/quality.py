@@ -172,3 +172,19 @@ def measure_native(
         return compare_chains(reference, native, windows, first_token=bos, progress=progress)
     finally:
         torch.set_num_threads(before)
+
+
+def disjoint_texts(text: str, share: float, avoid: str = "") -> tuple[str, str]:
+    """``text`` in two parts that have no paragraph in common: about ``share`` of its characters, and the rest.
+
+    Repeated paragraphs count once; paragraphs of ``avoid`` are in neither part.
+    """
+    seen = set(_paragraphs(avoid))
+    unique = [one for one in dict.fromkeys(_paragraphs(text)) if one not in seen]
+    ends = np.cumsum([len(one) for one in unique] or [0])
+    cut = int(np.searchsorted(ends, share * ends[-1]))
+    return "\n\n".join(unique[:cut]), "\n\n".join(unique[cut:])
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [part.strip() for part in text.split("\n\n") if part.strip()]

@@ -92,11 +92,11 @@ class Checkpoint:
 
     def _load(self, name: str) -> dict[str, Array] | None:
         try:
-            with np.load(self._folder / name, allow_pickle=False) as arrays:
+            with (self._folder / name).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return dict(arrays)
         except FileNotFoundError:
             return None
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
+        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
             message = f"out: {FOLDER_NAME}/{name} is damaged; remove {FOLDER_NAME} to begin anew"
             raise HeadraceError("invalid_setting", message, param="out") from error
 

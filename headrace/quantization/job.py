@@ -93,5 +93,5 @@ def _replay(source: Source, recipe: Recipe, done: list[tuple[int, RoundedLayer]]
 def _behind(source: Source, recipe: Recipe, index: int, layer: RoundedLayer, stream: Float32) -> Float32:
     from headrace.quantization.torch_layers import Rounding, RoundingTap, run_layer
 
-    tap = RoundingTap(Rounding(recipe.activation_bits))
+    tap = RoundingTap(Rounding(recipe.row_bits))
     return run_layer(source.specs(index), layer.values(), source.config.norm_eps, stream, tap)

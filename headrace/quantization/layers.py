@@ -34,6 +34,8 @@ MATRICES = {
     "down": ("mlp.down",),
 }
 """Which matrices share each kind of input rows."""
+KINDS = {name: kind for kind, names in MATRICES.items() for name in names}
+"""What kind of rows each matrix meets."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,17 +116,17 @@ def _smooth_inputs(
     layer: Layer, spec: AttentionSpec, recipe: Recipe, inputs: dict[str, InputStatistics]
 ) -> tuple[Layer, dict[str, InputStatistics]]:
     made, changed = layer, dict(inputs)
-    group, bits = recipe.group, recipe.activation_bits
+    group, bits = recipe.group, recipe.row_bits
     if "rotate" not in recipe:  # a rotated stream is even already, and its norms must keep gains of one
         for kind, norm in (("qkv", "attention.norm"), ("gate_up", "mlp.norm")):
             weights = np.concatenate([made[name] for name in READERS[norm]])
-            factors = search_factors(weights, changed[kind], group, bits)
+            factors = search_factors(weights, changed[kind], group, bits(kind))
             made, changed[kind] = scale_normed(made, norm, factors), changed[kind].divided(factors)
     if "rotate-heads" not in recipe and spec.heads == spec.kv_heads:  # else one value channel serves several inputs of `o`
-        factors = search_factors(made["attention.o"], changed["o"], group, bits)
+        factors = search_factors(made["attention.o"], changed["o"], group, bits("o"))
         made = scale_values(made, spec, factors.reshape(spec.kv_heads, spec.head_dim))
         changed["o"] = changed["o"].divided(factors)
-    factors = search_factors(made["mlp.down"], changed["down"], group, bits)
+    factors = search_factors(made["mlp.down"], changed["down"], group, bits("down"))
     return scale_inner(made, factors), changed | {"down": changed["down"].divided(factors)}
 
 

@@ -12,12 +12,12 @@ from headrace.models.quantised_matrix import QuantisedMatrix
 from headrace.models.weights import WeightSource, dequantise
 from headrace.quantization.grid import Float32, channel_grid
 from headrace.quantization.hadamard import rotation
-from headrace.quantization.layers import Codes, RoundedLayer
+from headrace.quantization.layers import KINDS, Codes, RoundedLayer
 from headrace.quantization.recipe import Recipe
 from headrace.quantization.transforms import Layer
 
 _SIGNS_SEED = 0
-_HEAD_BITS = 16  # of the activations; only one row of a prompt ever meets the head
+HEAD_BITS = 16  # of the activations; only one row of a prompt ever meets the head
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,12 +107,12 @@ class RoundedModel:
 
     def matrices(self) -> list[QuantisedMatrix]:
         """Every matrix in the runtime's form."""
-        made = [_runtime_matrix("embedding", self.ends.embedding, _HEAD_BITS)]
+        made = [runtime_matrix("embedding", self.ends.embedding, HEAD_BITS)]
         if self.ends.head is not None:
-            made.append(_runtime_matrix("head", self.ends.head, _HEAD_BITS))
+            made.append(runtime_matrix("head", self.ends.head, HEAD_BITS))
         for index, layer in enumerate(self.layers):
             for name, codes in layer.matrices.items():
-                made.append(_runtime_matrix(f"layer.{index}.{name}", codes, self.recipe.activation_bits))
+                made.append(runtime_matrix(f"layer.{index}.{name}", codes, self.recipe.row_bits(KINDS[name])))
         return made
 
     def vectors(self) -> Layer:
@@ -123,7 +123,8 @@ class RoundedModel:
         return made
 
 
-def _runtime_matrix(name: str, rounded: Codes, activation_bits: int) -> QuantisedMatrix:
+def runtime_matrix(name: str, rounded: Codes, activation_bits: int) -> QuantisedMatrix:
+    """A rounded matrix in the form that is stored and run."""
     grid, codes = rounded.grid, rounded.codes
     if grid.scales is None or grid.zeros is None:
         return QuantisedMatrix(name, codes.astype(np.int8), None, None, grid.channel_scales, 0, activation_bits)

@@ -19,6 +19,13 @@ STEPS: dict[str, str] = {
     "gptq": "rounding with error feedback",
 }
 """The steps in the order in which they are done, and what each one is."""
+ACTIVATIONS: dict[str, dict[str, int]] = {
+    "8": {},
+    "mixed": {"down": 16},
+    "16": dict.fromkeys(("qkv", "o", "gate_up", "down"), 16),
+}
+"""Which kinds of rows take 16 bits where the others take 8. What enters ``down`` has outliers that no rotation reaches."""
+_ACTIVATION_WORDS = {"8": "8-bit", "mixed": "8-bit (down: 16-bit)", "16": "16-bit"}
 GROUPS = {"32": 32, "64": 64, "128": 128, "channel": 0}
 
 
@@ -26,15 +33,19 @@ GROUPS = {"32": 32, "64": 64, "128": 128, "channel": 0}
 class Recipe:
     """``group``: inputs that share a 4-bit group's scale; 0: 8-bit codes with one scale an output channel.
 
-    ``activation_bits``: 8 or 16 for the rows of the blocks' products (the head takes 16). ``steps``: names of :data:`STEPS`.
+    ``activations``: one of :data:`ACTIVATIONS`; the head always takes 16 bits. ``steps``: names of :data:`STEPS`.
     """
 
     group: int = 64
-    activation_bits: int = 16
+    activations: str = "16"
     steps: tuple[str, ...] = ()
 
     def __contains__(self, step: str) -> bool:
         return step in self.steps
+
+    def row_bits(self, kind: str) -> int:
+        """Bits of the rows that meet the matrices ``kind``: qkv, o, gate_up or down."""
+        return ACTIVATIONS[self.activations].get(kind, 8)
 
     @property
     def calibrated(self) -> bool:
@@ -44,7 +55,7 @@ class Recipe:
     def describe(self) -> str:
         """In a few words."""
         bits = f"4-bit groups of {self.group}" if self.group else "8 bits per channel"
-        return f"{bits}, {self.activation_bits}-bit activations, steps: {', '.join(self.steps) or 'plain rounding'}"
+        return f"{bits}, {_ACTIVATION_WORDS[self.activations]} activations, steps: {', '.join(self.steps) or 'plain rounding'}"
 
 
 def possible_steps(config: ModelConfig) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ extra `torch`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,12 +26,12 @@ _SAMPLE_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """What the runtime would round besides weights: rows to ``activation_bits`` (8, 16), cached keys and values to ``kv_bits``.
+    """What the runtime would round besides weights.
 
-    ``None`` leaves them in float32.
+    ``row_bits``: 8 or 16 for a kind of rows (qkv, o, gate_up, down). ``kv_bits`` of cached keys and values; ``None``: float32.
     """
 
-    activation_bits: int | None = None
+    row_bits: Callable[[str], int]
     kv_bits: int | None = None
 
 
@@ -43,7 +43,7 @@ class RoundingTap:
 
     def rows(self, name: str, x: Tensor) -> Tensor:
         """Symmetric, one scale a row."""
-        return x if self._rounding.activation_bits is None else round_rows(x, self._rounding.activation_bits)
+        return round_rows(x, self._rounding.row_bits(name))
 
     def cache(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Asymmetric, a scale and a zero for each token and head, as in QServe's KV4."""

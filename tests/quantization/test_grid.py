@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from headrace.quantization.grid import Float32, channel_grid, progressive_grid
 from headrace.quantization.layers import Codes
-from headrace.quantization.model import _runtime_matrix
+from headrace.quantization.model import runtime_matrix
 
 
 def random_values(rows: int, inputs: int, seed: int) -> Float32:
@@ -47,7 +47,7 @@ def test_the_stored_form_holds_the_same_values(group: int) -> None:
     values = random_values(6, 128, 4)
     grid = progressive_grid(values, group) if group else channel_grid(values)
     codes = grid.round(values)
-    assert np.array_equal(_runtime_matrix("a", Codes(codes, grid), 8).values(), grid.values(codes))
+    assert np.array_equal(runtime_matrix("a", Codes(codes, grid), 8).values(), grid.values(codes))
 
 
 @pytest.mark.parametrize("group", [64, 0])

@@ -67,7 +67,8 @@ def random_source(family: str, seed: int = 0) -> Source:
             if name.endswith((".k", ".up")):
                 values *= np.exp(rng.standard_normal((shape[0], 1)))
         else:
-            values = rng.standard_normal(shape) * 0.3 + (1.0 if name.endswith("norm") else 0.0)
+            values = rng.standard_normal(shape) * 0.3
+            values = np.exp(3 * values) if name.endswith((".norm", "k_norm")) else values + name.endswith("norm")
         arrays[name] = values.astype(np.float32)
     return Source(config, ArrayWeights(arrays))
 
