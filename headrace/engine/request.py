@@ -14,7 +14,7 @@ from headrace.engine.wire import FinishReason, Submit, TokenLogprob
 from headrace.errors import HeadraceError
 from headrace.kernels.interface import Float32, Int32
 from headrace.kernels.sampler import neutral_request
-from headrace.scheduling.item import Item, ItemKind
+from headrace.scheduling.item import MOST_PRIORITY, Item, ItemKind
 
 GREEDY_BELOW = np.float32(1e-6)  # temperature, as the native sampler sees it: in single precision
 MASK_WINDOW = 8  # tokens over which the cost of a grammar's masks is watched
@@ -140,6 +140,9 @@ def check_submit(submit: Submit, limits: Limits) -> None:
         raise HeadraceError(
             "invalid_value", f"min_tokens {params.min_tokens} is over max_tokens {params.max_tokens}", param="min_tokens"
         )
+    if not -MOST_PRIORITY <= submit.priority <= MOST_PRIORITY:
+        message = f"priority must be from -{MOST_PRIORITY} to {MOST_PRIORITY}, not {submit.priority}"
+        raise HeadraceError("invalid_value", message, param="priority")
     if submit.deadline is not None and not submit.deadline > 0:
         raise HeadraceError("invalid_value", "a deadline is a positive number of seconds", param="deadline")
 
@@ -175,6 +178,7 @@ def make_choices(request: LiveRequest, first_item_id: int, limits: Limits) -> li
             max_tokens=0 if submit.embed else params.max_tokens,
             arrival=request.arrival,
             deadline=request.deadline,
+            priority=submit.priority,
             score_from=None if params.prompt_logprobs is None or submit.embed else 0,
         )
         record, plain, tabled = _record(request, index, limits), _is_plain(request), _is_modified(params)

@@ -22,13 +22,17 @@ class Start(msgspec.Struct, tag="start", frozen=True):
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True):
-    """Start a request. ``deadline`` is seconds from arrival. ``embed`` asks for the pooled hidden state only."""
+    """Start a request. ``deadline`` is seconds from arrival. ``embed`` asks for the pooled hidden state only.
+
+    ``priority``: −8 … 8, more goes first; age makes up for it (:func:`headrace.scheduling.item.order_of`).
+    """
 
     request_id: int
     prompt: list[int]
     params: SamplingParams
     deadline: float | None = None
     embed: bool = False
+    priority: int = 0
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):

@@ -118,6 +118,10 @@ class Draft:
             room -= taken
             limit -= taken
 
+    def make_way(self) -> None:
+        """Set running items aside for a waiting one of higher priority that does not fit beside them."""
+        self._residency.make_way()
+
     def _even_share(self, limit: int) -> int:
         """Rows for prompts in this step, so that the steps until the backlog is done are equally long.
 
@@ -192,6 +196,13 @@ def first_come(draft: Draft) -> None:
     draft.add_prompts()
 
 
+def by_priority(draft: Draft) -> None:
+    """As first come first served, but a waiting item takes the place of running ones that are half a step of priority behind."""
+    draft.make_way()
+    draft.add_decodes()
+    draft.add_prompts()
+
+
 def prompts_whole_first(draft: Draft) -> None:
     """Continuous batching as it was before prompts were split: whole prompts run alone and first, streams wait for them."""
     draft.add_prompts(whole=True)
@@ -199,7 +210,9 @@ def prompts_whole_first(draft: Draft) -> None:
         draft.add_decodes()
 
 
-POLICIES: Registry[Policy] = Registry("policy", {"fcfs": first_come, "prompts_whole_first": prompts_whole_first})
+POLICIES: Registry[Policy] = Registry(
+    "policy", {"fcfs": first_come, "priority": by_priority, "prompts_whole_first": prompts_whole_first}
+)
 
 
 def _turn(decodes: list[Item], first: int, room: int) -> list[Item]:

@@ -22,6 +22,18 @@ class ItemState(enum.Enum):
     FINISHED = "finished"
 
 
+MOST_PRIORITY = 8
+AGEING = 64  # arrivals: so many later ones may pass an item for each step of priority that they are ahead
+
+
+def order_of(arrival: int, priority: int) -> tuple[int, int]:
+    """Place of the ``arrival``-th item in all queues: each step of priority counts like having come 64 arrivals earlier.
+
+    So age makes up for priority, and nobody starves: an item of priority *p* is passed by less than 64·(8 − p) later ones.
+    """
+    return arrival - AGEING * priority, arrival
+
+
 @dataclass(slots=True, eq=False)
 class Item:
     """One sequence that catches up to its token target.
@@ -32,7 +44,9 @@ class Item:
 
     ``score_from``: the first position whose logits are wanted besides the last (prompt logprobs); ``None`` for none.
 
-    The last six fields are the scheduler's own: ``order`` is the place in order of arrival, ``reserved`` the pages
+    ``priority``: −8 … 8, more goes first (:func:`order_of`).
+
+    The last six fields are the scheduler's own: ``order`` is the place in all queues, ``reserved`` the pages
     promised and not yet taken, ``writable`` the position up to which the held pages may be written without asking,
     ``scored`` the position up to which wanted logits were delivered, ``goal`` the positions that are ever computed,
     ``forks`` the items that wait for this one's prompt.
@@ -46,12 +60,13 @@ class Item:
     arrival: float = 0.0
     deadline: float | None = None
     score_from: int | None = None
+    priority: int = 0
     state: ItemState = ItemState.WAITING
     computed: int = 0
     pages: list[int] = field(default_factory=list)
     preemptions: int = 0
     recomputed: int = 0
-    order: int = 0
+    order: tuple[int, int] = (0, 0)
     reserved: int = 0
     writable: int = 0
     scored: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headrace.memory.page_pool import PagePool
 from headrace.memory.page_table import fork_pages, is_private, put_page
-from headrace.scheduling.item import Item, ItemState
+from headrace.scheduling.item import AGEING, Item, ItemState
 from headrace.scheduling.roster import Roster
 from headrace.scheduling.step import PageCopy
 from headrace.scheduling.swapping import Swapping
@@ -109,6 +109,21 @@ class Residency:
         item.writable = len(item.pages) * self.pool.page_tokens
         return bool(item.pages)
 
+    def make_way(self) -> None:
+        """Preempt from the end of the order for the first waiting item, as long as it is half a step of priority ahead.
+
+        Half a step is the hysteresis: items of one priority never change places to and fro.
+        """
+        roster = self._roster
+        if not roster.waiting:
+            return
+        first = roster.waiting[0]
+        while not self._would_fit(first):
+            victim = roster.last_running()
+            if victim is None or victim.order[0] < first.order[0] + AGEING // 2:
+                return
+            self.preempt(victim)
+
     def preempt(self, item: Item) -> None:
         """The item gives its pages back: it leaves with them, or will catch up from its tokens, prompt and generated alike."""
         self.preempted.append(item)
@@ -171,6 +186,15 @@ class Residency:
             self._finished += 1
             rate = max(_SLOWEST_LEARNING, 1.0 / (self._finished + 1))
             self._expected_share += rate * (min(1.0, item.generated / item.max_tokens) - self._expected_share)
+
+    def _would_fit(self, item: Item) -> bool:
+        """True when nobody has to give way before the item can be admitted."""
+        running = self._roster.running
+        if running == 0:
+            return True
+        needed = self.pool.pages_for(min(len(item.tokens) + 1, item.goal)) - self._resident(item) + len(item.forks)
+        room = self.pool.available + self._will_be_free()
+        return running + 1 + len(item.forks) <= self.max_running and needed <= room and self._fits_later(item)
 
     def _take_place(self, item: Item) -> ItemState:
         """Let an admitted item take what it left behind, and start to bring back what lies below."""

@@ -1,4 +1,4 @@
-"""Who stands where: the live items of a scheduler in four lists, each in order of arrival."""
+"""Who stands where: the live items of a scheduler in lists, each in order of arrival and priority."""
 
 from __future__ import annotations
 
@@ -89,6 +89,15 @@ class Roster:
         """A running item goes back to its place in the queue."""
         self._leave(item)
         self.wait(item)
+
+    def reorder(self, item: Item, order: tuple[int, int]) -> None:
+        """Give an item another place in the list in which it stands."""
+        for queue in (self.waiting, self.prompts, self.decodes):
+            if _remove(queue, item):
+                item.order = order
+                _insert(queue, item)
+                return
+        item.order = order
 
     def drop(self, item: Item) -> None:
         """The item is no longer live."""

@@ -12,7 +12,7 @@ from headrace.memory.page_pool import PagePool
 from headrace.scheduling.composer import Budget, Draft, Policy
 from headrace.scheduling.cost import Cost
 from headrace.scheduling.integrity import check_items
-from headrace.scheduling.item import Item, ItemKind, ItemState
+from headrace.scheduling.item import Item, ItemKind, ItemState, order_of
 from headrace.scheduling.residency import Residency
 from headrace.scheduling.roster import Roster
 from headrace.scheduling.settings import SchedulingSettings
@@ -64,7 +64,7 @@ class Scheduler:
         self._residency = Residency(pool, self._roster, settings.max_running, swapping)
         self._arrivals = 0
         self._turn = 0
-        self._deadlines: list[tuple[float, int, Item]] = []
+        self._deadlines: list[tuple[float, tuple[int, int], Item]] = []
 
     @property
     def live(self) -> int:
@@ -143,6 +143,11 @@ class Scheduler:
             if item.state is not ItemState.FINISHED:
                 late.append(item)
         return late
+
+    def set_priority(self, item: Item, priority: int) -> None:
+        """Change the priority of a live item; the place that it gets is as if it had come with it."""
+        item.priority = priority
+        self._roster.reorder(item, order_of(item.order[1], priority))
 
     def preempt(self, item: Item) -> bool:
         """Let a running item give its pages back now, between two steps; False when it does not run."""
@@ -268,7 +273,7 @@ class Scheduler:
 
     def _enter(self, item: Item) -> None:
         self._arrivals += 1
-        item.order = self._arrivals
+        item.order = order_of(self._arrivals, item.priority)
         item.goal = item.prompt_length + (max(0, item.max_tokens - 1) if item.kind is ItemKind.GENERATE else 0)
         self._roster.items[item.item_id] = item
         if item.deadline is not None:

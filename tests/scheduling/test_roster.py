@@ -10,7 +10,7 @@ from headrace.scheduling.roster import Roster
 
 def enter(roster: Roster, order: int, computed: int) -> Item:
     """A running item of 10 tokens; a decode when 9 of them are computed."""
-    item = Item(order, ItemKind.GENERATE, [1] * 10, 10, 5, order=order)
+    item = Item(order, ItemKind.GENERATE, [1] * 10, 10, 5, order=(order, order))
     roster.items[order] = item
     roster.wait(item)
     assert roster.is_queued(item)

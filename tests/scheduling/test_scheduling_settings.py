@@ -11,7 +11,7 @@ from headrace.scheduling.settings import SchedulingSettings
 
 def test_settings_take_their_choices_from_it() -> None:
     assert POLICIES.get(SchedulingSettings().policy) is first_come
-    with pytest.raises(HeadraceError, match="policy must be one of fcfs, prompts_whole_first"):
+    with pytest.raises(HeadraceError, match="policy must be one of fcfs, priority, prompts_whole_first"):
         SchedulingSettings(policy="lifo")
 
 
