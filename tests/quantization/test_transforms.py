@@ -111,8 +111,8 @@ def test_factors_that_would_not_commute_are_refused() -> None:
     source = random_source("qwen3")
     spec = source.config.attention_blocks[0]
     with pytest.raises(HeadraceError, match="pairs must share"):
-        scale_keys(source.layer(0), spec, positive(2, 16))
-    halves = positive(2, 8)
+        scale_keys(source.layer(0), spec, positive(2, 32))
+    halves = positive(2, 16)
     with pytest.raises(HeadraceError, match="share its factors"):
         scale_keys(source.layer(0), spec, np.concatenate((halves, halves), axis=1))
 

@@ -15,7 +15,7 @@ from headrace.quantization.model import Source
 
 Float32 = npt.NDArray[np.float32]
 VOCAB = 96
-_ATTENTION = AttentionSpec(heads=4, kv_heads=2, head_dim=16, scale=0.25, rope_theta=1e4)
+_ATTENTION = AttentionSpec(heads=4, kv_heads=2, head_dim=32, scale=0.18, rope_theta=1e4)
 _MLP = MlpSpec(96, "silu")
 
 
