@@ -10,6 +10,7 @@ import numpy as np
 from headrace.models.config import ModelConfig
 from headrace.models.families import expected_tensors
 from headrace.models.files import refuse, release
+from headrace.models.integer_rows import kind_name
 from headrace.models.quantised_matrix import QuantisationInfo, part_names, read_matrix
 from headrace.models.safetensors_file import StoredTensor
 from headrace.models.weights import NO_BYTES, RawTensor
@@ -67,8 +68,7 @@ class QuantisedWeights:
         if shape is None or len(shape) == 1 or codes is None:
             return replace(self.tensor(name), data=NO_BYTES)
         form = self.info.form(name)
-        kind = f"INT4G{form.group}" if codes.kind == "U8" else "INT8"
-        return RawTensor(kind, shape, NO_BYTES, activation_bits=form.activation_bits)
+        return RawTensor(kind_name(form.group if codes.kind == "U8" else 0, form.activation_bits), shape, NO_BYTES)
 
     def release(self) -> None:
         """Take the files' pages out of this process's memory; they come back when they are read."""

@@ -10,8 +10,13 @@ import pytest
 from headrace.errors import HeadraceError
 from headrace.models.catalog import find_model, open_model
 from headrace.models.config import AttentionSpec, MlpSpec, ModelConfig
+from headrace.models.families import expected_tensors
+from headrace.models.folder_model import load_folder
 from headrace.models.quantised_matrix import QuantisationInfo, QuantisedMatrix
 from headrace.quantization.format import copy_tokenizer, model_digest, write_model
+from headrace.quantization.layers import round_matrix
+from headrace.quantization.model import runtime_matrix
+from headrace.quantization.recipe import Recipe
 from headrace.text.open_tokenizer import open_tokenizer
 
 TINY = ModelConfig("llama", 32, 40, 128, 1e-5, (AttentionSpec(1, 1, 32, 1 / 32**0.5, 1e4), MlpSpec(32, "silu")))
@@ -39,6 +44,24 @@ def test_a_gguf_model_hands_on_its_tokenizer_and_template(tmp_path: Path) -> Non
     text = "The mill's wheel turns 42 times.\n"
     assert open_tokenizer(copied.metadata).encode(text) == open_tokenizer(opened.tokenizer_source).encode(text)
     assert copied.metadata["tokenizer.chat_template"] == opened.chat_template
+
+
+@pytest.mark.parametrize("group", [32, 0])
+def test_a_tensors_outline_is_the_tensor_without_its_bytes(group: int, tmp_path: Path) -> None:
+    """What the cache of packed weights compares: it once failed for every quantised folder."""
+    rng, matrices, vectors = np.random.default_rng(1), [], {}
+    for name, shape in expected_tensors(TINY).items():
+        values = rng.standard_normal(shape).astype(np.float32)
+        if len(shape) == 1:
+            vectors[name] = values
+            continue
+        recipe = Recipe(group if name.startswith("layer") else 0)
+        matrices.append(runtime_matrix(name, round_matrix(values, recipe, None), 8))
+    write_model(tmp_path, TINY, QuantisationInfo("a", group, 8, ""), matrices, vectors)
+    _, weights = load_folder(tmp_path)
+    for name in weights.names():
+        whole, outline = weights.tensor(name), weights.outline(name)
+        assert (outline.kind, outline.shape, outline.data.size) == (whole.kind, whole.shape, 0)
 
 
 def test_a_digest_is_of_the_bytes(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from headrace.models.config import AttentionSpec, MlpSpec, ModelConfig
 from headrace.models.families import expected_tensors
-from headrace.models.weights import RawTensor
+from headrace.models.weights import NO_BYTES, RawTensor
 from headrace.quantization.model import Source
 
 Float32 = npt.NDArray[np.float32]
@@ -35,6 +35,12 @@ class ArrayWeights:
     def tensor(self, name: str) -> RawTensor:
         values = np.ascontiguousarray(self.arrays[name])
         return RawTensor("F32", values.shape, values.reshape(-1).view(np.uint8))
+
+    def outline(self, name: str) -> RawTensor:
+        return replace(self.tensor(name), data=NO_BYTES)
+
+    def release(self) -> None:
+        """Arrays stay."""
 
 
 def _config(family: str, attention: AttentionSpec, mlp: MlpSpec = _MLP, *, tied: bool = True) -> ModelConfig:
