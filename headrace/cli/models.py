@@ -7,6 +7,7 @@ from rich.progress import Progress, TaskID
 
 from headrace.cli.output import progress_bar, stdout, table
 from headrace.models.config import ModelConfig
+from headrace.models.weights import WeightSource
 
 
 @click.command("list")
@@ -20,20 +21,23 @@ def list_models() -> None:
 
 @click.command()
 @click.argument("model")
-def show(model: str) -> None:
+@click.option("--weights", type=click.Choice(("auto", "w4", "w8", "bf16")), default="auto", help="As for `headrace serve`.")
+def show(model: str, weights: str) -> None:
     """Describe one model: a name from `headrace list`, a GGUF file or a folder.
 
     \b
     headrace show smollm2
-    headrace show ./my-model.gguf
+    headrace show ./my-model.gguf --weights w4
     """
     from headrace.models.catalog import find_model, open_model
+    from headrace.models.recoding import recode
 
     with progress_bar() as bar:
         card = find_model(model)
         opened = open_model(card, Loading(bar))
     facts = {"name": card.name, "what it is": card.summary, "file": str(card.path or "from its package")}
     facts |= {"size": f"{card.size_bytes / 1e6:,.0f} MB", **_described(opened.config)}
+    facts |= _weight_facts(recode(opened.weights, weights))
     facts["chat template"] = "yes" if opened.chat_template else "none: a base model that continues text"
     stdout().print(table("", ("", ""), facts.items(), left=2))
 
@@ -53,6 +57,18 @@ def pull(model: str) -> None:
     with progress_bar() as bar:
         card = pull_model(model, Loading(bar))
     stdout().print(f"{card.name} is {card.state}: {card.summary}, {card.size_bytes / 1e6:,.0f} MB")
+
+
+def _weight_facts(source: WeightSource) -> dict[str, str]:
+    from headrace.kernels.weight_report import weight_uses
+
+    facts = {}
+    for use in weight_uses(source):
+        rows = "fp32 rows" if use.activation_bits == 32 else f"rows of {use.activation_bits} bits"
+        facts[f"{use.kind} matrices"] = (
+            f"{use.matrices} run as {use.format} with {rows}: {use.bytes / 1e6:,.1f} MB, {use.bits:.2f} bits a weight"
+        )
+    return facts
 
 
 def _described(config: ModelConfig) -> dict[str, str]:

@@ -29,6 +29,7 @@ from headrace.memory.page_pool import PagePool
 from headrace.models.catalog import OpenModel, find_model, open_model
 from headrace.models.config import ModelConfig
 from headrace.models.packages import Progress, cache_dir
+from headrace.models.recoding import recode
 from headrace.scheduling.composer import POLICIES
 from headrace.scheduling.cost import Cost
 from headrace.scheduling.scheduler import Scheduler
@@ -83,11 +84,14 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
     began = time.perf_counter()
     options = options or BuildOptions()
     model = open_model(find_model(settings.model), options.progress)
+    model = dataclasses.replace(model, weights=recode(model.weights, settings.weights))
     threads = settings.threads or usable_cores()
     chain = make_chain(model, settings.device, threads)
     context = context_length(model.config, settings)
     arena = Arena(pool_pages(chain, context, settings), chain.page_layout.page_bytes)
-    calibration = _calibration(chain, arena, {"model": model.name, "device": settings.device, "threads": threads})
+    calibration = _calibration(
+        chain, arena, {"model": model.name, "device": settings.device, "weights": settings.weights, "threads": threads}
+    )
     swap = swap_options(settings, arena)
     scheduler = make_scheduler(options.scheduling, arena.pages, chain, calibration, swap)
     arena.touch_ahead(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from headrace.models.recoding import WEIGHTS
 from headrace.scheduling.swapping import PREEMPTION
 from headrace.settings.declaration import option, validate
 
@@ -16,6 +17,10 @@ class EngineSettings:
     device: str = option(
         "cpu", choices=("cpu", "torch"), help="cpu: own native kernels. torch: torch blocks in fp32 (extra `torch`)."
     )
+    weights: str = option(
+        "auto", choices=WEIGHTS,
+        help="What matrices become at load. auto: the file's own codes, floats as w8. w8, w4: 8 or 4 bits in groups of 32. bf16.",
+    )  # fmt: skip
     threads: int | None = option(None, minimum=1, maximum=256, help="Compute threads. Default: the cores this process may use.")
     pool_mib: int | None = option(
         None, unit="MiB", minimum=1, maximum=4_194_304,

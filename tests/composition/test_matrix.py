@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from quantised_models import RoundedWeights
 
 from headrace.engine.build import make_chain, make_moving, make_scheduler
 from headrace.engine.grammars import LazyGrammars
@@ -18,11 +19,12 @@ from headrace.engine.loop import Engine, EngineParts
 from headrace.engine.request import Limits
 from headrace.engine.sampling_params import GrammarSpec, SamplingParams
 from headrace.engine.wire import Submit, TokenLogprob, TokenOutput
-from headrace.kernels.interface import ChainRunner
+from headrace.kernels.native_chain import NativeChain
 from headrace.kernels.sampler import Sampler
 from headrace.memory.arena import Arena
 from headrace.memory.moves import MoveOptions
 from headrace.models.catalog import OpenModel, find_model, open_model
+from headrace.models.recoding import recode
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.scheduling.swapping import SwapOptions
 from headrace.text.open_tokenizer import open_tokenizer
@@ -53,6 +55,7 @@ class Mix:
     grammar: bool = False
     logprobs: bool = False
     penalties: bool = False
+    weights: str = "auto"
 
 
 MECHANISMS: dict[str, dict[str, int | bool | str]] = {
@@ -66,6 +69,9 @@ MECHANISMS: dict[str, dict[str, int | bool | str]] = {
     "one thread": {"threads": 1},
     "arrival order": {"shuffle": 3},
     "penalties": {"penalties": True},
+    "weights w4": {"weights": "w4"},
+    "weights w8": {"weights": "w8"},
+    "q4 with 8-bit activations": {"weights": "q4"},
 }
 
 
@@ -74,12 +80,24 @@ class Bench:
     """The real model on one and on two threads, and everything that is known of requests run alone."""
 
     model: OpenModel
-    chains: dict[int, ChainRunner]
+    chains: dict[str, NativeChain]
     arena: Arena
     grammars: LazyGrammars
     prompts: list[list[int]]
-    alone: dict[bytes, list[Answer]]
+    alone: dict[tuple[str, bytes], list[Answer]]
     folder: Path
+
+    def chain(self, weights: str, threads: int) -> ChainRunner:
+        """The model with its matrices in that form, made at its first use."""
+        if weights not in self.chains:
+            source = self.model.weights
+            recoded = RoundedWeights(source, 64, 8) if weights == "q4" else recode(source, weights)
+            files = self.model.files if weights != "q4" else ()  # codes that only this test makes are not kept
+            chain = make_chain(dataclasses.replace(self.model, weights=recoded, files=files), "cpu", threads)
+            assert isinstance(chain, NativeChain)
+            self.chains[weights] = chain
+        self.chains[weights].set_threads(threads)
+        return self.chains[weights]
 
 
 @dataclass(slots=True)
@@ -101,11 +119,14 @@ class Answer:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     model = open_model(find_model("smollm2"))
-    chains = {threads: make_chain(model, "cpu", threads) for threads in (1, 2)}
     tokenizer = open_tokenizer(model.tokenizer_source)
-    arena = Arena(POOL, chains[1].page_layout.page_bytes)
+    chain = make_chain(model, "cpu", 1)
+    assert isinstance(chain, NativeChain)
+    arena = Arena(POOL, chain.page_layout.page_bytes)
     grammars = LazyGrammars(lambda: tokenizer, model.config.vocab)
-    yield Bench(model, chains, arena, grammars, [tokenizer.encode(text) for text in TEXTS], {}, tmp_path_factory.mktemp("swap"))
+    yield Bench(
+        model, {"auto": chain}, arena, grammars, [tokenizer.encode(text) for text in TEXTS], {}, tmp_path_factory.mktemp("swap")
+    )
     arena.close()
 
 
@@ -127,7 +148,7 @@ def requests_of(mix: Mix, bench: Bench) -> list[Submit]:
 
 
 def engine_of(mix: Mix, bench: Bench) -> Engine:
-    chain = bench.chains[mix.threads]
+    chain = bench.chain(mix.weights, mix.threads)
     swap = SwapOptions(MoveOptions(4 * POOL), bench.arena.page_bytes, mix.swap) if mix.swap != "recompute" else None
     scheduler = make_scheduler(SchedulingSettings(step_tokens=mix.step_tokens), mix.pages, chain, None, swap)
     moving = make_moving(scheduler, bench.arena, bench.folder) if swap is not None else None
@@ -165,11 +186,11 @@ def expect_short_answers(engine: Engine, bench: Bench) -> None:
             engine.step()
 
 
-def alone(submit: Submit, bench: Bench) -> list[Answer]:
-    """What the request gets by itself: prompt in one step, one thread. Run once and remembered."""
-    key = msgspec.json.encode(submit)
+def alone(submit: Submit, bench: Bench, weights: str) -> list[Answer]:
+    """What the request gets by itself: prompt in one step, one thread, the same weights. Run once and remembered."""
+    key = weights, msgspec.json.encode(submit)
     if key not in bench.alone:
-        engine = engine_of(Mix(threads=1), bench)
+        engine = engine_of(Mix(threads=1, weights=weights), bench)
         bench.alone[key] = run(engine, [submit], None)[submit.request_id]
     return bench.alone[key]
 
@@ -191,7 +212,7 @@ def test_pair(first: str, second: str, bench: Bench) -> None:
     submits = requests_of(mix, bench)
     answers = run(engine, submits, random.Random(mix.shuffle) if mix.shuffle else None)
     for submit in submits:
-        assert answers[submit.request_id] == alone(submit, bench), f"request {submit.request_id}"
+        assert answers[submit.request_id] == alone(submit, bench, mix.weights), f"request {submit.request_id}"
     assert engine.scheduler.pool.free == mix.pages
     moves = engine.gauges().moves
     assert mix.swap != "swap" or (moves is not None and moves.written_pages > 0), "nothing was swapped"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from headrace.models.config import ModelConfig
 from headrace.models.families import expected_tensors
+from headrace.models.integer_rows import kind_name
 from headrace.models.quantised_matrix import QuantisationInfo, QuantisedMatrix
+from headrace.models.weights import NO_BYTES, RawTensor, WeightSource, dequantise
 from headrace.quantization.format import write_model
 
 
@@ -37,3 +41,51 @@ def write_random_model(folder: Path, config: ModelConfig, group: int, activation
             matrices.append(random_matrix(name, (shape[0], shape[1]), own, activation_bits, seed=index))
     write_model(folder, config, QuantisationInfo("random", group, activation_bits, "00"), matrices, vectors)
     return folder
+
+
+class RoundedWeights:
+    """A weight source with its matrices rounded to integer codes on the spot: blocks in groups, ends (or ``group`` 0) in 8 bits."""
+
+    def __init__(self, source: WeightSource, group: int, activation_bits: int) -> None:
+        self._source, self._group, self._bits = source, group, activation_bits
+
+    @property
+    def size_bytes(self) -> int:
+        return self._source.size_bytes
+
+    def names(self) -> Iterable[str]:
+        return self._source.names()
+
+    def outline(self, name: str) -> RawTensor:
+        outline = self._source.outline(name)
+        if len(outline.shape) != 2:
+            return outline
+        return RawTensor(kind_name(self._group_of(name), self._bits), outline.shape, NO_BYTES)
+
+    def tensor(self, name: str) -> RawTensor:
+        raw = self._source.tensor(name)
+        if len(raw.shape) != 2:
+            return raw
+        return round_matrix(name, dequantise(raw), self._group_of(name), self._bits).encode()
+
+    def release(self) -> None:
+        self._source.release()
+
+    def _group_of(self, name: str) -> int:
+        return 0 if name in ("embedding", "head") else self._group
+
+
+def round_matrix(name: str, values: npt.NDArray[np.float32], group: int, activation_bits: int) -> QuantisedMatrix:
+    """Two-level rounding to nearest: channels to ±119 (±127 with ``group`` 0), then groups of these integers to 4 bits."""
+    peak = 119 if group else 127
+    scales = (np.abs(values).max(axis=1) / np.float32(peak)).astype(np.float32)
+    whole = np.rint(values / np.where(scales > 0, scales, 1)[:, None])
+    if not group:
+        return QuantisedMatrix(name, whole.astype(np.int8), None, None, scales, 0, activation_bits)
+    rows, inputs = values.shape
+    padded = np.pad(whole, ((0, 0), (0, -inputs % group)), mode="edge").reshape(rows, -1, group)
+    low, high = padded.min(axis=2), padded.max(axis=2)
+    steps = np.maximum(1, np.rint((high - low) / 15))
+    codes = np.clip(np.rint((padded - low[..., None]) / steps[..., None]), 0, 15).astype(np.uint8).reshape(rows, -1)[:, :inputs]
+    packed = codes[:, ::2] | codes[:, 1::2] << 4
+    return QuantisedMatrix(name, packed, steps.astype(np.uint8), (-low).astype(np.int16), scales, group, activation_bits)
