@@ -12,7 +12,8 @@ PANEL = 16  # output channels of one panel
 
 @dataclass(frozen=True, slots=True)
 class WeightUse:
-    """Matrices of one kind: ``kind`` in the file or after recoding, the runtime ``format``, their number, weights and bytes."""
+    """Matrices of one kind: ``kind`` in the file or after recoding, the runtime ``format``, their number, weights and bytes
+    (without the padding of panels)."""
 
     kind: str
     format: str

@@ -87,7 +87,7 @@ class Bench:
     alone: dict[tuple[str, bytes], list[Answer]]
     folder: Path
 
-    def chain(self, weights: str, threads: int) -> ChainRunner:
+    def chain(self, weights: str, threads: int) -> NativeChain:
         """The model with its matrices in that form, made at its first use."""
         if weights not in self.chains:
             source = self.model.weights
