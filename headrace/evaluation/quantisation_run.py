@@ -37,7 +37,7 @@ class QuantiseSettings:
 
     group: str = option("64", choices=tuple(GROUPS), help="Inputs that share a 4-bit group's scale; channel: 8-bit codes instead.")
     activation_bits: str = option("16", choices=tuple(ACTIVATIONS), help="Of rows in products; mixed: 8, but 16 before `down`.")
-    steps: str = option("all", help="Steps of the recipe joined by commas; none: plain rounding.")
+    steps: str = option("auto", help="auto, all, none, or steps joined by commas; auto: what pays with these activations.")
     calibration_text: str | None = option(
         None, unit="file", help="UTF-8 text like what the model will see; none: packaged English."
     )
@@ -68,7 +68,9 @@ def run(model: str, out: Path, settings: QuantiseSettings, progress: Progress | 
     """
     check_output(out)
     opened = open_model(find_model(model), progress)
-    recipe = Recipe(GROUPS[settings.group], settings.activation_bits, parse_steps(settings.steps, opened.config))
+    recipe = Recipe(
+        GROUPS[settings.group], settings.activation_bits, parse_steps(settings.steps, opened.config, settings.activation_bits)
+    )
     check_group(recipe.group, opened.config)
     if recipe.calibrated or settings.report != "none":
         require_torch("calibration and the report" if settings.report != "none" else "calibration")

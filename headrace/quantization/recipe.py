@@ -26,6 +26,8 @@ ACTIVATIONS: dict[str, dict[str, int]] = {
 }
 """Which kinds of rows take 16 bits where the others take 8. What enters ``down`` has outliers that no rotation reaches."""
 _ACTIVATION_WORDS = {"8": "8-bit", "mixed": "8-bit (down: 16-bit)", "16": "16-bit"}
+WIDE_STEPS = ("smooth-attention", "clip", "gptq")
+"""What pays where activations keep 16 bits: rotations help rows of 8 bits, but dissolve the grid of a source of 4 bits."""
 GROUPS = {"32": 32, "64": 64, "128": 128, "channel": 0}
 
 
@@ -66,9 +68,14 @@ def possible_steps(config: ModelConfig) -> tuple[str, ...]:
     return tuple(step for step in STEPS if step not in left_out)
 
 
-def parse_steps(text: str, config: ModelConfig) -> tuple[str, ...]:
-    """``all``, ``none``, or names joined by commas, into their order. Raises ``invalid_setting`` for what can't be done."""
-    if text == "all":
+def parse_steps(text: str, config: ModelConfig, activations: str) -> tuple[str, ...]:
+    """``auto``, ``all``, ``none``, or names joined by commas, into their order. Raises ``invalid_setting`` for what can't be done.
+
+    ``auto``: all that the model allows, but with 16-bit ``activations`` only those of :data:`WIDE_STEPS`.
+    """
+    if text == "auto" and activations == "16":
+        return WIDE_STEPS
+    if text in ("all", "auto"):
         return possible_steps(config)
     names = [] if text == "none" else [name.strip() for name in text.split(",")]
     for name in names:

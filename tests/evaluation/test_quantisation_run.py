@@ -57,7 +57,7 @@ def test_a_folder_is_written_that_the_engine_opens(small_model: Path, tmp_path: 
     from headrace.evaluation.quality import compare_chains
     from headrace.kernels.torch_chain import TorchChain
 
-    outcome = run(str(small_model), tmp_path / "out", replace(SMALL, kv="kv4"))
+    outcome = run(str(small_model), tmp_path / "out", replace(SMALL, steps="all", kv="kv4"))
     assert [row.choice for row in outcome.rows] == ["plain rounding", "full recipe", "full recipe"]
     assert [row.kv for row in outcome.rows][-2:] == ["bf16", "kv4"]
     report = json.loads((tmp_path / "out" / REPORT_NAME).read_text())

@@ -6,24 +6,31 @@ import pytest
 from tiny_sources import CONFIGS
 
 from headrace.errors import HeadraceError
-from headrace.quantization.recipe import STEPS, Recipe, check_group, parse_steps, possible_steps
+from headrace.quantization.recipe import STEPS, WIDE_STEPS, Recipe, check_group, parse_steps, possible_steps
 
 
 def test_steps_are_done_in_their_order() -> None:
-    assert parse_steps("gptq, rotate", CONFIGS["llama"]) == ("rotate", "gptq")
-    assert parse_steps("none", CONFIGS["llama"]) == ()
-    assert parse_steps("all", CONFIGS["llama"]) == tuple(STEPS)
+    assert parse_steps("gptq, rotate", CONFIGS["llama"], "8") == ("rotate", "gptq")
+    assert parse_steps("none", CONFIGS["llama"], "8") == ()
+    assert parse_steps("all", CONFIGS["llama"], "8") == tuple(STEPS)
+
+
+def test_automatic_steps_rotate_only_for_narrow_rows() -> None:
+    assert parse_steps("auto", CONFIGS["llama"], "16") == WIDE_STEPS
+    for activations in ("8", "mixed"):
+        assert parse_steps("auto", CONFIGS["llama"], activations) == tuple(STEPS)
+        assert "rotate" not in parse_steps("auto", CONFIGS["gemma3"], activations)
 
 
 def test_an_unknown_step_names_the_nearest() -> None:
     with pytest.raises(HeadraceError, match=r"unknown step 'rotat'.*rotate"):
-        parse_steps("rotat", CONFIGS["llama"])
+        parse_steps("rotat", CONFIGS["llama"], "8")
 
 
 def test_norms_behind_blocks_rule_out_rotation_alone() -> None:
     assert possible_steps(CONFIGS["gemma3"]) == tuple(step for step in STEPS if step != "rotate")
     with pytest.raises(HeadraceError, match="gemma3 models can't rotate"):
-        parse_steps("rotate,gptq", CONFIGS["gemma3"])
+        parse_steps("rotate,gptq", CONFIGS["gemma3"], "8")
 
 
 def test_a_group_must_divide_every_matrix() -> None:
