@@ -23,6 +23,7 @@ void fill_portable(KernelTable& table) {
     portable::fill_matmul(table);
     portable::fill_integer(table);
     portable::fill_rows(table);
+    portable::fill_peaks(table);
 }
 
 #if defined(HEADRACE_HAS_avx2)
@@ -30,6 +31,7 @@ void fill_avx2(KernelTable& table) {
     avx2::fill_matmul(table);
     avx2::fill_integer(table);
     avx2::fill_rows(table);
+    avx2::fill_peaks(table);
 }
 #else
 constexpr Fill fill_avx2 = nullptr;
@@ -40,6 +42,7 @@ void fill_avx512(KernelTable& table) {
     avx512::fill_matmul(table);
     avx512::fill_integer(table);
     avx512::fill_rows(table);
+    avx512::fill_peaks(table);
 }
 #else
 constexpr Fill fill_avx512 = nullptr;

@@ -29,10 +29,19 @@ struct TileKernels {
 // from instruction counts; `headrace bench kernels` on a CPU with AMX shows rows 4 and 8 on both sides of it.
 inline constexpr int kLeastTileRows = 8;
 
+// The limits that products are held against: the product instructions on registers alone, for `rounds` rounds (they
+// return the multiply-adds done), and loads alone.
+struct PeakKernels {
+    long (*bytes)(long rounds) = nullptr;   // 8-bit codes × 8-bit activations
+    long (*floats)(long rounds) = nullptr;  // fp32
+    void (*read)(const std::uint8_t* from, std::size_t length) = nullptr;  // loads alone, in multiples of 64 bytes
+};
+
 struct KernelTable {
     const char* isa = nullptr;
     PanelKernel panel[kFormats] = {};  // by Format
     TileKernels tiles = {};
+    PeakKernels peaks = {};
     RowKernels rows = {};              // norms, row quantisation, rotary positions, attention
 };
 
@@ -45,9 +54,9 @@ struct IsaSupport {
 };
 
 // Fillers, one per ISA and kernel file; each sets its own entries only. Declared for every ISA, called if compiled in.
-namespace portable { void fill_matmul(KernelTable&); void fill_integer(KernelTable&); void fill_rows(KernelTable&); }
-namespace avx2 { void fill_matmul(KernelTable&); void fill_integer(KernelTable&); void fill_rows(KernelTable&); }
-namespace avx512 { void fill_matmul(KernelTable&); void fill_integer(KernelTable&); void fill_rows(KernelTable&); }
+namespace portable { void fill_matmul(KernelTable&); void fill_integer(KernelTable&); void fill_rows(KernelTable&); void fill_peaks(KernelTable&); }
+namespace avx2 { void fill_matmul(KernelTable&); void fill_integer(KernelTable&); void fill_rows(KernelTable&); void fill_peaks(KernelTable&); }
+namespace avx512 { void fill_matmul(KernelTable&); void fill_integer(KernelTable&); void fill_rows(KernelTable&); void fill_peaks(KernelTable&); }
 namespace amx { void fill_tiles(KernelTable&); }
 namespace amx_emulated { void fill_tiles(KernelTable&); }
 

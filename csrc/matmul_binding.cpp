@@ -7,7 +7,8 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
-#include <chrono>
+#include <atomic>
+#include <ctime>
 #include <memory>
 #include <optional>
 #include <string>
@@ -90,6 +91,23 @@ Result product(const PackedMatrix& matrix, const Matrix& x, ThreadPool& pool) {
     return out;
 }
 
+// Seconds since construction. With one thread the calling thread's own CPU time: what a neighbour took of the core is not
+// the kernel's doing, and a preempted product would look slow. With more threads the clock on the wall.
+class Stopwatch {
+  public:
+    explicit Stopwatch(const ThreadPool& pool) : clock_(pool.threads() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC), start_(now()) {}
+    double seconds() const { return now() - start_; }
+
+  private:
+    double now() const {
+        timespec time{};
+        clock_gettime(clock_, &time);
+        return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+    }
+    clockid_t clock_;
+    double start_;
+};
+
 // Seconds for `repeat` rounds over the matrices (of one shape), each multiplied by the same rows: more matrices than the
 // caches hold make the round read its weights from memory, as a step does.
 double time_products(const std::vector<const PackedMatrix*>& matrices, const Matrix& x, ThreadPool& pool, int repeat) {
@@ -105,10 +123,31 @@ double time_products(const std::vector<const PackedMatrix*>& matrices, const Mat
     nb::gil_scoped_release release;
     RowBuffer buffer;
     const Rows view = fill_rows(buffer, *matrices.front(), static_cast<int>(x.shape(0)), values.data());
-    const auto start = std::chrono::steady_clock::now();
+    const Stopwatch watch(pool);
     for (int i = 0; i < repeat; ++i)
         for (const PackedMatrix* matrix : matrices) matmul(kernels(), pool, *matrix, view, out.data(), columns);
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return watch.seconds();
+}
+
+// Seconds for `repeat` rounds of only reading the same matrices, in the tiles and on the threads of a product.
+double time_reads(const std::vector<const PackedMatrix*>& matrices, ThreadPool& pool, int repeat) {
+    if (matrices.empty() || repeat < 1) throw std::invalid_argument("nothing to time");
+    nb::gil_scoped_release release;
+    const Stopwatch watch(pool);
+    for (int i = 0; i < repeat; ++i)
+        for (const PackedMatrix* matrix : matrices) read_matrix(kernels(), pool, *matrix);
+    return watch.seconds();
+}
+
+// Multiply-adds a second on registers alone, every thread of the pool busy for `rounds` rounds.
+double peak_rate(const std::string& kind, ThreadPool& pool, long rounds) {
+    if (rounds < 1 || (kind != "bytes" && kind != "floats")) throw std::invalid_argument("a peak is of bytes or floats, over 1 round or more");
+    const auto kernel = kind == "bytes" ? kernels().peaks.bytes : kernels().peaks.floats;
+    nb::gil_scoped_release release;
+    std::atomic<long> done{0};
+    const Stopwatch watch(pool);
+    pool.parallel_for(pool.threads(), [&](int, int) { done.fetch_add(kernel(rounds), std::memory_order_relaxed); });
+    return static_cast<double>(done.load()) / watch.seconds();
 }
 
 Result dequantize(const PackedMatrix& matrix, const Order& columns) {
@@ -136,6 +175,13 @@ void bind_tables(nb::module_& m) {
         for (const IsaSupport& isa : isa_support()) rows.emplace_back(isa.name, isa.compiled, isa.runnable, isa.automatic, isa.lacking);
         return rows;
     }, "(name, compiled, runnable, automatic, what it lacks here) of every instruction set, best first.");
+    m.def("format_unit", [](const std::string& isa, const std::string& format) {
+        const KernelTable& table = kernels_named(isa.c_str());
+        for (int i = 0; i < kFormats; ++i)
+            if (format == kFormatTraits[i].name)
+                return table.tiles.panel[i] != nullptr ? "tiles from " + std::to_string(table.tiles.least) + " rows" : std::string("vectors");
+        throw std::invalid_argument("no weight format '" + format + "'");
+    }, nb::arg("isa"), nb::arg("format"), "What multiplies a weight format on a runnable instruction set.");
     m.def("cpu_features", &cpu_features, "Names of the CPU features that choose the kernels and are present here.");
     m.def("format_traits", [] {
         std::vector<std::tuple<std::string, int, int, int, bool, int>> rows;
@@ -163,6 +209,10 @@ void bind_matmul(nb::module_& m) {
     }, nb::arg("bytes"), nb::arg("pool"), "64 bits that tell damaged bytes from whole ones, at the rate of memory.");
     m.def("time_products", &time_products, nb::arg("matrices"), nb::arg("x"), nb::arg("pool"), nb::arg("repeat"),
           "Seconds for `repeat` rounds of products of the same rows with each matrix.");
+    m.def("time_reads", &time_reads, nb::arg("matrices"), nb::arg("pool"), nb::arg("repeat"),
+          "Seconds for `repeat` rounds of only reading each matrix.");
+    m.def("peak_rate", &peak_rate, nb::arg("kind"), nb::arg("pool"), nb::arg("rounds"),
+          "Multiply-adds a second of the product instructions ('bytes' or 'floats') on registers alone.");
     nb::class_<ThreadPool>(m, "ThreadPool", "Threads that take small tiles from a counter; the caller is one of them.")
         .def(nb::init<int>(), nb::arg("threads"))
         .def_prop_ro("threads", &ThreadPool::threads)

@@ -49,6 +49,11 @@ HEADRACE_INLINE void group_dots(const Codes* w, const std::int8_t* x, std::size_
     }
 }
 
+// With a few rows a record takes longer to compute on than the prefetchers of the CPU look ahead, and its lines come late:
+// asked for four records early, 8 rows of streamed 4-bit weights go from 58 % of the limit to 75 %. One and two rows run at
+// the speed of memory anyway.
+constexpr int kRecordsAhead = 4, kLeastRowsAhead = 3;
+
 template <Format format, int R>
 void quantised_rows(const PanelProduct& p, int row) {
     constexpr FormatTraits traits = kFormatTraits[static_cast<int>(format)];
@@ -61,6 +66,9 @@ void quantised_rows(const PanelProduct& p, int row) {
     for (int g = 0; g < p.groups; ++g) {
         Codes w[operands];
         I16 dots[R];
+        if constexpr (R >= kLeastRowsAhead)
+            for (int line = 0; line < traits.record_bytes; line += 64)
+                __builtin_prefetch(record + kRecordsAhead * traits.record_bytes + line);
         unpack<format>(record, w);
         group_dots<format, R>(w, x + plane_offset<format>(g), p.plane_stride, dots);
         const F16 d = load_half(record + code_bytes);

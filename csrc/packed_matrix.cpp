@@ -164,6 +164,15 @@ void matmul(const KernelTable& table, ThreadPool& pool, const PackedMatrix& matr
     });
 }
 
+void read_matrix(const KernelTable& table, ThreadPool& pool, const PackedMatrix& matrix) {
+    constexpr std::size_t kPiece = 64 << 10;
+    const auto pieces = static_cast<int>((matrix.bytes() + kPiece - 1) / kPiece);
+    pool.parallel_for(pieces, [&](int piece, int) {
+        const std::size_t from = static_cast<std::size_t>(piece) * kPiece;
+        table.peaks.read(matrix.data() + from, (std::min(from + kPiece, matrix.bytes()) - from) / 64 * 64);
+    });
+}
+
 void dequantize_column(const PackedMatrix& matrix, int column, float* out) {
     const Panel& place = matrix.panels()[static_cast<std::size_t>(column / kPanelWidth)];
     const FormatTraits& traits = kFormatTraits[static_cast<int>(place.format)];

@@ -69,6 +69,9 @@ void matmul_tile_local(const KernelTable& table, const PackedMatrix& matrix, con
 void matmul(const KernelTable& table, ThreadPool& pool, const PackedMatrix& matrix, const Rows& x, float* out,
             std::size_t out_stride);
 
+// Reads every byte of the matrix once, in tiles over the pool: the memory's share of a product's time.
+void read_matrix(const KernelTable& table, ThreadPool& pool, const PackedMatrix& matrix);
+
 // Row `row` of the stacked outputs (its output column) as fp32 values, for embeddings and as oracle.
 void dequantize_column(const PackedMatrix& matrix, int column, float* out);
 

@@ -10,6 +10,7 @@ import click
 from rich.progress import Progress
 
 from headrace.cli.arguments import arguments
+from headrace.cli.bench_kernels import kernels
 from headrace.cli.bench_peers import peers
 from headrace.cli.local import prepare
 from headrace.cli.models import Loading
@@ -17,7 +18,6 @@ from headrace.cli.options import LOCAL_SETTINGS, settings_options
 from headrace.cli.output import number, progress_bar, stdout, table, write_json
 from headrace.engine.settings import EngineSettings
 from headrace.evaluation.engine_speed import Speed, SpeedSettings, SpeedTest
-from headrace.evaluation.kernel_speed import KernelSettings
 from headrace.evaluation.load import LoadResult, LoadRun, LoadSettings, Record
 from headrace.evaluation.load_report import LoadReport, as_json, latency_rows, plot, report, without_nan
 from headrace.evaluation.machine import Machine, inspect, read_bandwidth
@@ -34,11 +34,12 @@ def bench() -> None:
     \b
     headrace bench serve --rate 2            load a running server
     headrace bench engine                    speed without HTTP
-    headrace bench kernels                   matrix products alone
+    headrace bench kernels                   matrix products alone, and whether all kernels agree
     headrace bench peers --peer NAME=WHERE   beside other servers, in turns
     """
 
 
+bench.add_command(kernels)
 bench.add_command(peers)
 
 
@@ -110,29 +111,6 @@ def _print_speeds(title: str, speeds: list[Speed], bandwidth: float) -> None:
         spread = f"{number(speed.lowest)} – {number(speed.highest)}"
         rows.append((speed.what, number(speed.median), spread, f"{rate:.2f}", f"{rate / bandwidth:.0%}", f"{speed.overhead:.1%}"))
     stdout().print(table(title, ("", "tok/s", "lowest – highest", "GB/s", "of bandwidth", "overhead"), rows))
-
-
-@bench.command("kernels")
-@arguments(KernelSettings)
-def kernels(settings: KernelSettings) -> None:
-    """Matrix products alone, for each instruction set of this machine: integer operations and bytes of weights a second.
-
-    \b
-    headrace bench kernels
-    headrace bench kernels --threads 2 --rows 1 --rows 32
-    """
-    from headrace.evaluation.kernel_speed import measure
-    from headrace.models.catalog import find_model, open_model
-
-    with progress_bar() as bar:
-        speeds = list(measure(open_model(find_model(settings.model), Loading(bar)), settings, Loading(bar)))
-    rows = [
-        (s.isa, str(s.rows), f"{s.seconds * 1e3:.2f}", f"{s.operations_per_second / 1e9:,.0f}", f"{s.bytes_per_second / 1e9:.2f}")
-        for s in speeds
-    ]
-    title = f"gate and up matrices of {settings.model}, {settings.threads} threads"
-    stdout().print(table(title, ("instruction set", "rows", "ms", "Gop/s", "GB/s of weights"), rows))
-    stdout().print(inspect().line(), style="dim")
 
 
 class _Ticker:

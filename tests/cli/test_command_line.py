@@ -59,6 +59,8 @@ def test_no_arguments_is_a_request_for_help(capsys: Capture) -> None:
         (["generate", ""], "the prompt is empty"),
         (["reproduce", "no-such-thing"], "no experiment 'no-such-thing'"),
         (["bench", "serve", "--rate", "1", "--concurrency", "2"], "not both"),
+        (["bench", "kernels", "--isa", "sse9"], "isa 'sse9' is unknown"),
+        (["bench", "kernels", "--mode", "support", "--plot", "x.png"], "--mode perf"),
         (["bench", "serve", "--url", "http://127.0.0.1:1", "--model", "m"], "http://127.0.0.1:1 does not serve this load"),
         (["bench", "serve", "--prompt", "nromal:3:1"], "did you mean 'normal'?"),
     ],
@@ -151,6 +153,42 @@ def test_bench_engine_writes_what_it_prints(tmp_path: Path, capsys: Capture) -> 
     assert [speed["what"] for speed in document["speeds"]] == ["one stream", "3 streams", "prompt of 20"]
     assert all(speed["median"] > 1 for speed in document["speeds"])
     assert "of bandwidth" in page
+
+
+@pytest.mark.model
+def test_bench_kernels_measures_every_matrix_against_the_limit(tmp_path: Path, capsys: Capture) -> None:
+    file, picture = tmp_path / "kernels.json", tmp_path / "kernels.png"
+    rows = ["--rows", "1", "--rows", "8", "--seconds", "0.002"]
+    assert run(["bench", "kernels", *rows, "--json", str(file), "--plot", str(picture)]) == 0
+    page, document = capsys.readouterr().out, json.loads(file.read_text())
+    cells = document["rows"]
+    assert {(cell["role"], cell["rows"]) for cell in cells} == {
+        (role, rows) for role in ("head", "qkv", "o", "gate_up", "down") for rows in (1, 8)
+    }
+    for cell in cells:
+        assert cell["gmacs"] == pytest.approx(cell["rows"] * cell["columns"] * cell["inputs"] / cell["seconds"] / 1e9)
+        assert cell["limit"] > 0
+        assert cell["bound"] in {"compute", "memory"}
+    assert "of the limit" in page
+    assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.model
+def test_bench_kernels_compares_all_instruction_sets(capsys: Capture) -> None:
+    assert run(["bench", "kernels", "--mode", "compare", "--panels", "1"]) == 0
+    page = capsys.readouterr().out
+    assert "\n0 mismatches" in page
+    assert "amx-emulated" in page or "avx512" not in page
+
+
+def test_bench_kernels_says_what_runs_and_why_not(tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "support.json"
+    assert run(["bench", "kernels", "--mode", "support", "--json", str(file)]) == 0
+    page, document = capsys.readouterr().out, json.loads(file.read_text())
+    assert [row["chosen"] for row in document["rows"]].count(True) == 1
+    for row in document["rows"]:
+        assert row["name"] in page
+        assert row["runnable"] == (row["lacking"] == "")
 
 
 class _Terminal:

@@ -1,0 +1,2 @@
+// Peak rates, compiled for avx2.
+#include "peak_impl.hpp"

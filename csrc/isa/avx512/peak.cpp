@@ -1,0 +1,2 @@
+// Peak rates, compiled for avx512.
+#include "peak_impl.hpp"

@@ -1,0 +1,2 @@
+// Peak rates, compiled for portable.
+#include "peak_impl.hpp"
