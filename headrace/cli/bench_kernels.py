@@ -100,11 +100,13 @@ def _support(settings: KernelSettings, _: Path | None) -> tuple[list[Any], bool]
     from headrace.kernels import _native
     from headrace.kernels.formats import instruction_sets, weight_formats
 
-    formats, rows = weight_formats(), []
-    for isa in instruction_sets():
+    isas, rows = instruction_sets(), []
+    for isa in isas:
         state = "chosen" if isa.name == _native.isa() else "runs" if isa.automatic else "runs, for tests only"
-        units = [_native.format_unit(isa.name, name) for name in formats] if isa.runnable else ["–"] * len(formats)
-        rows.append((isa.name, "yes" if isa.compiled else "no", state if isa.runnable else isa.lacking, *units))
-    stdout().print(table("how each weight format is multiplied", ("instruction set", "built", "here", *formats), rows, left=3))
+        rows.append((isa.name, "yes" if isa.compiled else "no", state if isa.runnable else isa.lacking))
+    stdout().print(table("instruction sets", ("", "built", "here"), rows, left=3))
+    cells = [[_native.format_unit(isa.name, name) if isa.runnable else "–" for isa in isas] for name in weight_formats()]
+    units = [(name, *row) for name, row in zip(weight_formats(), cells, strict=True)]
+    stdout().print(table("what multiplies each weight format", ("", *(isa.name for isa in isas)), units))
     stdout().print(f"CPU features that choose: {' '.join(_native.cpu_features()) or 'none'}", style="dim")
     return [asdict(isa) | {"chosen": isa.name == _native.isa()} for isa in instruction_sets()], False
