@@ -10,6 +10,7 @@ from headrace.engine.loop import Engine
 from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.wire import Submit
 from headrace.evaluation.trials import Bench, Traces, run_all
+from headrace.kernels.native_chain import NativeChain
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.text.grammar_spec import GrammarSpec
 
@@ -44,6 +45,25 @@ def shuffled(bench: Bench, submits: Sequence[Submit], seed: int) -> Traces:
     rng = random.Random(seed)
     order = rng.sample(submits, len(submits))
     return run_all(budgeted(bench, 48), order, [rng.randrange(4) for _ in order])
+
+
+def on_threads(bench: Bench, load: ExactLoad, threads: int) -> float:
+    """Percent of choices that are the same bits when that many threads compute."""
+    chain = bench.built.chain
+    assert isinstance(chain, NativeChain), "the experiment runs on the native kernels"
+    chain.set_threads(threads)
+    try:
+        return load.same(run_all(budgeted(bench, 128), load.submits))
+    finally:
+        chain.set_threads(bench.built.threads)
+
+
+def on_small_pool(bench: Bench, load: ExactLoad) -> tuple[float, int]:
+    """(percent of choices that are the same bits, preemptions) on a pool that holds little more than the longest request."""
+    longest = max(len(one.prompt) + one.params.max_tokens for one in load.submits)
+    pages = longest // bench.built.chain.page_layout.tokens + 3  # the longest request alone fits; admission avoids most clashes
+    engine = bench.engine(SchedulingSettings(step_tokens=128), pages)
+    return load.same(run_all(engine, load.submits)), engine.scheduler.counters.preemptions
 
 
 def mixed_requests(bench: Bench, count: int, longest: int, seed: int) -> tuple[Submit, ...]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from headrace.kernels._native import ThreadPool
 from headrace.kernels.packing import pack
+from headrace.models.quantised_matrix import QuantisedMatrix
 from headrace.models.weights import RawTensor
 
 Float32 = npt.NDArray[np.float32]
@@ -68,6 +70,26 @@ def grouped_8bit(rows: int, inputs: int, rng: np.random.Generator) -> Case:
     return Case(RawTensor("Q8_0", (rows, inputs), data), codes.reshape(rows, inputs).astype(np.float64), WIDE_PEAK, 32)
 
 
+def channel_4bit(group: int, bits: int, rows: int, inputs: int, rng: np.random.Generator) -> Case:
+    """4-bit codes with integer scales and zeros a group, one float a channel; scales beyond what byte products hold, too."""
+    groups = (rows, -(-inputs // group))
+    codes = _extreme(rng, 0, 15, (rows, inputs))
+    scales = _extreme(rng, 1, 17, groups)
+    scales[::3] = _extreme(rng, 1, 255, scales[::3].shape)
+    matrix = QuantisedMatrix(
+        "a", (codes[:, 0::2] | codes[:, 1::2] << 4).astype(np.uint8), scales.astype(np.uint8),
+        _extreme(rng, -4000, 4000, groups).astype(np.int16), np.ones(rows, np.float32), group, bits,
+    )  # fmt: skip
+    return Case(matrix.encode(), matrix.integers().astype(np.float64), WIDE_PEAK if bits == 16 else NARROW_PEAK, 0)
+
+
+def channel_8bit(bits: int, rows: int, inputs: int, rng: np.random.Generator) -> Case:
+    """8-bit codes, one float a channel."""
+    codes = _extreme(rng, -128, 127, (rows, inputs)).astype(np.int8)
+    matrix = QuantisedMatrix("a", codes, None, None, np.ones(rows, np.float32), 0, bits)
+    return Case(matrix.encode(), codes.astype(np.float64), WIDE_PEAK if bits == 16 else NARROW_PEAK, 0)
+
+
 def extreme_rows(count: int, inputs: int, peak: int, rng: np.random.Generator) -> Float32:
     """Rows of whole numbers up to ``peak``, which each of them holds."""
     values = _extreme(rng, -peak, peak, (count, inputs))
@@ -106,3 +128,20 @@ def mismatches(case: Case, x: Float32, row_counts: tuple[int, ...], pools: tuple
 
 
 Make = Callable[[int, int, np.random.Generator], Case]
+
+
+def _cases() -> dict[str, tuple[str, Make]]:
+    cases: dict[str, tuple[str, Make]] = {
+        "4bit_groups": ("4-bit codes in float groups of 32 with 16-bit rows", grouped_4bit),
+        "8bit_groups": ("8-bit codes in float groups of 32 with 16-bit rows", grouped_8bit),
+    }
+    for bits in (8, 16):
+        for group in (32, 64, 128):
+            what = f"4-bit codes in integer groups of {group} with {bits}-bit rows"
+            cases[f"w4g{group}_a{bits}"] = (what, partial(channel_4bit, group, bits))
+        cases[f"w8_a{bits}"] = (f"8-bit codes with {bits}-bit rows", partial(channel_8bit, bits))
+    return cases
+
+
+CASES = _cases()
+"""What is compared: a short name, how it is called in a table, and how a matrix of it is made."""

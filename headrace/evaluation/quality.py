@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -58,11 +58,22 @@ def text_windows(tokens: Sequence[int], length: int, count: int, seed: int = 0) 
     return np.take(np.asarray(tokens, dtype=np.int32), starts[:, None] + np.arange(length))
 
 
-def window_logits(runner: ChainRunner, tokens: Int32, step_tokens: int = 256, first_token: int | None = None) -> Iterator[Float32]:
-    """Logits of every position of one window, in pieces [rows, vocab] that are valid until the next one.
+def even_windows(tokens: Sequence[int], length: int, count: int) -> Int32:
+    """``count`` windows of ``length`` consecutive tokens that have none in common, spread over the text: [count, length]."""
+    whole = len(tokens) // length
+    if whole < count:
+        raise HeadraceError("invalid_value", f"{len(tokens)} tokens are too few for {count} windows of {length}", param="count")
+    windows = np.asarray(tokens[: whole * length], np.int32).reshape(whole, length)
+    return windows[np.linspace(0, whole - 1, count).astype(np.int64)]
+
+
+def window_logits(
+    runner: ChainRunner, tokens: Int32, step_tokens: int = 256, first_token: int | None = None, every: int = 1
+) -> Iterator[Float32]:
+    """Logits of one window, in pieces [rows, vocab] that are valid until the next one.
 
     The window is computed alone, in steps of at most ``step_tokens``, on pages of its own. ``first_token`` stands before
-    it and has no logits of its own (a model's begin-of-text).
+    it and has no logits of its own (a model's begin-of-text). ``every``: only of each so manieth position, from the first on.
     """
     row = tokens if first_token is None else np.concatenate([np.asarray([first_token], np.int32), tokens])
     page = runner.page_layout.tokens
@@ -71,11 +82,11 @@ def window_logits(runner: ChainRunner, tokens: Int32, step_tokens: int = 256, fi
     piece = max(1, _LOGIT_VALUES // runner.config.vocab)
     skipped = len(row) - len(tokens)
     for start in range(0, len(row), step_tokens):
-        batch = _one_slice(row, start, min(start + step_tokens, len(row)), pages)
-        runner.forward(batch, pool)
-        rows = len(batch.output_rows)
-        for first in range(skipped if start == 0 else 0, rows, piece):
-            yield runner.logits(first, min(piece, rows - first))
+        end = min(start + step_tokens, len(row))
+        wanted = [at - start for at in range(start, end) if at >= skipped and (at - skipped) % every == 0]
+        runner.forward(_one_slice(row, (start, end), pages, wanted), pool)
+        for first in range(0, len(wanted), piece):
+            yield runner.logits(first, min(piece, len(wanted) - first))
 
 
 def compare_chains(
@@ -89,37 +100,70 @@ def compare_chains(
 
     ``progress`` is called with windows done and in all.
     """
+    return compare_many(reference, {"": candidate}, Text(windows, first_token), progress)[""]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Text:
+    """What predictions are compared on: windows [n, length], the token before each, and each how manieth position is scored."""
+
+    windows: Int32
+    first_token: int | None = None
+    every: int = 1
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What is summed up over the positions of one candidate."""
+
+    agreed: int = 0
+    loss: float = 0.0
+    divergences: list[Float64] = field(default_factory=list)
+
+
+def compare_many(
+    reference: ChainRunner,
+    candidates: Mapping[str, ChainRunner],
+    text: Text,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Quality]:
+    """:func:`compare_chains` of several candidates; the reference is computed once. ``seconds`` are those of all together."""
     began = time.perf_counter()
-    agreed = 0
-    divergences: list[Float64] = []
-    losses = np.zeros(2)
-    for index, window in enumerate(windows):
+    tallies = {name: _Tally() for name in candidates}
+    loss, predicted = 0.0, 0
+    for index, window in enumerate(text.windows):
+        following = window[1 :: text.every]  # of each scored position; the last one may have none
+        runs = [window_logits(runner, window, first_token=text.first_token, every=text.every) for runner in candidates.values()]
         position = 0
-        pairs = zip(
-            window_logits(reference, window, first_token=first_token),
-            window_logits(candidate, window, first_token=first_token),
-            strict=True,
-        )
-        for expected, actual in pairs:
-            agreed += int((expected.argmax(axis=-1) == actual.argmax(axis=-1)).sum())
-            known, guessed = log_softmax(expected), log_softmax(actual)
-            divergences.append(_divergence(known, guessed))
-            following = window[position + 1 : position + 1 + len(known)]
-            at = np.arange(len(following))
-            losses -= known[at, following].sum(dtype=np.float64), guessed[at, following].sum(dtype=np.float64)
+        for expected in window_logits(reference, window, first_token=text.first_token, every=text.every):
+            known, best = log_softmax(expected), expected.argmax(axis=-1)
+            share, targets = np.exp(known), following[position : position + len(known)]
+            at = np.arange(len(targets))
+            loss -= known[at, targets].sum(dtype=np.float64)
+            for tally, run in zip(tallies.values(), runs, strict=True):
+                actual = next(run)
+                tally.agreed += int((best == actual.argmax(axis=-1)).sum())
+                guessed = log_softmax(actual)
+                tally.loss -= float(guessed[at, targets].sum(dtype=np.float64))
+                tally.divergences.append((share * (known - guessed)).sum(axis=-1, dtype=np.float64))
             position += len(known)
+        predicted += len(following)
         if progress is not None:
-            progress(index + 1, len(windows))
-    every = np.concatenate(divergences)
-    predicted = windows.shape[0] * (windows.shape[1] - 1)
+            progress(index + 1, len(text.windows))
+    seconds = time.perf_counter() - began
+    return {name: _quality(tally, loss / predicted, predicted, seconds) for name, tally in tallies.items()}
+
+
+def _quality(tally: _Tally, reference_loss: float, predicted: int, seconds: float) -> Quality:
+    every = np.concatenate(tally.divergences)
     return Quality(
         positions=len(every),
-        top1_agreement=agreed / len(every),
+        top1_agreement=tally.agreed / len(every),
         mean_kl=float(every.mean()),
         p99_kl=float(np.quantile(every, 0.99)),
-        reference_perplexity=math.exp(losses[0] / predicted),
-        candidate_perplexity=math.exp(losses[1] / predicted),
-        seconds=time.perf_counter() - began,
+        reference_perplexity=math.exp(reference_loss),
+        candidate_perplexity=math.exp(tally.loss / predicted),
+        seconds=seconds,
     )
 
 
@@ -130,12 +174,8 @@ def log_softmax(logits: Float32) -> Float32:
     return np.asarray(shifted - np.log(totals).astype(np.float32))
 
 
-def _divergence(known: Float32, guessed: Float32) -> Float64:
-    """KL of each row, in nats."""
-    return np.asarray((np.exp(known) * (known - guessed)).sum(axis=-1, dtype=np.float64))
-
-
-def _one_slice(row: Int32, start: int, end: int, pages: Int32) -> StepBatch:
+def _one_slice(row: Int32, span: tuple[int, int], pages: Int32, wanted: Sequence[int]) -> StepBatch:
+    start, end = span
     count = end - start
     return StepBatch(
         token_ids=np.ascontiguousarray(row[start:end]),
@@ -143,7 +183,7 @@ def _one_slice(row: Int32, start: int, end: int, pages: Int32) -> StepBatch:
         slice_starts=np.asarray([0, count], dtype=np.int32),
         page_starts=np.asarray([0, len(pages)], dtype=np.int32),
         page_ids=pages,
-        output_rows=np.arange(count, dtype=np.int32),
+        output_rows=np.asarray(wanted, dtype=np.int32),
     )
 
 

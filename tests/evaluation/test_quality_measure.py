@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import HeadraceError
-from headrace.evaluation.quality import compare_chains, log_softmax, real_text, text_windows, window_logits
+from headrace.evaluation.quality import (
+    Text,
+    compare_chains,
+    compare_many,
+    even_windows,
+    log_softmax,
+    real_text,
+    text_windows,
+    window_logits,
+)
 from headrace.kernels.interface import Bytes, Float32, Int32, PageLayout, StepBatch
 from headrace.models.config import ModelConfig
 
@@ -109,3 +118,31 @@ def test_the_text_is_real_and_long_enough() -> None:
     text = real_text()
     assert len(text) > 200_000
     assert text.count(" the ") > 2_000
+
+
+def test_even_windows_share_no_token() -> None:
+    windows = even_windows(list(range(1000)), length=30, count=7)
+    assert windows.shape == (7, 30)
+    assert len(np.unique(windows)) == 210
+    assert windows[0, 0] == 0
+    with pytest.raises(HeadraceError, match="too few for 34 windows"):
+        even_windows(list(range(1000)), length=30, count=34)
+
+
+@pytest.mark.parametrize("first_token", [None, 3])
+@pytest.mark.parametrize("every", [2, 3, 300])
+def test_scoring_some_positions_is_scoring_them_among_all(every: int, first_token: int | None) -> None:
+    known, guessed = tables(3, 1.0)
+    window = np.random.default_rng(3).integers(0, VOCAB, 600).astype(np.int32)
+    runner = TableRunner(known)
+    rows = np.concatenate([piece.copy() for piece in window_logits(runner, window, first_token=first_token, every=every)])
+    assert np.array_equal(rows, known[window[::every]])
+    candidates = {"same": TableRunner(known), "other": TableRunner(guessed)}
+    found = compare_many(TableRunner(known), candidates, Text(window[None], first_token, every))
+    assert found["same"].perplexity_ratio == 1.0
+    assert found["same"].mean_kl == 0.0
+    assert found["other"].positions == -(-600 // every)
+    at = np.arange(0, 599, every)
+    loss = [-log_softmax(table)[window[at], window[at + 1]].mean(dtype=np.float64) for table in (known, guessed)]
+    assert math.isclose(found["other"].reference_perplexity, math.exp(loss[0]), rel_tol=1e-5)
+    assert math.isclose(found["other"].candidate_perplexity, math.exp(loss[1]), rel_tol=1e-5)

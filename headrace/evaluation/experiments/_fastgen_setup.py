@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from dataclasses import dataclass
+from itertools import islice
 
 from headrace.engine.calibration import Calibration, calibrate
 from headrace.engine.loop import Engine
@@ -38,11 +39,11 @@ class Sides:
         engine.scheduler.budget = dataclasses.replace(budget, tokens=budget.items, capacity=_LARGEST_STEP)
         return engine
 
-    def clients(self, count: int, prompt: float, output: float, seed: int = 0) -> list[Client]:
-        """Clients with normal lengths of these means; the same seed gives the same requests."""
+    def clients(self, count: int, prompt: float, output: float, seed: int = 0, each: int | None = None) -> list[Client]:
+        """Clients with normal lengths of these means, of ``each`` requests or without end; the same seed gives the same."""
         rng = random.Random(self.conditions.seed * 1_000 + seed)
         lengths = Lengths("normal", prompt, SPREAD), Lengths("normal", output, SPREAD)
-        return [client(self.bench, *lengths, rng) for _ in range(count)]
+        return [islice(client(self.bench, *lengths, rng), each) for _ in range(count)]
 
     @property
     def knee(self) -> int:

@@ -7,10 +7,18 @@ from functools import partial
 
 import msgspec
 
-from headrace.evaluation.exactness import BUDGETS, ExactLoad, budget_label, budgeted, mixed_requests, shuffled
+from headrace.evaluation.exactness import (
+    BUDGETS,
+    ExactLoad,
+    budget_label,
+    budgeted,
+    mixed_requests,
+    on_small_pool,
+    on_threads,
+    shuffled,
+)
 from headrace.evaluation.experiment import Claim, Conditions, Experiment, Findings
 from headrace.evaluation.trials import Bench, Trace, run_all
-from headrace.kernels.native_chain import NativeChain
 from headrace.scheduling.settings import SchedulingSettings
 
 
@@ -29,7 +37,7 @@ def run(conditions: Conditions) -> Findings:
         for number, (claim_id, (what, way)) in enumerate(ways.items()):
             conditions.report(what, number, len(ways))
             claims.append(Claim(claim_id, what, "==", 100.0, way(), "% same bits", f"{len(alone)} choices"))
-        share, preemptions = _small_pool(bench, load)
+        share, preemptions = on_small_pool(bench, load)
         claims.append(Claim("preempt", "pool too small: preempted and recomputed", "==", 100.0, share, "% same bits"))
         claims.append(Claim("preemptions", "preemptions in that run", ">=", 1, preemptions, "preemptions"))
     return Findings(tuple(claims))
@@ -47,7 +55,7 @@ def _ways(bench: Bench, load: ExactLoad, seed: int) -> Mapping[str, tuple[str, C
     for threads in (1, 2):
         ways[f"threads_{threads}"] = (
             f"all together, {threads} thread{'s' * (threads > 1)}",
-            partial(_threads, bench, load, threads),
+            partial(on_threads, bench, load, threads),
         )
     ways["forks"] = ("choices without forks: each prompt computed again", lambda: _without_forks(bench, load))
     ways["whole"] = ("prompts whole and first", lambda: _whole_prompts(bench, load))
@@ -58,29 +66,12 @@ def _with_budget(bench: Bench, load: ExactLoad, tokens: int) -> float:
     return load.same(run_all(budgeted(bench, tokens), load.submits))
 
 
-def _threads(bench: Bench, load: ExactLoad, threads: int) -> float:
-    chain = bench.built.chain
-    assert isinstance(chain, NativeChain), "the experiment runs on the native kernels"
-    chain.set_threads(threads)
-    try:
-        return load.same(run_all(budgeted(bench, 128), load.submits))
-    finally:
-        chain.set_threads(bench.built.threads)
-
-
 def _without_forks(bench: Bench, load: ExactLoad) -> float:
     """Choice 0 of a request with n choices is the same request with one: no fork, no shared page."""
     single = [
         msgspec.structs.replace(one, params=msgspec.structs.replace(one.params, n=1)) for one in load.submits if one.params.n > 1
     ]
     return load.same(run_all(budgeted(bench, 128), single))
-
-
-def _small_pool(bench: Bench, load: ExactLoad) -> tuple[float, int]:
-    longest = max(len(one.prompt) + one.params.max_tokens for one in load.submits)
-    pages = longest // bench.built.chain.page_layout.tokens + 3  # the longest request alone fits; admission avoids most clashes
-    engine = bench.engine(SchedulingSettings(step_tokens=128), pages)
-    return load.same(run_all(engine, load.submits)), engine.scheduler.counters.preemptions
 
 
 def _whole_prompts(bench: Bench, load: ExactLoad) -> float:

@@ -1,0 +1,30 @@
+"""QServe: weights, rows, keys and values in few bits, exact under any schedule, and what that buys and costs."""
+
+from __future__ import annotations
+
+from headrace.evaluation.experiment import Conditions, Experiment, Findings
+from headrace.evaluation.experiments._qserve_exact import integer_products, same_requests
+from headrace.evaluation.experiments._qserve_quality import SUBJECTS, quality
+from headrace.evaluation.experiments._qserve_speed import attention, resident
+from headrace.models.catalog import find_model, open_model
+
+
+def run(conditions: Conditions) -> Findings:
+    """Exactness first, then speed with and without in turns, then quality."""
+    exact = integer_products(conditions)
+    for kv in ("kv4",) if conditions.quick else ("kv4", "kv8"):
+        exact += same_requests(conditions, kv)
+    opened = open_model(find_model(conditions.model))
+    faster, series = attention(conditions, opened)
+    smaller = resident(conditions)
+    costs = [claim for subject in SUBJECTS for claim in quality(conditions, subject)]
+    return Findings((*exact, *faster, *smaller, *costs), tuple(series))
+
+
+EXPERIMENT = Experiment(
+    name="qserve",
+    title="Few bits for weights, rows, keys and values: the same bits under any schedule, less memory, more speed.",
+    source="QServe: W4A8KV4 Quantization and System Co-design for Efficient LLM Serving",
+    minutes=8,
+    run=run,
+)

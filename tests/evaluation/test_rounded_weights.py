@@ -1,0 +1,46 @@
+"""Weights in other formats: near the source by as much as the format allows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from headrace.evaluation.rounded_weights import Encode, Reencoded, as_4bit, as_8bit, as_bf16, as_fp32, plain
+from headrace.models.weights import RawTensor, dequantise
+
+
+class OneMatrix:
+    """A source of one matrix and one vector."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+        self.size_bytes = values.nbytes
+
+    def names(self) -> list[str]:
+        return ["layer.0.mlp.up", "final_norm"]
+
+    def tensor(self, name: str) -> RawTensor:
+        return as_fp32(name, self.values if name.startswith("layer") else self.values[0])
+
+
+@pytest.mark.parametrize(("encode", "bits", "loss"), [(as_4bit, 4.5, 0.1), (as_8bit, 8.1, 0.01), (as_bf16, 16, 0.002), (as_fp32, 32, 0)])
+def test_values_stay_near(encode: Encode, bits: float, loss: float) -> None:
+    values = np.random.default_rng(0).standard_normal((48, 576), dtype=np.float32)
+    source = Reencoded(OneMatrix(values), encode)
+    raw = source.tensor("layer.0.mlp.up")
+    error = dequantise(raw) - values
+    assert np.sqrt(np.square(error).mean()) <= loss * np.sqrt(np.square(values).mean())
+    assert loss == 0 or error.any()
+    assert 8 * raw.data.size / values.size < bits * 1.02
+    assert source.tensor("final_norm").kind == "F32"
+
+
+def test_head_and_embedding_keep_8_bits_and_wide_rows() -> None:
+    values = np.random.default_rng(0).standard_normal((32, 64), dtype=np.float32)
+    assert [as_4bit(name, values).kind for name in ("embedding", "head", "layer.0.mlp.up")] == ["INT8", "INT8", "INT4G64"]
+    assert [as_8bit(name, values).activation_bits for name in ("head", "layer.0.mlp.up")] == [16, 8]
+
+
+def test_the_plain_source_is_the_source() -> None:
+    values = np.random.default_rng(0).standard_normal((4, 64), dtype=np.float32)
+    assert np.array_equal(dequantise(plain(OneMatrix(values)).tensor("layer.0.mlp.up")), values)
