@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from headrace.engine.loop import Engine
 from headrace.engine.sampling_params import SamplingParams
@@ -64,6 +65,23 @@ def on_small_pool(bench: Bench, load: ExactLoad) -> tuple[float, int]:
     pages = longest // bench.built.chain.page_layout.tokens + 3  # the longest request alone fits; admission avoids most clashes
     engine = bench.engine(SchedulingSettings(step_tokens=128), pages)
     return load.same(run_all(engine, load.submits)), engine.scheduler.counters.preemptions
+
+
+def on_scarce_pages(bench: Bench, load: ExactLoad, swap_folder: Path | None = None) -> tuple[float, int, int]:
+    """(percent of choices that are the same bits, preemptions, pages written to the tier below) on too small a pool.
+
+    Answers that end at once are run first: the scheduler then expects short ones, admits more than the pool can hold to the
+    end, and must preempt.
+    """
+    page_tokens = bench.built.chain.page_layout.tokens
+    pages = [-(-(len(one.prompt) + one.params.max_tokens) // page_tokens) for one in load.submits]
+    engine = bench.engine(SchedulingSettings(step_tokens=128), max(*pages, sum(pages) // 4) + 3, swap_folder)
+    ended = SamplingParams(max_tokens=100, logit_bias={bench.built.model.config.eos_ids[0]: 100.0})
+    run_all(engine, [Submit(1_000_000 + number, load.submits[0].prompt[:8], ended) for number in range(8)])
+    share = load.same(run_all(engine, load.submits))
+    gauges = engine.gauges()
+    engine.close()
+    return share, gauges.preemptions, gauges.moves.written_pages if gauges.moves is not None else 0
 
 
 def mixed_requests(bench: Bench, count: int, longest: int, seed: int) -> tuple[Submit, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,14 @@ class Reencoded:
         """A matrix encoded anew, a vector as the source has it."""
         raw = self.source.tensor(name)
         return self.encode(name, dequantise(raw)) if len(raw.shape) == 2 else raw
+
+    def outline(self, name: str) -> RawTensor:
+        """The same without its bytes."""
+        return replace(self.tensor(name), data=np.empty(0, np.uint8))
+
+    def release(self) -> None:
+        """Let go of the source's files."""
+        self.source.release()
 
 
 def as_fp32(name: str, values: Float32) -> RawTensor:

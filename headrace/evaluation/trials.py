@@ -6,9 +6,10 @@ import dataclasses
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 
-from headrace.engine.build import BuildOptions, BuiltEngine, build_engine, make_scheduler
+from headrace.engine.build import BuildOptions, BuiltEngine, build_engine, make_moving, make_scheduler
 from headrace.engine.grammars import LazyGrammars
 from headrace.engine.loop import Engine, EngineParts
 from headrace.engine.settings import EngineSettings
@@ -16,8 +17,13 @@ from headrace.engine.wire import Submit, TokenLogprob, TokenOutput
 from headrace.evaluation.experiment import Conditions
 from headrace.evaluation.workload import passage
 from headrace.kernels.sampler import Sampler
+from headrace.memory.disk_tier import slot_bytes
+from headrace.memory.moves import MoveOptions
 from headrace.scheduling.settings import SchedulingSettings
+from headrace.scheduling.swapping import SwapOptions
 from headrace.text.open_tokenizer import open_tokenizer
+
+_SWAP_POOLS = 4  # pools that a swap file holds
 
 Key = tuple[int, int]
 """(request id, choice)."""
@@ -61,15 +67,25 @@ class Bench:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.built.close()
 
-    def engine(self, scheduling: SchedulingSettings | None = None, pages: int | None = None) -> Engine:
-        """A fresh engine over the loaded chain; ``pages`` limits its pool (at most the pages that are mapped)."""
+    def engine(
+        self, scheduling: SchedulingSettings | None = None, pages: int | None = None, swap_folder: Path | None = None
+    ) -> Engine:
+        """A fresh engine over the loaded chain; ``pages`` limits its pool (at most the pages that are mapped).
+
+        ``swap_folder``: preempted requests are swapped to a file there; without it they are computed again.
+        """
         built = self.built
         held = min(pages or built.arena.pages, built.arena.pages)
-        scheduler = make_scheduler(scheduling or SchedulingSettings(), held, built.chain, built.calibration)
+        swap = None
+        if swap_folder is not None:
+            swap = SwapOptions(MoveOptions(_SWAP_POOLS * held), slot_bytes(built.arena.page_bytes), "swap")
+        scheduler = make_scheduler(scheduling or SchedulingSettings(), held, built.chain, built.calibration, swap)
+        moving = make_moving(scheduler, built.arena, swap_folder) if swap_folder is not None else None
         limits = dataclasses.replace(built.engine.limits)
         sampler = Sampler(built.model.config.vocab, built.threads)
         parts = EngineParts(
-            built.chain, built.arena.bytes, scheduler, sampler, limits, self._grammars, touch_ahead=built.arena.touch_ahead
+            built.chain, built.arena.bytes, scheduler, sampler, limits, self._grammars, touch_ahead=built.arena.touch_ahead,
+            moving=moving,
         )  # fmt: skip
         return Engine(parts)
 

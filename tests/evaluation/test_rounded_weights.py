@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -19,11 +21,19 @@ class OneMatrix:
     def names(self) -> list[str]:
         return ["layer.0.mlp.up", "final_norm"]
 
+    def outline(self, name: str) -> RawTensor:
+        return replace(self.tensor(name), data=np.empty(0, np.uint8))
+
+    def release(self) -> None:
+        self.released = True
+
     def tensor(self, name: str) -> RawTensor:
         return as_fp32(name, self.values if name.startswith("layer") else self.values[0])
 
 
-@pytest.mark.parametrize(("encode", "bits", "loss"), [(as_4bit, 4.5, 0.1), (as_8bit, 8.1, 0.01), (as_bf16, 16, 0.002), (as_fp32, 32, 0)])
+@pytest.mark.parametrize(
+    ("encode", "bits", "loss"), [(as_4bit, 4.5, 0.1), (as_8bit, 8.1, 0.01), (as_bf16, 16, 0.002), (as_fp32, 32, 0)]
+)
 def test_values_stay_near(encode: Encode, bits: float, loss: float) -> None:
     values = np.random.default_rng(0).standard_normal((48, 576), dtype=np.float32)
     source = Reencoded(OneMatrix(values), encode)
@@ -33,6 +43,9 @@ def test_values_stay_near(encode: Encode, bits: float, loss: float) -> None:
     assert loss == 0 or error.any()
     assert 8 * raw.data.size / values.size < bits * 1.02
     assert source.tensor("final_norm").kind == "F32"
+    assert source.outline("layer.0.mlp.up").shape == raw.shape
+    source.release()
+    assert source.source.released
 
 
 def test_head_and_embedding_keep_8_bits_and_wide_rows() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -12,8 +14,9 @@ from headrace.evaluation.exactness import (
     ExactLoad,
     budget_label,
     budgeted,
+    greedy_requests,
     mixed_requests,
-    on_small_pool,
+    on_scarce_pages,
     on_threads,
     shuffled,
 )
@@ -72,10 +75,7 @@ def same_requests(conditions: Conditions, kv: str) -> list[Claim]:
         for number, (claim_id, what, way) in enumerate(ways):
             conditions.report(f"{kv}: {what}", number, len(ways) + 1)
             claims.append(_same(f"{kv}_{claim_id}", f"{kv}: requests {what} as alone", way()))
-        share, preemptions = on_small_pool(bench, load)
-    note = f"{preemptions} preemptions"
-    claims.append(_same(f"{kv}_preempted", f"{kv}: requests preempted and computed again as alone", share, note))
-    claims.append(Claim(f"{kv}_preemptions", f"{kv}: preemptions in that run", ">=", 1, preemptions, ""))
+        claims += _preempted(bench, conditions, kv)
     return claims
 
 
@@ -93,6 +93,27 @@ def _ways(bench: Bench, load: ExactLoad) -> list[tuple[str, str, Callable[[], fl
     for threads in (1, 2):
         ways.append((f"threads_{threads}", f"on {threads} thread{'s' * (threads > 1)}", partial(on_threads, bench, load, threads)))
     return ways
+
+
+def _preempted(bench: Bench, conditions: Conditions, kv: str) -> list[Claim]:
+    """Long greedy answers on a pool for a quarter of them: computed again, or swapped to disk and back."""
+    outputs = (40, 56) if conditions.quick else (100, 160)
+    submits = greedy_requests(bench, range(10, 10 + 2 * _BATCH, 2), outputs, conditions.seed)
+    alone: dict[tuple[int, int], Trace] = {}
+    for number, submit in enumerate(submits):
+        conditions.report(f"{kv}: each long answer alone", number, len(submits))
+        alone |= run_all(budgeted(bench, UNLIMITED), [submit])
+    load = ExactLoad(submits, alone)
+    conditions.report(f"{kv}: preempted", 0, 1)
+    again = on_scarce_pages(bench, load)
+    with TemporaryDirectory(prefix="headrace-") as folder:
+        swapped = on_scarce_pages(bench, load, Path(folder))
+    return [
+        _same(f"{kv}_recomputed", f"{kv}: requests preempted and computed again as alone", again[0], f"{again[1]} preemptions"),
+        _same(f"{kv}_swapped", f"{kv}: requests swapped out and in as alone", swapped[0], f"{swapped[2]} pages written"),
+        Claim(f"{kv}_preemptions", f"{kv}: preemptions when computed again", ">=", 1, again[1], ""),
+        Claim(f"{kv}_swaps", f"{kv}: pages written when swapped", ">=", 1, swapped[2], "pages"),
+    ]
 
 
 def _same(claim_id: str, what: str, share: float, note: str = "") -> Claim:
