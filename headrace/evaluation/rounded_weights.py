@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from headrace.models.quantised_matrix import QuantisedMatrix
 from headrace.models.weights import RawTensor, WeightSource, dequantise
+from headrace.quantization.grid import Grid, channel_grid, progressive_grid
+from headrace.quantization.layers import Codes
+from headrace.quantization.model import HEAD_BITS, runtime_matrix
 
 Float32 = npt.NDArray[np.float32]
 
-_LARGEST_CODE, _LARGEST_INTEGER = 15, 127
-_BOUND = 120  # of first-level integers, so that the second level stays in int8 (QServe's protective range, zeros of 8 bits)
-_HEAD_BITS = 16  # of the rows that meet the head, as in models that headrace quantises
+_ENDS = ("embedding", "head")
 
 Encode = Callable[[str, Float32], RawTensor]
 
@@ -63,31 +63,19 @@ def as_bf16(name: str, values: Float32) -> RawTensor:
 
 
 def as_8bit(name: str, values: Float32) -> RawTensor:
-    """Codes of 8 bits, one scale an output channel, rows of 8 bits."""
-    return _bytes(name, values, _HEAD_BITS if name in ("embedding", "head") else 8)
+    """Codes of 8 bits, one scale an output channel, rows of 8 bits (16 before the head)."""
+    return _rounded(name, values, channel_grid(values))
 
 
 def as_4bit(name: str, values: Float32) -> RawTensor:
-    """QServe's progressive groups of 64: 4-bit codes of 8-bit integers, rows of 8 bits; embedding and head keep 8 bits."""
-    if name in ("embedding", "head"):
-        return _bytes(name, values, _HEAD_BITS)
-    rows, inputs = values.shape
-    group = 64 if inputs % 64 == 0 else 32
-    scales = np.maximum(np.abs(values).max(axis=1), np.float32(1e-20)) / np.float32(_BOUND)
-    integers = np.rint(values / scales[:, None]).astype(np.int32).reshape(rows, -1, group)
-    low, high = integers.min(axis=2), integers.max(axis=2)
-    steps = np.maximum(1, np.rint((high - low) / _LARGEST_CODE)).astype(np.int32)
-    codes = (
-        np.clip(np.rint((integers - low[..., None]) / steps[..., None]), 0, _LARGEST_CODE).astype(np.uint8).reshape(rows, inputs)
-    )
-    packed = codes[:, 0::2] | codes[:, 1::2] << 4
-    return QuantisedMatrix(name, packed, steps.astype(np.uint8), (-low).astype(np.int16), scales, group, 8).encode()
+    """QServe's progressive groups: 4-bit codes of 8-bit integers, rows of 8 bits; embedding and head keep 8 bits."""
+    if name in _ENDS:
+        return as_8bit(name, values)
+    return _rounded(name, values, progressive_grid(values, 64 if values.shape[1] % 64 == 0 else 32))
 
 
-def _bytes(name: str, values: Float32, activation_bits: int) -> RawTensor:
-    scales = np.maximum(np.abs(values).max(axis=1), np.float32(1e-20)) / np.float32(_LARGEST_INTEGER)
-    codes = np.rint(values / scales[:, None]).astype(np.int8)
-    return QuantisedMatrix(name, codes, None, None, scales, 0, activation_bits).encode()
+def _rounded(name: str, values: Float32, grid: Grid) -> RawTensor:
+    return runtime_matrix(name, Codes(grid.round(values), grid), HEAD_BITS if name in _ENDS else 8).encode()
 
 
 def plain(source: WeightSource) -> Reencoded:

@@ -25,6 +25,7 @@ from headrace.evaluation.integer_products import CASES, extreme_rows, mismatches
 from headrace.evaluation.trials import Bench, Trace, run_all
 from headrace.kernels import _native
 from headrace.kernels.formats import runnable_instruction_sets
+from headrace.quantization.protective_range import LARGEST_INTEGER, protective_bound, stays_inside
 
 # (outputs, inputs) of the matrices of the two packaged models: attention in and out, MLP in and out
 _SHAPES = (
@@ -118,3 +119,17 @@ def _preempted(bench: Bench, conditions: Conditions, kv: str) -> list[Claim]:
 
 def _same(claim_id: str, what: str, share: float, note: str = "") -> Claim:
     return Claim(claim_id, what, "==", 100, share, "% same bits", note)
+
+
+def protective_range(conditions: Conditions) -> list[Claim]:
+    """Every span of integers that a group can have: the bound that keeps all of them in int8, and that 127 would not."""
+    conditions.report("protective range", 0, 1)
+    bound = protective_bound("postscale")
+    wider = [limit for limit in range(bound + 1, LARGEST_INTEGER + 1) if stays_inside(limit, "postscale")]
+    what = f"all (minimum, maximum) of a group within ±{bound} stay in int8 after two-level rounding"
+    note = f"found by enumeration; ±{protective_bound('prescale')} where a zero is itself a code"
+    return [
+        Claim("range_inside", what, "==", 1, float(stays_inside(bound, "postscale")), "", note),
+        Claim("range_127", "spans within ±127 do too (they must not)", "==", 0, float(stays_inside(LARGEST_INTEGER, "postscale"))),
+        Claim("range_largest", "larger bounds that would do", "==", 0, len(wider)),
+    ]

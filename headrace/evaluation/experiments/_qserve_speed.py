@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from headrace.evaluation.exactness import UNLIMITED, budgeted, greedy_requests
-from headrace.evaluation.experiment import Claim, Conditions, Series, interleave
+from headrace.evaluation.experiment import Claim, Conditions, interleave
 from headrace.evaluation.statistics import median_ratio
 from headrace.evaluation.trials import Bench
 from headrace.kernels import _native
@@ -25,7 +25,7 @@ _ASKED = {"kv8": 1.7, "bf16": 3.0}
 _RESIDENT_PROMPT, _RESIDENT_OUTPUT = 200, 24
 
 
-def attention(conditions: Conditions, model: OpenModel) -> tuple[list[Claim], list[Series]]:
+def attention(conditions: Conditions, model: OpenModel) -> list[Claim]:
     """One new token of 8 sequences with a long context: time of attention over pages in each form, in turns."""
     context = _QUICK_CONTEXT if conditions.quick else _CONTEXT
     threads = _native.ThreadPool(conditions.threads or 2)
@@ -36,14 +36,13 @@ def attention(conditions: Conditions, model: OpenModel) -> tuple[list[Claim], li
     times = interleave(runs, rounds, partial(conditions.report, "attention"))
     by_format = dict(zip(_FORMATS, times, strict=True))
     note = ", ".join(f"{kv} {1e3 * statistics.median(seconds):.2f} ms a layer" for kv, seconds in by_format.items())
-    claims = [
+    return [
         Claim(
             f"attention_{other}", f"time of attention, {other} / kv4: {_BATCH} sequences at {context:,} tokens", ">=", asked,
             median_ratio(by_format[other], by_format["kv4"]), "x", note,
         )
         for other, asked in ((kv, _ASKED[kv]) for kv in _FORMATS if kv in _ASKED)
     ]  # fmt: skip
-    return claims, []
 
 
 def _attention(model: OpenModel, kv: KvFormat, context: int, threads: _native.ThreadPool) -> Callable[[], float]:
