@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from headrace.evaluation.rounded_weights import Encode, Reencoded, as_4bit, as_8bit, as_bf16, as_fp32, plain
+from headrace.models.integer_rows import kind_name
 from headrace.models.weights import RawTensor, dequantise
 
 
@@ -17,6 +18,7 @@ class OneMatrix:
     def __init__(self, values: np.ndarray) -> None:
         self.values = values
         self.size_bytes = values.nbytes
+        self.released = False
 
     def names(self) -> list[str]:
         return ["layer.0.mlp.up", "final_norm"]
@@ -36,7 +38,8 @@ class OneMatrix:
 )
 def test_values_stay_near(encode: Encode, bits: float, loss: float) -> None:
     values = np.random.default_rng(0).standard_normal((48, 576), dtype=np.float32)
-    source = Reencoded(OneMatrix(values), encode)
+    matrix = OneMatrix(values)
+    source = Reencoded(matrix, encode)
     raw = source.tensor("layer.0.mlp.up")
     error = dequantise(raw) - values
     assert np.sqrt(np.square(error).mean()) <= loss * np.sqrt(np.square(values).mean())
@@ -45,13 +48,14 @@ def test_values_stay_near(encode: Encode, bits: float, loss: float) -> None:
     assert source.tensor("final_norm").kind == "F32"
     assert source.outline("layer.0.mlp.up").shape == raw.shape
     source.release()
-    assert source.source.released
+    assert matrix.released
 
 
 def test_head_and_embedding_keep_8_bits_and_wide_rows() -> None:
     values = np.random.default_rng(0).standard_normal((32, 64), dtype=np.float32)
-    assert [as_4bit(name, values).kind for name in ("embedding", "head", "layer.0.mlp.up")] == ["INT8", "INT8", "INT4G64"]
-    assert [as_8bit(name, values).activation_bits for name in ("head", "layer.0.mlp.up")] == [16, 8]
+    wide, narrow = kind_name(0, 16), kind_name(64, 8)
+    assert [as_4bit(name, values).kind for name in ("embedding", "head", "layer.0.mlp.up")] == [wide, wide, narrow]
+    assert [as_8bit(name, values).kind for name in ("head", "layer.0.mlp.up")] == [wide, kind_name(0, 8)]
 
 
 def test_the_plain_source_is_the_source() -> None:

@@ -90,7 +90,7 @@ def _real_page(model: OpenModel, kv: KvFormat) -> Bytes:
 
 def resident(conditions: Conditions) -> list[Claim]:
     """Bytes of the pages that the same 8 requests hold, counted at the pool."""
-    held = {}
+    held: dict[str, int] = {}
     for kv in ("bf16", "kv4"):
         conditions.report("pages held", len(held), 2)
         with Bench(conditions, kv) as bench:
