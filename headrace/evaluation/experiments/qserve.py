@@ -5,7 +5,6 @@ from __future__ import annotations
 from headrace.evaluation.experiment import Conditions, Experiment, Findings
 from headrace.evaluation.experiments._qserve_exact import integer_products, protective_range, same_requests
 from headrace.evaluation.experiments._qserve_quality import SUBJECTS, quality
-from headrace.evaluation.experiments._qserve_recipes import recipes
 from headrace.evaluation.experiments._qserve_weights import blocks_of_rows, one_stream
 from headrace.models.catalog import find_model, open_model
 
@@ -20,7 +19,7 @@ def run(conditions: Conditions) -> Findings:
     products, series = blocks_of_rows(conditions, opened)
     faster += products
     costs = [claim for subject in SUBJECTS for claim in quality(conditions, subject)]
-    return Findings((*exact, *faster, *costs, *recipes(conditions, opened)), tuple(series))
+    return Findings((*exact, *faster, *costs), tuple(series))
 
 
 EXPERIMENT = Experiment(
