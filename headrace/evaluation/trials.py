@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from headrace.engine.build import BuildOptions, BuiltEngine, build_engine, make_moving, make_scheduler
+from headrace.engine.build import PIECE_BYTES, SWAP_POOLS, BuildOptions, BuiltEngine, build_engine, make_moving, make_scheduler
 from headrace.engine.grammars import LazyGrammars
 from headrace.engine.loop import Engine, EngineParts
 from headrace.engine.settings import EngineSettings
@@ -19,11 +19,10 @@ from headrace.evaluation.workload import passage
 from headrace.kernels.sampler import Sampler
 from headrace.memory.disk_tier import slot_bytes
 from headrace.memory.moves import MoveOptions
+from headrace.models.packages import cache_dir
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.scheduling.swapping import SwapOptions
 from headrace.text.open_tokenizer import open_tokenizer
-
-_SWAP_POOLS = 4  # pools that a swap file holds
 
 Key = tuple[int, int]
 """(request id, choice)."""
@@ -49,6 +48,19 @@ class Trace:
 Traces = Mapping[Key, Trace]
 
 
+@dataclass(frozen=True, slots=True)
+class SwapVariant:
+    """How an engine swaps: ``run_pages`` most adjacent pages a piece (0: as in the server), ``folder`` where the swap file lies
+    (none: the cache folder); the rest as in :class:`headrace.engine.moving.Moving` and
+     :class:`headrace.memory.moves.MoveOptions`."""
+
+    mode: str = "swap"
+    run_pages: int = 0
+    reuse: bool = True
+    synchronous: bool = False
+    folder: Path | None = None
+
+
 class Bench:
     """A loaded model on which engines with different settings are made; a context manager.
 
@@ -68,19 +80,23 @@ class Bench:
         self.built.close()
 
     def engine(
-        self, scheduling: SchedulingSettings | None = None, pages: int | None = None, swap_folder: Path | None = None
+        self, scheduling: SchedulingSettings | None = None, pages: int | None = None, swap: SwapVariant | None = None
     ) -> Engine:
         """A fresh engine over the loaded chain; ``pages`` limits its pool (at most the pages that are mapped).
 
-        ``swap_folder``: preempted requests are swapped to a file there; without it they are computed again.
+        One with ``swap`` must be closed. Without, preempted requests are computed again.
         """
         built = self.built
         held = min(pages or built.arena.pages, built.arena.pages)
-        swap = None
-        if swap_folder is not None:
-            swap = SwapOptions(MoveOptions(_SWAP_POOLS * held), slot_bytes(built.arena.page_bytes), "swap")
-        scheduler = make_scheduler(scheduling or SchedulingSettings(), held, built.chain, built.calibration, swap)
-        moving = make_moving(scheduler, built.arena, swap_folder) if swap_folder is not None else None
+        page = slot_bytes(built.arena.page_bytes)
+        options = None
+        if swap is not None:
+            run_pages = swap.run_pages or max(1, PIECE_BYTES // page)
+            options = SwapOptions(MoveOptions(SWAP_POOLS * held, run_pages, swap.reuse), page, swap.mode)
+        scheduler = make_scheduler(scheduling or SchedulingSettings(), held, built.chain, built.calibration, options)
+        moving = None
+        if swap is not None:
+            moving = make_moving(scheduler, built.arena, swap.folder or cache_dir(), synchronous=swap.synchronous)
         limits = dataclasses.replace(built.engine.limits)
         sampler = Sampler(built.model.config.vocab, built.threads)
         parts = EngineParts(

@@ -46,12 +46,14 @@ class Carried:
 class Mover:
     """One thread that carries pieces in the order in which they are given.
 
-    ``write_rate`` and ``read_rate``: bytes a second as measured. The thread starts with the first piece.
+    ``write_rate`` and ``read_rate``: bytes a second as measured; ``seconds``: time spent carrying. The thread starts with the
+    first piece.
     """
 
     def __init__(self, tier: Tier) -> None:
         self.tier = tier
         self.write_rate = self.read_rate = _FIRST_RATE
+        self.seconds = 0.0
         self._asked: SimpleQueue[Transfer | None] = SimpleQueue()
         self._carried: deque[Carried] = deque()
         self._news = threading.Event()
@@ -70,6 +72,7 @@ class Mover:
         self._news.clear()
         ended = [self._carried.popleft() for _ in range(len(self._carried))]
         for one in ended:
+            self.seconds += one.seconds
             if one.error is None and one.seconds > 0:
                 self._learn(one)
         return ended
