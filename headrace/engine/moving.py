@@ -56,6 +56,11 @@ class Moving:
             self._step_seconds = step.predicted
         return step
 
+    def settle(self) -> None:
+        """Wait until nothing is under way any more."""
+        while self._moves.busy:
+            self._wait()
+
     def gauges(self) -> MoveGauges:
         """The state of moves now."""
         counters = self._moves.counters

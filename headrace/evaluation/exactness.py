@@ -10,7 +10,7 @@ from pathlib import Path
 from headrace.engine.loop import Engine
 from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.wire import Submit
-from headrace.evaluation.trials import Bench, Traces, run_all
+from headrace.evaluation.trials import Bench, SwapVariant, Traces, run_all
 from headrace.kernels.native_chain import NativeChain
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.text.grammar_spec import GrammarSpec
@@ -75,7 +75,8 @@ def on_scarce_pages(bench: Bench, load: ExactLoad, swap_folder: Path | None = No
     """
     page_tokens = bench.built.chain.page_layout.tokens
     pages = [-(-(len(one.prompt) + one.params.max_tokens) // page_tokens) for one in load.submits]
-    engine = bench.engine(SchedulingSettings(step_tokens=128), max(*pages, sum(pages) // 4) + 3, swap_folder)
+    swap = SwapVariant(folder=swap_folder) if swap_folder is not None else None
+    engine = bench.engine(SchedulingSettings(step_tokens=128), max(*pages, sum(pages) // 4) + 3, swap)
     ended = SamplingParams(max_tokens=100, logit_bias={bench.built.model.config.eos_ids[0]: 100.0})
     run_all(engine, [Submit(1_000_000 + number, load.submits[0].prompt[:8], ended) for number in range(8)])
     share = load.same(run_all(engine, load.submits))

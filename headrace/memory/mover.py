@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from headrace.memory.moves import Transfer
+from headrace.memory.lodging import Transfer
 
 logger = logging.getLogger("headrace.memory.mover")
 

@@ -7,72 +7,12 @@ Model Serving". Accounting only: somebody else carries the bytes (:mod:`headrace
 
 from __future__ import annotations
 
-import enum
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from headrace.memory.lodging import NOWHERE, Lodging, MoveState, Transfer
 from headrace.memory.page_pool import PagePool
-
-_NOWHERE = -1
-
-
-class MoveState(enum.Enum):
-    """Where the truth about a sequence lies.
-
-    ``LEAVING``: its pages are being copied out and are still valid. ``AWAY``: nothing of it is under way. ``COMING``: pages
-    are taken for it and being filled.
-    """
-
-    LEAVING = "leaving"
-    AWAY = "away"
-    COMING = "coming"
-
-
-@dataclass(slots=True, eq=False)
-class Lodging:
-    """The owner record of a sequence that is not in the pool, or not wholly.
-
-    ``pages[i]`` is where its *i*-th page lies in the pool, ``slots[i]`` where in the tier, −1 for nowhere; ``tokens`` positions
-    are computed. ``epoch`` grows with each change of hands: what was begun in an older epoch changes nothing when it ends.
-    ``left`` counts pages still to be carried, ``sealing`` is the running write of a part-filled last page.
-    """
-
-    owner: int
-    tokens: int
-    pages: list[int]
-    slots: list[int]
-    state: MoveState = MoveState.LEAVING
-    epoch: int = 0
-    left: int = 0
-    sealing: Transfer | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Transfer:
-    """One piece to carry: ``count`` adjacent pages from ``page`` on, to or from as many adjacent slots from ``slot`` on.
-
-    ``index`` is the place of the first in its sequence. ``tokens``: positions that the sequence had when this was planned.
-    """
-
-    lodging: Lodging
-    epoch: int
-    index: int
-    page: int
-    slot: int
-    count: int
-    writes: bool
-    tokens: int
-
-    @property
-    def pages(self) -> range:
-        """The pages it reads or fills."""
-        return range(self.page, self.page + self.count)
-
-    @property
-    def slots(self) -> range:
-        """The slots it fills or reads."""
-        return range(self.slot, self.slot + self.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +123,7 @@ class Moves:
         slots = self._take_slots(len(dirty), frozenset(pages))
         if slots is None:
             return False
-        lodging = Lodging(owner, tokens, pages[:used], [_NOWHERE] * used, left=len(dirty))
+        lodging = Lodging(owner, tokens, pages[:used], [NOWHERE] * used, left=len(dirty))
         self._lodgings[owner] = lodging
         self.pool.release(pages[used:])
         for index, slot in zip(dirty, slots, strict=True):
@@ -317,7 +257,7 @@ class Moves:
         lodging = transfer.lodging
         if current:
             for offset, page in enumerate(transfer.pages):
-                lodging.pages[transfer.index + offset] = _NOWHERE
+                lodging.pages[transfer.index + offset] = NOWHERE
                 self.pool.release((page,))
             lodging.left -= transfer.count
             self.leaving_pages -= transfer.count
@@ -337,7 +277,7 @@ class Moves:
         lodging = transfer.lodging
         for offset, (page, slot) in enumerate(zip(transfer.pages, transfer.slots, strict=True)):
             index = transfer.index + offset
-            lodging.slots[index] = _NOWHERE
+            lodging.slots[index] = NOWHERE
             self._remember(page, slot, self._filled(index, transfer.tokens))
         lodging.left -= transfer.count
 
@@ -354,7 +294,7 @@ class Moves:
         for index, page in enumerate(lodging.pages):
             if page >= 0 and lodging.slots[index] >= 0:
                 self.slots.release((lodging.slots[index],))
-                lodging.slots[index] = _NOWHERE
+                lodging.slots[index] = NOWHERE
 
     def _part_with_clean(self, lodging: Lodging) -> None:
         """Pages whose content the tier holds are free at once."""
@@ -363,7 +303,7 @@ class Moves:
                 continue
             if self._is_clean(page, self._filled(index, lodging.tokens)):
                 lodging.slots[index] = self._copies.pop(page).slot
-                lodging.pages[index] = _NOWHERE
+                lodging.pages[index] = NOWHERE
                 self.pool.release((page,))
                 self.counters.reused += 1
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from headrace.errors import HeadraceError
-from headrace.memory.moves import Transfer
+from headrace.memory.lodging import Transfer
 from headrace.memory.page_pool import PagePool
 from headrace.scheduling.composer import Budget, Draft, Policy
 from headrace.scheduling.cost import Cost

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from headrace.memory.moves import MoveOptions, Moves, Transfer
+from headrace.memory.lodging import Transfer
+from headrace.memory.moves import MoveOptions, Moves
 from headrace.scheduling.cost import Cost
 from headrace.scheduling.item import Item
 

@@ -16,8 +16,9 @@ import pytest
 from headrace.errors import HeadraceError
 from headrace.memory.arena import Arena
 from headrace.memory.disk_tier import DiskTier, lies_in_memory
+from headrace.memory.lodging import Transfer
 from headrace.memory.mover import Mover
-from headrace.memory.moves import MoveOptions, Moves, Transfer
+from headrace.memory.moves import MoveOptions, Moves
 from headrace.memory.page_pool import PagePool
 
 

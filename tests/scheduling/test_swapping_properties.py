@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_scheduler_properties import PAGE, World, run
 
-from headrace.memory.moves import MoveOptions, Moves, Transfer
+from headrace.memory.lodging import Transfer
+from headrace.memory.moves import MoveOptions, Moves
 from headrace.memory.page_pool import PagePool
 from headrace.scheduling.composer import POLICIES, Budget
 from headrace.scheduling.cost import Cost

@@ -85,7 +85,7 @@ def preempt_and_reorder(scheduler: Scheduler, items: Sequence[Item], rng: random
 
 
 def preempt_all(scheduler: Scheduler, items: Sequence[Item], rng: random.Random) -> None:
-    """Every running request must go."""
+    """Every running request must go, all the way."""
     for item in sorted(items, key=lambda one: rng.random()):
         scheduler.preempt(item)
 
@@ -96,7 +96,7 @@ def run(engine: Engine, submits: Sequence[Submit], pattern: Pattern | None, ever
     for submit in submits:
         engine.submit(submit)
     before, began = _written_bytes(), time.perf_counter()
-    runs: list[float] = []
+    held: list[tuple[int, float]] = []
     while engine.live:
         outputs = engine.step()
         now = time.perf_counter() - began
@@ -105,10 +105,11 @@ def run(engine: Engine, submits: Sequence[Submit], pattern: Pattern | None, ever
             result.times.setdefault(output.request_id, []).extend([now] * len(output.tokens))
         result.steps += outputs is not None
         items = [choice.item for choice in engine._choices.values()]
-        if engine.scheduler.pool.free <= engine.scheduler.pool.total // 10:
-            runs.append(_mean_run(items))
+        held.append((engine.scheduler.pool.held, _mean_run(items)))
         if pattern is not None and outputs is not None and result.steps % every == 0:
             pattern(engine.scheduler, items, rng)
+            if pattern is preempt_all and engine._moving is not None:
+                engine._moving.settle()
     result.seconds = time.perf_counter() - began
     while engine.moving:
         engine.step()
@@ -118,7 +119,8 @@ def run(engine: Engine, submits: Sequence[Submit], pattern: Pattern | None, ever
     result.moves = gauges.moves or MoveGauges()
     result.carried_seconds = engine._moving.mover.seconds if engine._moving is not None else 0.0
     result.disk_bytes = _written_bytes() - before
-    result.mean_run = sum(runs) / len(runs) if runs else 0.0
+    fullest = [mean for pages, mean in held if pages >= 0.9 * max(held)[0]]
+    result.mean_run = sum(fullest) / len(fullest)
     engine.close()
     return result
 
