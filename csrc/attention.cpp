@@ -64,9 +64,10 @@ void AttentionRunner::run(const KernelTable& table, ThreadPool& threads, const A
         work.head_dim = shape.head_dim;
         work.position = batch.positions[static_cast<std::size_t>(atom.row)];
         work.window = shape.window;
+        work.format = shape.format;
         work.pool = pages.data;
         work.page_bytes = pages.page_bytes;
-        work.head_offset = shape.page_offset + product(head, 2 * kPageTokens * width * sizeof(std::uint16_t));
+        work.head_offset = shape.page_offset + product(head, kv_head_bytes(shape.format, shape.head_dim));
         work.pages = batch.page_ids.data + batch.page_starts[static_cast<std::size_t>(atom.slice)];
         work.scratch = scratch + product(worker, scratch_floats);
         if (atom.first_key < 0) {
@@ -77,8 +78,8 @@ void AttentionRunner::run(const KernelTable& table, ThreadPool& threads, const A
         }
     });
     for (const Split& split : splits_)
-        table.rows.merge_spans(partial + split.partial, split.spans, shape.heads, shape.head_dim,
-                               rows.out + product(split.row, rows.out_stride));
+        table.rows.merge_spans({shape.format, partial + split.partial, split.spans, shape.heads, shape.head_dim,
+                                rows.out + product(split.row, rows.out_stride)});
 }
 
 }  // namespace headrace

@@ -15,8 +15,10 @@ struct AttentionShape {
     int heads = 0, kv_heads = 0, head_dim = 0;
     int window = 0;               // 0: sees everything
     std::size_t page_offset = 0;  // bytes before this layer in a page
+    KvFormat format = KvFormat::bf16;
 
     int group() const { return heads / kv_heads; }
+    std::size_t layer_bytes() const { return static_cast<std::size_t>(kv_heads) * kv_head_bytes(format, head_dim); }
 };
 
 // Queries and results of all rows of the step: [rows][heads][head_dim] with a stride in floats.

@@ -7,25 +7,25 @@
 //     in FlashAttention);
 //   - every 512 keys (again absolute) the running state is folded into the row's total, so that a long context may be cut
 //     at those borders, computed by several threads and merged in the same order;
-//   - keys outside the causal range or the window take no part at all: they are skipped, not multiplied by zero.
+//   - keys outside the causal range or the window take no part at all: what their slots hold never enters a sum.
+// How a tile's scores and sums are computed is the format's: fp32 chains here for bf16, integers in kv_codes_impl.hpp.
 #pragma once
 
-#include "math.hpp"
-#include "row_kernels.hpp"
+#include "kv_codes_impl.hpp"
 
 namespace headrace::HEADRACE_ISA {
-
-inline constexpr int kTileKeys = 64;
-inline constexpr int kTilePages = kTileKeys / kPageTokens;
 
 // How many queries share a pass over a tile, how many pages of keys and vectors of values are in flight: register budgets,
 // without influence on the result.
 #if defined(HEADRACE_LANES_512)
 inline constexpr int kQueries = 6, kPagesAtOnce = 4, kVectorsAtOnce = 4;
+inline constexpr int kCodedQueries = 3;
 #elif defined(HEADRACE_LANES_256)
 inline constexpr int kQueries = 3, kPagesAtOnce = 1, kVectorsAtOnce = 2;
+inline constexpr int kCodedQueries = 1;
 #else
 inline constexpr int kQueries = 1, kPagesAtOnce = 1, kVectorsAtOnce = 2;
+inline constexpr int kCodedQueries = 1;
 #endif
 
 HEADRACE_INLINE F16 load_lanes(const float* p) { return load(p); }
@@ -45,10 +45,12 @@ struct Query {
     float* total;      // of the finished spans: the output row itself
     int first, last;   // keys first ≤ j < last
     float peak;        // running maximum of the span
-    float total_peak;
-    float total_weight;
-    bool has_total;
+    float total_peak = 0.0f;
+    float total_weight = 0.0f;
+    bool has_total = false;
     alignas(64) float weight[16];
+    alignas(64) float middle[16];  // coded formats: the values' middles, weighted; belongs to every sum of the span
+    CodedQuery coded;
 };
 
 HEADRACE_INLINE int smaller(int a, int b) { return a < b ? a : b; }
@@ -57,6 +59,7 @@ HEADRACE_INLINE int larger(int a, int b) { return a > b ? a : b; }
 inline void begin_span(Query& query, int width) {
     query.peak = -__builtin_inff();
     store(query.weight, splat(0.0f));
+    store(query.middle, splat(0.0f));
     for (int i = 0; i < width; i += 16) store(query.sums + i, splat(0.0f));
 }
 
@@ -78,12 +81,16 @@ inline void fold_span(const float* sums, float peak, float weight, int width, Qu
     into.total_peak = joint;
 }
 
-inline void finish_query(Query& query, int width) {
+template <class Format>
+void finish_query(Query& query, int width) {
     for (int i = 0; i < width; i += 16) store(query.total + i, load(query.total + i) / splat(query.total_weight));
+    Format::turn_back(query.total, width);
 }
 
 template <int R, class T>
-HEADRACE_INLINE void tile_scores(const Query* queries, const TileView<T>& tile, int width, float (*out)[kTileKeys]) {
+HEADRACE_INLINE void tile_scores(Query* const* queries, const TileView<T>& tile, int width, float (*out)[kTileKeys]) {
+    const float* rows[R];
+    for (int r = 0; r < R; ++r) rows[r] = queries[r]->q;
     for (int page = 0; page < kTilePages; page += kPagesAtOnce) {
         F16 score[R][kPagesAtOnce];
 #pragma GCC unroll 8
@@ -96,7 +103,7 @@ HEADRACE_INLINE void tile_scores(const Query* queries, const TileView<T>& tile, 
             for (int p = 0; p < kPagesAtOnce; ++p) key[p] = load_lanes(tile.keys[page + p] + d * kPageTokens);
 #pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
-                const F16 q = splat(queries[r].q[d]);
+                const F16 q = splat(rows[r][d]);
 #pragma GCC unroll 8
                 for (int p = 0; p < kPagesAtOnce; ++p) score[r][p] = fma(q, key[p], score[r][p]);
             }
@@ -108,41 +115,48 @@ HEADRACE_INLINE void tile_scores(const Query* queries, const TileView<T>& tile, 
     }
 }
 
-// Scores become weights relative to the new maximum; the older sums shrink by the same factor.
-inline void soften(Query& query, int first, int width, float* scores) {
-    const int from = larger(query.first - first, 0), to = smaller(query.last - first, kTileKeys);
-    const bool partial = from > 0 || to < kTileKeys;
-    F16 score[kTilePages];
+// Which of a tile's keys a query sees: from ≤ key < to.
+struct Seen {
+    int from, to;
+    Seen(const Query& query, int first)
+        : from(larger(query.first - first, 0)), to(smaller(query.last - first, kTileKeys)) {}
+    bool partial() const { return from > 0 || to < kTileKeys; }
+    F16 keep(F16 x, int page, float otherwise) const { return keep_range(x, from - 16 * page, to - 16 * page, splat(otherwise)); }
+};
+
+// The weights of a tile relative to the new maximum, and by what the older sums shrink.
+HEADRACE_INLINE F16 soften(Query& query, const Seen& seen, const float* scores, F16 (&part)[kTilePages]) {
     F16 top = splat(-__builtin_inff());
+#pragma GCC unroll 8
     for (int p = 0; p < kTilePages; ++p) {
-        score[p] = load(scores + 16 * p);
-        if (partial) score[p] = keep_range(score[p], from - 16 * p, to - 16 * p, splat(-__builtin_inff()));
-        top = max(score[p], top);
+        part[p] = load(scores + 16 * p);
+        if (seen.partial()) part[p] = seen.keep(part[p], p, -__builtin_inff());
+        top = max(part[p], top);
     }
     const float highest = maximum(top);
     const float peak = highest > query.peak ? highest : query.peak;
     const F16 shrink = exp(splat(query.peak - peak));
     F16 weight = load(query.weight) * shrink;
+#pragma GCC unroll 8
     for (int p = 0; p < kTilePages; ++p) {
-        F16 part = exp(score[p] - splat(peak));
-        if (partial) part = keep_range(part, from - 16 * p, to - 16 * p, splat(0.0f));
-        weight = weight + part;
-        store(scores + 16 * p, part);
+        part[p] = exp(part[p] - splat(peak));
+        if (seen.partial()) part[p] = seen.keep(part[p], p, 0.0f);
+        weight = weight + part[p];
     }
     store(query.weight, weight);
     query.peak = peak;
-    for (int i = 0; i < width; i += 16) store(query.sums + i, load(query.sums + i) * shrink);
+    return shrink;
 }
 
 template <int R, int V, class T>
-HEADRACE_INLINE void weigh_vectors(Query* queries, const TileView<T>& tile, int width, const float (*weights)[kTileKeys], int from,
-                                   int to) {
+HEADRACE_INLINE void weigh_vectors(Query* const* queries, const TileView<T>& tile, int width, const float (*weights)[kTileKeys],
+                                   int from, int to) {
     for (int column = 0; column < width; column += 16 * V) {
         F16 sum[R][V];
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-            for (int v = 0; v < V; ++v) sum[r][v] = load(queries[r].sums + column + 16 * v);
+            for (int v = 0; v < V; ++v) sum[r][v] = load(queries[r]->sums + column + 16 * v);
         for (int key = from; key < to; ++key) {
             const T* row = tile.values[key / kPageTokens] + (key % kPageTokens) * width + column;
             F16 value[V];
@@ -158,12 +172,12 @@ HEADRACE_INLINE void weigh_vectors(Query* queries, const TileView<T>& tile, int 
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-            for (int v = 0; v < V; ++v) store(queries[r].sums + column + 16 * v, sum[r][v]);
+            for (int v = 0; v < V; ++v) store(queries[r]->sums + column + 16 * v, sum[r][v]);
     }
 }
 
 template <int R, class T>
-HEADRACE_INLINE void weigh(Query* queries, const TileView<T>& tile, int width, const float (*weights)[kTileKeys], int from,
+HEADRACE_INLINE void weigh(Query* const* queries, const TileView<T>& tile, int width, const float (*weights)[kTileKeys], int from,
                            int to) {
     if (from >= to) return;
     if (width % (16 * kVectorsAtOnce) == 0)
@@ -174,30 +188,95 @@ HEADRACE_INLINE void weigh(Query* queries, const TileView<T>& tile, int width, c
 
 // One tile for R queries that all see some of it. Keys that only some see are added on their own, in their place.
 template <int R, class T>
-void tile_step(Query* queries, const TileView<T>& tile, int width) {
+void tile_step(Query* const* queries, const TileView<T>& tile, int width) {
     alignas(64) float weights[R][kTileKeys];
     tile_scores<R>(queries, tile, width, weights);
     int common_from = 0, common_to = kTileKeys;
     for (int r = 0; r < R; ++r) {
-        soften(queries[r], tile.first, width, weights[r]);
-        common_from = larger(common_from, queries[r].first - tile.first);
-        common_to = smaller(common_to, queries[r].last - tile.first);
+        Query& query = *queries[r];
+        const Seen seen(query, tile.first);
+        F16 part[kTilePages];
+        const F16 shrink = soften(query, seen, weights[r], part);
+        for (int p = 0; p < kTilePages; ++p) store(weights[r] + 16 * p, part[p]);
+        for (int i = 0; i < width; i += 16) store(query.sums + i, load(query.sums + i) * shrink);
+        common_from = larger(common_from, seen.from);
+        common_to = smaller(common_to, seen.to);
     }
     if constexpr (R == 1) {
         weigh<1>(queries, tile, width, weights, common_from, common_to);
     } else {
         common_to = larger(common_to, common_from);
-        for (int r = 0; r < R; ++r)
-            weigh<1>(queries + r, tile, width, weights + r, larger(queries[r].first - tile.first, 0),
-                     smaller(common_from, smaller(queries[r].last - tile.first, kTileKeys)));
+        for (int r = 0; r < R; ++r) {
+            const Seen seen(*queries[r], tile.first);
+            weigh<1>(queries + r, tile, width, weights + r, seen.from, smaller(common_from, seen.to));
+        }
         weigh<R>(queries, tile, width, weights, common_from, common_to);
         for (int r = 0; r < R; ++r)
-            weigh<1>(queries + r, tile, width, weights + r, common_to, smaller(queries[r].last - tile.first, kTileKeys));
+            weigh<1>(queries + r, tile, width, weights + r, common_to, Seen(*queries[r], tile.first).to);
     }
 }
 
-template <int R, class T>
-void step_group(int count, Query* queries, const TileView<T>& tile, int width) {
+// The weights of one query as integers relative to their largest, the values' steps taken in.
+template <class Tile>
+HEADRACE_INLINE void code_weights(Query& query, const Tile& tile, const float* scores, CodedWeights& out) {
+    const Seen seen(query, tile.first);
+    F16 part[kTilePages];
+    const F16 shrink = soften(query, seen, scores, part);
+    F16 top = splat(0.0f), middle = load(query.middle) * shrink;
+#pragma GCC unroll 8
+    for (int p = 0; p < kTilePages; ++p) {
+        const std::uint16_t* parameters = tile.parameters[p] + 2 * kPageTokens;
+        F16 offset = part[p] * load_bf16(parameters + kPageTokens);
+        part[p] = part[p] * load_bf16(parameters);
+        if (seen.partial()) {  // slots that are not seen may hold anything
+            offset = seen.keep(offset, p, 0.0f);
+            part[p] = seen.keep(part[p], p, 0.0f);
+        }
+        middle = middle + offset;
+        top = max(part[p], top);
+    }
+    store(query.middle, middle);
+    const float peak = maximum(top);
+    const bool live = peak > kLeastPeak;
+    const F16 inverse = splat(live ? kPlanePeak / peak : 0.0f);
+    I16 sums = splat_int(0);
+#pragma GCC unroll 8
+    for (int p = 0; p < kTilePages; ++p) {
+        const I16 code = to_int(part[p] * inverse);
+        store_narrow_planes(out.planes + 16 * p, kTileKeys, code);
+        sums = sums + code;
+    }
+    out.sum = sum(sums);
+    out.scale = live ? peak / kPlanePeak : 0.0f;
+    float lanes[16];
+    store(lanes, shrink);
+    out.shrink = lanes[0];
+}
+
+template <int R, int bits>
+void tile_step(Query* const* queries, const CodedTile<bits>& tile, int width) {
+    alignas(64) float scores[R][kTileKeys];
+    CodedWeights weights[R];
+    const CodedQuery* coded[R];
+    float* sums[R];
+    int from = kTilePages, to = 0;
+    for (int r = 0; r < R; ++r) {
+        coded[r] = &queries[r]->coded;
+        sums[r] = queries[r]->sums;
+        const Seen seen(*queries[r], tile.first);
+        from = smaller(from, seen.from / kPageTokens);
+        to = larger(to, (seen.to + kPageTokens - 1) / kPageTokens);
+    }
+    coded_scores<R, kPagesAtOnce>(coded, tile, width, scores);
+    for (int r = 0; r < R; ++r) code_weights(*queries[r], tile, scores[r], weights[r]);
+    if (width % (16 * kVectorsAtOnce) == 0)
+        weigh_codes<R, kVectorsAtOnce>(sums, weights, tile, width, from, to);
+    else
+        weigh_codes<R, 2>(sums, weights, tile, width, from, to);
+}
+
+template <int R, class Tile>
+void step_group(int count, Query* const* queries, const Tile& tile, int width) {
     if (count == R) {
         tile_step<R>(queries, tile, width);
     } else if constexpr (R > 1) {
@@ -205,74 +284,132 @@ void step_group(int count, Query* queries, const TileView<T>& tile, int width) {
     }
 }
 
-HEADRACE_INLINE bool sees(const Query& query, int first_key) {
-    return query.first < first_key + kTileKeys && query.last > first_key;
+template <int R, class Tile>
+void tile_queries(Query* const* queries, int count, const Tile& tile, int width) {
+    for (int start = 0; start < count; start += R) step_group<R>(smaller(R, count - start), queries + start, tile, width);
 }
 
-template <class T>
-void tile_queries(Query* queries, int count, const TileView<T>& tile, int width) {
-    for (int start = 0; start < count; start += kQueries) {
-        const int batch = smaller(kQueries, count - start);
-        int active = 0;
-        for (int i = 0; i < batch; ++i) active += sees(queries[start + i], tile.first);
-        if (active == batch) {
-            step_group<kQueries>(batch, queries + start, tile, width);
-        } else if (active > 0) {
-            for (int i = 0; i < batch; ++i)
-                if (sees(queries[start + i], tile.first)) tile_step<1>(queries + start + i, tile, width);
-        }
-    }
-}
+// ---- formats: where a head's keys and values are in a page, and a form of them for many queries -----------------------------
 
-// Widens a tile once when many queries use it.
-inline TileView<float> widen(const TileView<std::uint16_t>& tile, int width, float* buffer) {
-    TileView<float> wide;
-    wide.first = tile.first;
-    for (int p = 0; p < kTilePages; ++p) {
-        float* keys = buffer + p * 2 * kPageTokens * width;
-        float* values = keys + kPageTokens * width;
-        for (int i = 0; i < kPageTokens * width; i += 16) {
-            store(keys + i, load_bf16(tile.keys[p] + i));
-            store(values + i, load_bf16(tile.values[p] + i));
-        }
-        wide.keys[p] = keys;
-        wide.values[p] = values;
+struct Bf16Pages {
+    static constexpr int queries = kQueries;
+    using Tile = TileView<std::uint16_t>;
+
+    static void place(Tile& tile, int page, const std::uint8_t* head, int width) {
+        tile.keys[page] = reinterpret_cast<const std::uint16_t*>(head);
+        tile.values[page] = tile.keys[page] + kPageTokens * width;
     }
-    return wide;
+    static void prepare(Query&, int, std::int8_t*) {}
+    static void close_span(Query&, int) {}
+    static void turn_back(float*, int) {}
+
+    // Widens a tile once when many queries use it.
+    static TileView<float> spread(const Tile& tile, int width, float* buffer) {
+        TileView<float> wide;
+        wide.first = tile.first;
+        for (int p = 0; p < kTilePages; ++p) {
+            float* keys = buffer + p * 2 * kPageTokens * width;
+            float* values = keys + kPageTokens * width;
+            for (int i = 0; i < kPageTokens * width; i += 16) {
+                store(keys + i, load_bf16(tile.keys[p] + i));
+                store(values + i, load_bf16(tile.values[p] + i));
+            }
+            wide.keys[p] = keys;
+            wide.values[p] = values;
+        }
+        return wide;
+    }
+};
+
+template <int bits>
+struct CodedPages {
+    static constexpr int queries = kCodedQueries;
+    using Tile = CodedTile<bits>;
+
+    static void place(Tile& tile, int page, const std::uint8_t* head, int width) {
+        const std::size_t bytes = static_cast<std::size_t>(2 * bits) * width;
+        tile.half = 1 << (bits - 1);
+        tile.keys[page] = head;
+        tile.values[page] = head + bytes;
+        tile.parameters[page] = reinterpret_cast<const std::uint16_t*>(head + 2 * bytes);
+    }
+    static void prepare(Query& query, int width, std::int8_t* planes) { query.coded = code_query(query.q, width, planes); }
+    static void close_span(Query& query, int width) {
+        const F16 middle = splat(sum(load(query.middle)));
+        for (int i = 0; i < width; i += 16) store(query.sums + i, load(query.sums + i) + middle);
+    }
+
+    static void turn_back(float* out, int width) { turn(out, width); }
+
+    // Unpacks 4-bit codes once when many queries use them.
+    static CodedTile<8> spread(const Tile& tile, int width, float* buffer) {
+        CodedTile<8> bytes;
+        bytes.first = tile.first;
+        bytes.half = tile.half;
+        auto* to = reinterpret_cast<std::uint8_t*>(buffer);
+        for (int p = 0; p < kTilePages; ++p) {
+            bytes.parameters[p] = tile.parameters[p];
+            bytes.keys[p] = unpack(tile.keys[p], width, to);
+            bytes.values[p] = unpack(tile.values[p], width, to);
+        }
+        return bytes;
+    }
+
+  private:
+    static const std::uint8_t* unpack(const std::uint8_t* codes, int width, std::uint8_t*& to) {
+        if constexpr (bits == 8) return codes;
+        const std::uint8_t* start = to;
+        for (int pair = 0; pair < width / 8; ++pair, to += 128) {
+            store(reinterpret_cast<std::int32_t*>(to), code_line<bits, 0>(codes, pair));
+            store(reinterpret_cast<std::int32_t*>(to + 64), code_line<bits, 1>(codes, pair));
+        }
+        return start;
+    }
+};
+
+template <class Format>
+void end_span(Query& query, int width) {
+    Format::close_span(query, width);
+    fold_span(query.sums, query.peak, sum(load(query.weight)), width, query);
 }
 
 // Visits the tiles between the first and the last key that any query sees.
-inline void visit_tiles(const AttentionTile& work, Query* queries, int count) {
+template <class Format>
+void visit_tiles(const AttentionTile& work, Query* queries, int count) {
     int first = queries[0].first, last = queries[0].last;
     for (int i = 1; i < count; ++i) {
         first = smaller(first, queries[i].first);
         last = larger(last, queries[i].last);
     }
     const int width = work.head_dim, last_page = (last - 1) / kPageTokens;
-    float* buffer = work.scratch + static_cast<std::size_t>(kMaxQueries) * width;
+    float* buffer = work.scratch + static_cast<std::size_t>(kMaxQueries) * width * 3 / 2;
+    for (int i = 0; i < count; ++i)
+        Format::prepare(queries[i], width,
+                        reinterpret_cast<std::int8_t*>(work.scratch + static_cast<std::size_t>(kMaxQueries) * width) + i * 2 * width);
     for (int key = first / kTileKeys * kTileKeys; key < last; key += kTileKeys) {
-        TileView<std::uint16_t> tile;
+        typename Format::Tile tile;
         tile.first = key;
         for (int p = 0; p < kTilePages; ++p) {  // pages that nobody sees are replaced by one that exists
             const int page = larger(smaller(key / kPageTokens + p, last_page), first / kPageTokens);
-            const std::uint8_t* head = work.pool + work.pages[page] * work.page_bytes + work.head_offset;
-            tile.keys[p] = reinterpret_cast<const std::uint16_t*>(head);
-            tile.values[p] = tile.keys[p] + kPageTokens * width;
+            Format::place(tile, p, work.pool + work.pages[page] * work.page_bytes + work.head_offset, width);
         }
+        Query* active[kMaxQueries];
+        int seeing = 0;
         for (int i = 0; i < count; ++i) {
             Query& query = queries[i];
-            if (!sees(query, key)) continue;
+            if (query.first >= key + kTileKeys || query.last <= key) continue;
+            active[seeing++] = &query;
             if (query.first >= key) {
                 begin_span(query, width);
             } else if (key % kSpanKeys == 0) {
-                fold_span(query.sums, query.peak, sum(load(query.weight)), width, query);
+                end_span<Format>(query, width);
                 begin_span(query, width);
             }
         }
-        if (count > kQueries)
-            tile_queries(queries, count, widen(tile, width, buffer), width);
+        if (seeing > Format::queries)
+            tile_queries<Format::queries>(active, seeing, Format::spread(tile, width, buffer), width);
         else
-            tile_queries(queries, count, tile, width);
+            tile_queries<Format::queries>(active, seeing, tile, width);
     }
 }
 
@@ -284,22 +421,23 @@ inline Query make_query(const AttentionTile& work, int row, int head) {
     query.sums = work.scratch + (row * work.group + head) * static_cast<std::size_t>(work.head_dim);
     query.first = work.window > 0 ? larger(0, position - work.window + 1) : 0;
     query.last = position + 1;
-    query.has_total = false;
     return query;
 }
 
-inline void attend_rows(const AttentionTile& work) {
+template <class Format>
+void attend_rows_of(const AttentionTile& work) {
     Query queries[kMaxQueries];
     const int count = work.rows * work.group;
     for (int i = 0; i < count; ++i) queries[i] = make_query(work, i / work.group, i % work.group);
-    visit_tiles(work, queries, count);
+    visit_tiles<Format>(work, queries, count);
     for (int i = 0; i < count; ++i) {
-        fold_span(queries[i].sums, queries[i].peak, sum(load(queries[i].weight)), work.head_dim, queries[i]);
-        finish_query(queries[i], work.head_dim);
+        end_span<Format>(queries[i], work.head_dim);
+        finish_query<Format>(queries[i], work.head_dim);
     }
 }
 
-inline void attend_one_span(const AttentionSpan& span) {
+template <class Format>
+void attend_span_of(const AttentionSpan& span) {
     Query queries[kMaxQueries];
     const AttentionTile& work = span.tile;
     for (int head = 0; head < work.group; ++head) {
@@ -307,8 +445,9 @@ inline void attend_one_span(const AttentionSpan& span) {
         queries[head].first = larger(queries[head].first, span.first_key);
         queries[head].last = smaller(queries[head].last, span.first_key + kSpanKeys);
     }
-    visit_tiles(work, queries, work.group);
+    visit_tiles<Format>(work, queries, work.group);
     for (int head = 0; head < work.group; ++head) {
+        Format::close_span(queries[head], work.head_dim);
         float* out = work.out + head * (work.head_dim + 2);
         for (int i = 0; i < work.head_dim; i += 16) store(out + i, load(queries[head].sums + i));
         out[work.head_dim] = queries[head].peak;
@@ -316,17 +455,40 @@ inline void attend_one_span(const AttentionSpan& span) {
     }
 }
 
-inline void merge_partial_spans(const float* partial, int spans, int group, int width, float* out) {
-    for (int head = 0; head < group; ++head) {
+template <class Format>
+void merge_spans_of(const SpanMerge& merge) {
+    const int width = merge.head_dim;
+    for (int head = 0; head < merge.heads; ++head) {
         Query query;
-        query.total = out + head * width;
-        query.has_total = false;
-        for (int i = 0; i < spans; ++i) {
-            const float* part = partial + (i * group + head) * (width + 2);
+        query.total = merge.out + head * width;
+        for (int i = 0; i < merge.spans; ++i) {
+            const float* part = merge.partial + (i * merge.heads + head) * (width + 2);
             fold_span(part, part[width], part[width + 1], width, query);
         }
-        finish_query(query, width);
+        finish_query<Format>(query, width);
     }
+}
+
+// Calls body with the format's class.
+template <class Body>
+HEADRACE_INLINE void with_format(KvFormat format, Body&& body) {
+    switch (format) {
+        case KvFormat::bf16: return body(Bf16Pages{});
+        case KvFormat::kv8: return body(CodedPages<8>{});
+        case KvFormat::kv4: return body(CodedPages<4>{});
+    }
+}
+
+inline void attend_rows(const AttentionTile& work) {
+    with_format(work.format, [&](auto format) { attend_rows_of<decltype(format)>(work); });
+}
+
+inline void attend_one_span(const AttentionSpan& span) {
+    with_format(span.tile.format, [&](auto format) { attend_span_of<decltype(format)>(span); });
+}
+
+inline void merge_partial_spans(const SpanMerge& merge) {
+    with_format(merge.format, [&](auto format) { merge_spans_of<decltype(format)>(merge); });
 }
 
 }  // namespace headrace::HEADRACE_ISA

@@ -51,7 +51,8 @@ void Chain::finish_qkv(const AttentionBlock& block, const BatchView& batch, cons
         work.kv_heads = block.shape.kv_heads;
         work.head_dim = block.shape.head_dim;
         std::uint8_t* page = pages.data + product(row_page_[static_cast<std::size_t>(row)], pages.page_bytes);
-        work.page = reinterpret_cast<std::uint16_t*>(page + block.shape.page_offset);
+        work.page = page + block.shape.page_offset;
+        work.format = block.shape.format;
         work.slot = position % kPageTokens;
         table_->rows.finish_qkv(work);
     });

@@ -23,6 +23,7 @@ using FloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device
 using MutableFloatRows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using MutableFloats = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using MutableBytes = nb::ndarray<std::int8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using MutableCodes = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using MutableInts = nb::ndarray<std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Kept = nb::ndarray<nb::numpy, const float, nb::ndim<2>>;
 
@@ -90,10 +91,9 @@ void attention(ThreadPool& threads, const AttentionShape& shape, const Ints& pos
     const BatchView batch{view(positions), view(positions), view(slice_starts), view(page_starts), view(page_ids), {}};
     const PoolView pool = view(pages);
     const auto width = static_cast<std::size_t>(shape.heads * shape.head_dim);
-    const std::size_t layer = static_cast<std::size_t>(shape.kv_heads * shape.head_dim) * 2 * kPageTokens * sizeof(std::uint16_t);
     if (q.shape(1) != width || out.shape(1) != width || q.shape(0) != positions.shape(0) || out.shape(0) != q.shape(0))
         throw std::invalid_argument("q and out must be [rows, heads·head_dim]");
-    if (shape.page_offset > pool.page_bytes || pool.page_bytes - shape.page_offset < layer)
+    if (shape.page_offset > pool.page_bytes || pool.page_bytes - shape.page_offset < shape.layer_bytes())
         throw std::invalid_argument("pages are too small for the shape");
     std::vector<bool> stamps;
     check_batch(batch, pool, {1 << 24, 1 << 24, pool.page_bytes}, stamps);
@@ -102,12 +102,30 @@ void attention(ThreadPool& threads, const AttentionShape& shape, const Ints& pos
     runner.run(kernels(), threads, shape, batch, pool, {q.data(), width, out.data(), width});
 }
 
-AttentionShape make_shape(int heads, int kv_heads, int head_dim, int window, std::size_t page_offset) {
+KvFormat kv_format(const std::string& name) {
+    if (name == "bf16") return KvFormat::bf16;
+    if (name == "kv8") return KvFormat::kv8;
+    if (name == "kv4") return KvFormat::kv4;
+    throw std::invalid_argument("no format of keys and values is called '" + name + "'");
+}
+
+// Keys and values [kv_heads, head_dim] of one token into slot `slot` of a page, as a step would after norm and rotation.
+void store_kv(const AttentionShape& shape, const FloatRows& keys, const FloatRows& values, int slot, const MutableCodes& page) {
+    const auto heads = static_cast<std::size_t>(shape.kv_heads), width = static_cast<std::size_t>(shape.head_dim);
+    if (keys.shape(0) != heads || keys.shape(1) != width || values.shape(0) != heads || values.shape(1) != width)
+        throw std::invalid_argument("keys and values must be [kv_heads, head_dim]");
+    if (slot < 0 || slot >= kPageTokens) throw std::invalid_argument("slot must lie in 0 … 15");
+    if (page.shape(0) < shape.page_offset + shape.layer_bytes()) throw std::invalid_argument("page is too small for the shape");
+    kernels().rows.store_kv({shape.format, shape.kv_heads, shape.head_dim, keys.data(), values.data(),
+                             page.data() + shape.page_offset, slot});
+}
+
+AttentionShape make_shape(int heads, int kv_heads, int head_dim, int window, std::size_t page_offset, const std::string& format) {
     if (heads < 1 || kv_heads < 1 || heads % kv_heads || heads / kv_heads > kMaxQueries)
         throw std::invalid_argument("heads must be 1 … 48 times kv_heads");
-    if (head_dim < 32 || head_dim % 32 || head_dim > 1024) throw std::invalid_argument("head_dim must be a multiple of 32, at most 1024");
+    if (head_dim < 32 || head_dim % 32 || head_dim > kMaxHeadDim) throw std::invalid_argument("head_dim must be a multiple of 32, at most 1024");
     if (window < 0) throw std::invalid_argument("window must not be negative");
-    return {heads, kv_heads, head_dim, window, page_offset};
+    return {heads, kv_heads, head_dim, window, page_offset, kv_format(format)};
 }
 
 void map(const std::string& function, const Floats& x, const MutableFloats& out) {
@@ -155,7 +173,10 @@ void greedy(Chain& chain, int first, const MutableInts& out) {
 
 void bind_kernels(nb::module_& m) {
     nb::class_<AttentionShape>(m, "AttentionShape", "Heads, head size, window (0: none) and place in the page of one layer's attention.")
-        .def_static("of", &make_shape, "heads"_a, "kv_heads"_a, "head_dim"_a, "window"_a, "page_offset"_a);
+        .def_static("of", &make_shape, "heads"_a, "kv_heads"_a, "head_dim"_a, "window"_a, "page_offset"_a, "format"_a)
+        .def_prop_ro("layer_bytes", &AttentionShape::layer_bytes);
+    m.def("store_kv", &store_kv, "shape"_a, "keys"_a.noconvert(), "values"_a.noconvert(), "slot"_a, "page"_a.noconvert(),
+          "Write one token's keys and values into a slot of a page.");
     m.def("attention", &attention, "threads"_a, "shape"_a, "positions"_a.noconvert(), "slice_starts"_a.noconvert(),
           "page_starts"_a.noconvert(), "page_ids"_a.noconvert(), "pages"_a.noconvert(), "q"_a.noconvert(), "out"_a.noconvert());
     m.def("map", &map, "function"_a, "x"_a.noconvert(), "out"_a.noconvert(), "exp, silu or gelu_tanh of each value.");

@@ -36,7 +36,7 @@ Chain::Chain(const ChainShape& shape, std::shared_ptr<ThreadPool> pool) : shape_
 void Chain::add_attention(AttentionBlock block, std::vector<float> inverse_frequencies) {
     AttentionShape& shape = block.shape;
     const int width = shape.head_dim;
-    demand(width > 0 && width % 32 == 0 && width <= 1024, "head_dim must be a multiple of 32, at most 1024");
+    demand(width > 0 && width % 32 == 0 && width <= kMaxHeadDim, "head_dim must be a multiple of 32, at most 1024");
     demand(shape.heads > 0 && shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0, "heads must be a multiple of kv_heads");
     demand(shape.group() <= kMaxQueries, "more than " + std::to_string(kMaxQueries) + " query heads share a KV head");
     demand(shape.window >= 0, "window must not be negative");
@@ -61,7 +61,7 @@ void Chain::add_attention(AttentionBlock block, std::vector<float> inverse_frequ
         block.rope = ropes_.back().get();
     }
     shape.page_offset = page_bytes_;
-    page_bytes_ += static_cast<std::size_t>(2 * shape.kv_heads) * kPageTokens * static_cast<std::size_t>(width) * sizeof(std::uint16_t);
+    page_bytes_ += shape.layer_bytes();
     qkv_width_ = std::max(qkv_width_, static_cast<std::size_t>(block.qkv->columns()));
     wide_width_ = std::max(wide_width_, static_cast<std::size_t>(shape.heads * width));
     order_.push_back({true, static_cast<int>(attention_.size())});

@@ -226,6 +226,50 @@ HEADRACE_INLINE void store_bf16(uint16_t* p, F16 a) {
 HEADRACE_INLINE F16 operator-(F16 a) { return as_float(as_int(a) + splat_int(INT32_MIN)); }
 HEADRACE_INLINE F16 abs(F16 a) { return as_float(as_int(a) & splat_int(INT32_MAX)); }
 
+// acc + the sum of a lane's four products: unsigned bytes of `a` times signed bytes of `b`, which lie in −64 … 63, so that
+// two products fit int16.
+#if defined(HEADRACE_LANES_512)
+HEADRACE_INLINE I16 dot_quads(I16 acc, I16 a, I16 b) { return {_mm512_dpbusd_epi32(acc.v, a.v, b.v)}; }
+#elif defined(HEADRACE_LANES_256)
+HEADRACE_INLINE I16 dot_quads(I16 acc, I16 x, I16 y) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(x.a, y.a), ones)),
+            _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_maddubs_epi16(x.b, y.b), ones))};
+}
+#else
+HEADRACE_INLINE I16 dot_quads(I16 acc, I16 a, I16 b) {
+    uint8_t left[64];
+    int8_t right[64];
+    std::memcpy(left, a.v, 64);
+    std::memcpy(right, b.v, 64);
+    for (int i = 0; i < 64; ++i) acc.v[i / 4] += left[i] * right[i];
+    return acc;
+}
+#endif
+
+// Lane i takes lane i ^ k.
+template <int k>
+HEADRACE_INLINE F16 exchange(F16 a) {
+    static_assert(k == 1 || k == 2 || k == 4 || k == 8);
+#if defined(HEADRACE_LANES_512)
+    if constexpr (k < 4)
+        return {_mm512_permute_ps(a.v, k == 1 ? 0xb1 : 0x4e)};
+    else
+        return {_mm512_shuffle_f32x4(a.v, a.v, k == 4 ? 0xb1 : 0x4e)};
+#elif defined(HEADRACE_LANES_256)
+    if constexpr (k < 4)
+        return {_mm256_permute_ps(a.a, k == 1 ? 0xb1 : 0x4e), _mm256_permute_ps(a.b, k == 1 ? 0xb1 : 0x4e)};
+    else if constexpr (k == 4)
+        return {_mm256_permute2f128_ps(a.a, a.a, 1), _mm256_permute2f128_ps(a.b, a.b, 1)};
+    else
+        return {a.b, a.a};
+#else
+    F16 r;
+    for (int i = 0; i < 16; ++i) r.v[i] = a.v[i ^ k];
+    return r;
+#endif
+}
+
 // The exact sum of the lanes.
 #if defined(HEADRACE_LANES_512) || defined(HEADRACE_LANES_256)
 HEADRACE_INLINE int32_t sum(I16 a) {

@@ -1,6 +1,7 @@
 // Between the Q/K/V product and attention: biases, per-head norms, rotary positions, K and V into their page.
 #pragma once
 
+#include "kv_codes_impl.hpp"
 #include "norm_impl.hpp"
 
 namespace headrace::HEADRACE_ISA {
@@ -24,22 +25,37 @@ HEADRACE_INLINE void finish_heads(float* x, const float* bias, const float* gain
     }
 }
 
+// Key and value of one token and head as bf16: a column and a row.
+inline void store_floats(const float* key, const float* value, int width, std::uint8_t* head, int slot) {
+    auto* keys = reinterpret_cast<std::uint16_t*>(head);
+    std::uint16_t* values = keys + static_cast<std::size_t>(kPageTokens + slot) * width;
+    for (int i = 0; i < width; i += 16) {
+        std::uint16_t codes[16];
+        store_bf16(codes, load(key + i));
+        for (int j = 0; j < 16; ++j) keys[(i + j) * kPageTokens + slot] = codes[j];
+        store_bf16(values + i, load(value + i));
+    }
+}
+
+inline void store_kv_row(const KvRow& row) {
+    std::uint8_t* head = row.page;
+    for (int i = 0; i < row.kv_heads; ++i, head += kv_head_bytes(row.format, row.head_dim)) {
+        const float *key = row.keys + i * row.head_dim, *value = row.values + i * row.head_dim;
+        switch (row.format) {
+            case KvFormat::bf16: store_floats(key, value, row.head_dim, head, row.slot); break;
+            case KvFormat::kv8: store_coded<8>(key, value, row.head_dim, head, row.slot); break;
+            case KvFormat::kv4: store_coded<4>(key, value, row.head_dim, head, row.slot); break;
+        }
+    }
+}
+
 inline void finish_qkv_row(const QkvRow& row) {
     const int width = row.head_dim;
     finish_heads(row.q, row.q_bias, row.q_norm, row.heads, row);
     finish_heads(row.k, row.k_bias, row.k_norm, row.kv_heads, row);
     if (row.v_bias) add_row(row.v_bias, row.kv_heads * width, row.v);
     scale_row(row.scale, row.heads * width, row.q);
-    for (int head = 0; head < row.kv_heads; ++head) {
-        std::uint16_t* keys = row.page + static_cast<std::size_t>(head) * 2 * kPageTokens * width;
-        std::uint16_t* values = keys + static_cast<std::size_t>(kPageTokens) * width + static_cast<std::size_t>(row.slot) * width;
-        for (int i = 0; i < width; i += 16) {
-            std::uint16_t codes[16];
-            store_bf16(codes, load(row.k + head * width + i));
-            for (int j = 0; j < 16; ++j) keys[(i + j) * kPageTokens + row.slot] = codes[j];
-            store_bf16(values + i, load(row.v + head * width + i));
-        }
-    }
+    store_kv_row({row.format, row.kv_heads, width, row.k, row.v, row.page, row.slot});
 }
 
 }  // namespace headrace::HEADRACE_ISA

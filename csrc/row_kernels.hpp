@@ -5,11 +5,15 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kv_format.hpp"
+
 namespace headrace {
 
-inline constexpr int kPageTokens = 16;      // positions of one KV page
 inline constexpr int kMaxQueries = 48;      // query vectors (rows × heads of a group) of one attention tile
 inline constexpr int kSpanKeys = 512;       // keys whose sums are folded on their own, at absolute multiples
+inline constexpr int kTileKeys = 64;        // keys whose scores are known together, at absolute multiples
+inline constexpr int kTilePages = kTileKeys / kPageTokens;
+inline constexpr int kMaxHeadDim = 1024;
 
 // Row quantisation as formats.hpp defines it. `inputs` is a multiple of 32.
 struct QuantisedRow {
@@ -44,8 +48,20 @@ struct QkvRow {
     int heads;
     int kv_heads;
     int head_dim;
-    std::uint16_t* page;  // this layer's part of the page: per KV head [head_dim][16] K, then [16][head_dim] V
+    KvFormat format;
+    std::uint8_t* page;   // this layer's part of the page
     int slot;             // position % 16
+};
+
+// Finished keys and values of one token, [kv_heads][head_dim], on their way into a slot of a page.
+struct KvRow {
+    KvFormat format;
+    int kv_heads;
+    int head_dim;
+    const float* keys;
+    const float* values;
+    std::uint8_t* page;  // this layer's part
+    int slot;
 };
 
 // Attention of `rows` consecutive positions of one slice by the query heads that share one KV head.
@@ -59,9 +75,10 @@ struct AttentionTile {
     int head_dim;
     int position;          // of the first row
     int window;            // keys a row sees, itself included; 0: all
+    KvFormat format;
     const std::uint8_t* pool;
     std::size_t page_bytes;
-    std::size_t head_offset;    // bytes from a page's start to this layer's and head's K
+    std::size_t head_offset;    // bytes from a page's start to this layer's and head's part
     const std::int32_t* pages;  // of the slice
     float* scratch;             // attention_scratch(head_dim) floats
 };
@@ -72,8 +89,19 @@ struct AttentionSpan {
     int first_key;       // a multiple of kSpanKeys
 };
 
+// The spans of one row, to be folded in order: partial [spans][heads][head_dim + 2].
+struct SpanMerge {
+    KvFormat format;
+    const float* partial;
+    int spans;
+    int heads;
+    int head_dim;
+    float* out;
+};
+
+// Sums and planes of the queries, and a tile of keys and values made ready.
 constexpr std::size_t attention_scratch(int head_dim) {
-    return static_cast<std::size_t>(kMaxQueries) * head_dim + 2 * 64 * static_cast<std::size_t>(head_dim);
+    return (static_cast<std::size_t>(kMaxQueries) * 3 / 2 + 2 * kTileKeys) * static_cast<std::size_t>(head_dim);
 }
 
 enum class ActivationKind : std::uint8_t { silu, gelu_tanh };
@@ -90,10 +118,10 @@ struct RowKernels {
     // out[16·i …] = activation(gate)·up of a row of interleaved panels: 16 gates, 16 ups, …
     void (*gate)(ActivationKind kind, const float* pairs, int panels, float* out);
     void (*finish_qkv)(const QkvRow& row);
+    void (*store_kv)(const KvRow& row);
     void (*attend)(const AttentionTile& tile);
     void (*attend_span)(const AttentionSpan& span);
-    // Merge `spans` partial results of `group` heads, in order: partial [spans][group][head_dim + 2].
-    void (*merge_spans)(const float* partial, int spans, int group, int head_dim, float* out);
+    void (*merge_spans)(const SpanMerge& merge);
     int (*arg_max)(const float* x, int n);  // index of the largest, the lowest of equals; NaN is never the largest
     void (*map)(int function, const float* x, int n, float* out);  // 0 exp, 1 silu, 2 gelu_tanh: for tests
 };

@@ -17,6 +17,7 @@ void fill_rows(KernelTable& table) {
     rows.scale = [](float factor, int n, float* x) { scale_row(factor, n, x); };
     rows.gate = [](ActivationKind kind, const float* pairs, int panels, float* out) { gate_row(kind, pairs, panels, out); };
     rows.finish_qkv = finish_qkv_row;
+    rows.store_kv = store_kv_row;
     rows.attend = attend_rows;
     rows.attend_span = attend_one_span;
     rows.merge_spans = merge_partial_spans;

@@ -9,7 +9,12 @@ import sys
 import headrace
 
 # These need the extra `torch`; they are imported only after a clear refusal where it is missing.
-NEED_TORCH = {"headrace.kernels.torch_blocks", "headrace.kernels.torch_chain", "headrace.quantization.torch_layers"}
+NEED_TORCH = {
+    "headrace.kernels.torch_blocks",
+    "headrace.kernels.torch_chain",
+    "headrace.kernels.torch_pages",
+    "headrace.quantization.torch_layers",
+}
 ABSENT = ("torch", "transformers", "safetensors", "matplotlib", "openai", "httpx", "pytest")
 # Dependencies of dependencies that the default set leaves out (tools/requirements.py).
 LEFT_OUT = ("huggingface_hub", "hf_xet", "requests", "tqdm", "pygments", "markdown_it")

@@ -19,7 +19,7 @@ from headrace.engine.request import Limits
 from headrace.engine.settings import EngineSettings
 from headrace.engine.wire import Ready
 from headrace.errors import HeadraceError
-from headrace.kernels.interface import ChainRunner
+from headrace.kernels.interface import KV_BITS, ChainRunner, KvFormat
 from headrace.kernels.sampler import Sampler
 from headrace.memory.arena import Arena
 from headrace.memory.disk_tier import DiskTier, lies_in_memory, slot_bytes
@@ -86,12 +86,12 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
     model = open_model(find_model(settings.model), options.progress)
     model = dataclasses.replace(model, weights=recode(model.weights, settings.weights))
     threads = settings.threads or usable_cores()
-    chain = make_chain(model, settings.device, threads)
+    kv = kv_format(settings.kv)
+    chain = make_chain(model, settings.device, threads, kv)
     context = context_length(model.config, settings)
     arena = Arena(pool_pages(chain, context, settings), chain.page_layout.page_bytes)
-    calibration = _calibration(
-        chain, arena, {"model": model.name, "device": settings.device, "weights": settings.weights, "threads": threads}
-    )
+    identity = {"model": model.name, "device": settings.device, "weights": settings.weights, "threads": threads, "kv": kv}
+    calibration = _calibration(chain, arena, identity)
     swap = swap_options(settings, arena)
     scheduler = make_scheduler(options.scheduling, arena.pages, chain, calibration, swap)
     arena.touch_ahead(0)
@@ -107,16 +107,28 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
     return BuiltEngine(Engine(parts), model, chain, arena, threads, calibration, time.perf_counter() - began)
 
 
-def make_chain(model: OpenModel, device: str, threads: int) -> ChainRunner:
-    """The chain of blocks: native kernels, or torch. Raises ``invalid_setting`` when torch is asked for and not installed."""
+def kv_format(setting: str) -> KvFormat:
+    """The page format that the option ``kv`` names. Automatic is bf16: the others are smaller, and lose more than rounding."""
+    for known in KV_BITS:
+        if setting == known:
+            return known
+    return "bf16"
+
+
+def make_chain(model: OpenModel, device: str, threads: int, kv: KvFormat = "bf16") -> ChainRunner:
+    """The chain of blocks: native kernels, or torch; ``kv`` is the format of its pages.
+
+    Raises ``invalid_setting`` when torch is asked for and not installed.
+    """
     if device == "cpu":
         from headrace.kernels.native_chain import NativeChain
         from headrace.kernels.packed_cache import PackedCache
 
         cache = PackedCache()
         return NativeChain(
-            model.config, model.weights, threads, lambda config, weights, pool: cache.matrices(config, weights, model.files, pool)
-        )
+            model.config, model.weights, threads,
+            lambda config, weights, pool: cache.matrices(config, weights, model.files, pool), kv,
+        )  # fmt: skip
     try:
         import torch
 
@@ -124,7 +136,7 @@ def make_chain(model: OpenModel, device: str, threads: int) -> ChainRunner:
     except ImportError as error:
         raise HeadraceError("invalid_setting", "device torch needs the extra `torch`", param="device") from error
     torch.set_num_threads(threads)
-    return TorchChain(model.config, model.weights)
+    return TorchChain(model.config, model.weights, kv=kv)
 
 
 def context_length(config: ModelConfig, settings: EngineSettings) -> int:

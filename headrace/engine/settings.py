@@ -29,6 +29,10 @@ class EngineSettings:
     context_length: int | None = option(
         None, unit="tokens", minimum=16, maximum=1_048_576, help="Longest prompt plus output. Default: the model's own limit."
     )
+    kv: str = option(
+        "auto", choices=("auto", "bf16", "kv8", "kv4"),
+        help="How keys and values rest in pages: 16, 8 or 4 bits a value. auto: bf16. Fewer bits hold more tokens, less exactly.",
+    )  # fmt: skip
     preempt: str = option(
         "auto",
         choices=PREEMPTION,

@@ -208,7 +208,7 @@ def measure_native(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        reference = TorchChain(opened.config, opened.weights, kv_dtype="fp32")
+        reference = TorchChain(opened.config, opened.weights, kv="fp32")
         return compare_chains(reference, native, windows, first_token=bos, progress=progress)
     finally:
         torch.set_num_threads(before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,19 +15,33 @@ Float32 = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 
+PAGE_TOKENS = 16  # positions of one KV page
+
+KvFormat = Literal["bf16", "kv8", "kv4"]
+KV_BITS: dict[KvFormat, int] = {"bf16": 16, "kv8": 8, "kv4": 4}
+
+
 @dataclass(frozen=True, slots=True)
 class PageLayout:
-    """Shape of one KV page: all layers of ``tokens`` consecutive positions.
+    """Shape of one KV page: all layers of ``tokens`` consecutive positions, keys and values in format ``kv``.
 
-    Inside a page, per layer and KV head: K as [head_dim, tokens], then V as [tokens, head_dim], both bf16.
+    A page holds everything that is needed to read it, so that a copy of its bytes is a copy of the keys and values.
+    Per layer and KV head: K and V as bf16, K as [head_dim, tokens], V as [tokens, head_dim]; or, in ``kv8`` and ``kv4``,
+    codes of 8 or 4 bits and then, for each token, step and middle of its key and of its value (drawn in csrc/kv_format.hpp).
 
     ::
 
-        page = [layer 0: [head 0: K^T V] [head 1: K^T V] …] [layer 1: …] …
+        page = [layer 0: [head 0: K V] [head 1: K V] …] [layer 1: …] …
     """
 
     tokens: int
     page_bytes: int
+    kv: KvFormat = "bf16"
+
+
+def kv_head_bytes(kv: KvFormat, head_dim: int) -> int:
+    """Bytes of one KV head of one layer in a page: codes of K and V, and the parameters of coded formats."""
+    return 2 * PAGE_TOKENS * head_dim * KV_BITS[kv] // 8 + (0 if kv == "bf16" else 4 * PAGE_TOKENS * 2)
 
 
 @dataclass(slots=True)

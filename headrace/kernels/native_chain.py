@@ -14,13 +14,12 @@ import numpy.typing as npt
 
 from headrace.errors import HeadraceError
 from headrace.kernels._native import AttentionShape, Chain, ThreadPool
-from headrace.kernels.interface import Bytes, Float32, Int32, PageLayout, StepBatch
+from headrace.kernels.interface import PAGE_TOKENS, Bytes, Float32, Int32, KvFormat, PageLayout, StepBatch
 from headrace.kernels.packing import Matrices, pack_all
 from headrace.models.config import AttentionSpec, MlpSpec, ModelConfig
 from headrace.models.rope import inverse_frequencies
 from headrace.models.weights import WeightSource, dequantise
 
-PAGE_TOKENS = 16
 MAX_THREADS = 256
 
 Packer = Callable[[ModelConfig, WeightSource, ThreadPool], Matrices]
@@ -32,12 +31,15 @@ class NativeChain:
     """A :class:`~headrace.kernels.interface.ChainRunner` on the CPU.
 
     ``weights`` is read once (its codes are kept; the source may be closed afterwards). ``pack`` makes the packed matrices
-    (``None``: in memory, :func:`~headrace.kernels.packing.pack_all`). Raises ``model_file`` for weights that don't fit the
-    config. Not for concurrent use: calls on one chain wait for each other.
+    (``None``: in memory, :func:`~headrace.kernels.packing.pack_all`); ``kv``: how keys and values rest in pages. Raises
+    ``model_file`` for weights that don't fit the config. Not for concurrent use: calls on one chain wait for each other.
     """
 
-    def __init__(self, config: ModelConfig, weights: WeightSource, threads: int, pack: Packer | None = None) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: WeightSource, threads: int, pack: Packer | None = None, kv: KvFormat = "bf16"
+    ) -> None:
         self.config = config
+        self._kv = kv
         self._pool = ThreadPool(_checked_threads(threads))
         self._weights = weights
         self._layer = -1
@@ -53,7 +55,7 @@ class NativeChain:
             raise HeadraceError("model_file", f"the model's weights don't form its chain: {error}") from error
         weights.release()
         del self._weights, self._matrices
-        self.page_layout = PageLayout(PAGE_TOKENS, self._chain.page_bytes)
+        self.page_layout = PageLayout(PAGE_TOKENS, self._chain.page_bytes, kv)
 
     @property
     def threads(self) -> int:
@@ -108,7 +110,7 @@ class NativeChain:
         names += ["q_norm", "k_norm"] if spec.qk_norm else []
         names += ["q_bias", "k_bias", "v_bias"] if spec.qkv_bias else []
         names += ["post_norm"] if spec.post_norm else []
-        shape = AttentionShape.of(spec.heads, spec.kv_heads, spec.head_dim, spec.window or 0, 0)
+        shape = AttentionShape.of(spec.heads, spec.kv_heads, spec.head_dim, spec.window or 0, 0, self._kv)
         qkv, output = self._matrices[prefix + "qkv"], self._matrices[prefix + "o"]
         self._chain.add_attention(shape, spec.scale, inverse_frequencies(spec), qkv, output, self._vectors(prefix, names))
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from headrace.kernels.torch_pages import LayerPages
 from headrace.models.config import AttentionSpec, MlpSpec
 
 ReadTensor = Callable[[str], Tensor]
@@ -33,14 +34,6 @@ class BatchPlaces:
     page: Tensor
     slot: Tensor
     slices: tuple[PagedRows, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LayerPages:
-    """One layer's part of the pool as views: ``keys`` [pages, heads, head_dim, 16], ``values`` [pages, heads, 16, head_dim]."""
-
-    keys: Tensor
-    values: Tensor
 
 
 class Tap(Protocol):
@@ -96,8 +89,7 @@ class TorchAttention:
         query, key, value = (self._project(normed, name) for name in "qkv")
         query, key = rotate(query, *angles), rotate(key, *angles)
         key, value = self._tap.cache(key, value)
-        pages.keys[places.page, :, :, places.slot] = key.to(pages.keys)
-        pages.values[places.page, :, places.slot] = value.to(pages.values)
+        pages.write(places.page, places.slot, key, value)
         mixed = torch.cat([self._attend(query, places, rows, pages) for rows in places.slices])
         out = F.linear(self._tap.rows("o", mixed), weights["o"])
         if spec.post_norm:
@@ -114,8 +106,7 @@ class TorchAttention:
         """One slice's rows over its own pages: [t, heads · head_dim]."""
         spec, count = self.spec, rows.end - rows.first
         # Slots behind the newest key hold whatever was there before, NaN perhaps: they are cut off and not just masked.
-        keys = pages.keys[rows.pages].permute(1, 2, 0, 3).flatten(2)[..., : rows.keys].to(query)
-        values = pages.values[rows.pages].transpose(0, 1).flatten(1, 2)[:, : rows.keys].to(query)
+        keys, values = (part.to(query) for part in pages.read(rows.pages, rows.keys))
         # [t, heads, d] → [kv_heads, group · t, d]
         grouped = query[rows.first : rows.end].unflatten(1, (spec.kv_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2)
         scores = (grouped @ keys * spec.scale).unflatten(1, (-1, count))

@@ -11,23 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headrace.errors import HeadraceError
-from headrace.kernels.interface import Bytes, Float32, Int32, PageLayout, StepBatch
-from headrace.kernels.torch_blocks import BatchPlaces, LayerPages, PagedRows, TorchAttention, TorchMlp, rms_norm
+from headrace.kernels.interface import KV_BITS, PAGE_TOKENS, Bytes, Float32, Int32, KvFormat, PageLayout, StepBatch, kv_head_bytes
+from headrace.kernels.torch_blocks import BatchPlaces, PagedRows, TorchAttention, TorchMlp, rms_norm
+from headrace.kernels.torch_pages import CodedPages, FloatPages, LayerPages, split_last
 from headrace.models.config import AttentionSpec, ModelConfig, RopeScaling
 from headrace.models.rope import inverse_frequencies
 from headrace.models.weights import WeightSource, dequantise
 
-PAGE_TOKENS = 16
-
-KvDtype = Literal["bf16", "fp32"]
-_KV_TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+TorchKv = KvFormat | Literal["fp32"]
 _RopeKey = tuple[float, int, RopeScaling | None]
 
 
 class TorchChain:
     """A :class:`~headrace.kernels.interface.ChainRunner` on dequantised weights in ``dtype`` on ``device``.
 
-    ``kv_dtype`` ``"bf16"`` is the page layout of all runners; ``"fp32"`` keeps K and V exact in pages of twice the size.
+    ``kv``: how keys and values rest in pages, as in the other runners; ``"fp32"`` keeps them exact, in twice the size of bf16.
     The pool stays in the host's memory, so a device other than the CPU gathers its pages for every layer.
     """
 
@@ -37,12 +35,14 @@ class TorchChain:
         weights: WeightSource,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
-        kv_dtype: KvDtype = "bf16",
+        kv: TorchKv = "bf16",
     ) -> None:
         self.config = config
-        self._device, self._dtype, self._kv = torch.device(device), dtype, _KV_TYPES[kv_dtype]
-        elements = sum(_layer_elements(spec) for spec in config.attention_blocks)
-        self.page_layout = PageLayout(PAGE_TOKENS, elements * self._kv.itemsize)
+        self._device, self._dtype, self._kv = torch.device(device), dtype, kv
+        if kv in ("kv8", "kv4") and any(spec.head_dim % 32 for spec in config.attention_blocks):
+            raise HeadraceError("invalid_setting", f"kv {kv} needs head_dim in multiples of 32; use bf16", param="kv")
+        page_bytes = sum(_layer_bytes(spec, kv) for spec in config.attention_blocks)
+        self.page_layout = PageLayout(PAGE_TOKENS, page_bytes, "bf16" if kv == "fp32" else kv)
         self._weights = weights
         self._blocks = self._build_blocks()
         self._embedding = self._read("embedding")
@@ -111,14 +111,12 @@ class TorchChain:
         """Each layer's K and V inside the pool, sharing its memory."""
         if pool.dtype != np.uint8 or pool.ndim != 2 or pool.shape[1] != self.page_layout.page_bytes or not pool.flags.c_contiguous:
             raise HeadraceError("internal_error", f"the pool must be uint8 [pages, {self.page_layout.page_bytes}], C-contiguous")
-        memory = torch.from_numpy(pool).view(self._kv)
-        views, start = [], 0
+        memory = torch.from_numpy(pool)
+        views: list[LayerPages] = []
+        start = 0
         for spec in self.config.attention_blocks:
-            size = _layer_elements(spec)
-            both = memory[:, start : start + size].view(len(pool), spec.kv_heads, 2, spec.head_dim * PAGE_TOKENS)
-            keys = both[:, :, 0].view(len(pool), spec.kv_heads, spec.head_dim, PAGE_TOKENS)
-            values = both[:, :, 1].view(len(pool), spec.kv_heads, PAGE_TOKENS, spec.head_dim)
-            views.append(LayerPages(keys, values))
+            size = _layer_bytes(spec, self._kv)
+            views.append(_layer_pages(split_last(memory[:, start : start + size], spec.kv_heads, -1), spec, self._kv))
             start += size
         return views
 
@@ -146,6 +144,15 @@ def _rope_key(spec: AttentionSpec) -> _RopeKey:
     return spec.rope_theta, spec.head_dim, spec.rope_scaling
 
 
-def _layer_elements(spec: AttentionSpec) -> int:
-    """K and V values of one layer in one page."""
-    return 2 * spec.kv_heads * spec.head_dim * PAGE_TOKENS
+def _layer_bytes(spec: AttentionSpec, kv: TorchKv) -> int:
+    """K and V of one layer in one page."""
+    return spec.kv_heads * (2 * kv_head_bytes("bf16", spec.head_dim) if kv == "fp32" else kv_head_bytes(kv, spec.head_dim))
+
+
+def _layer_pages(memory: Tensor, spec: AttentionSpec, kv: TorchKv) -> LayerPages:
+    """One layer's K and V in ``memory`` [pages, heads, bytes of a head]."""
+    if kv in ("kv8", "kv4"):
+        return CodedPages(memory, spec.head_dim, KV_BITS[kv])
+    both = split_last(memory.view(torch.float32 if kv == "fp32" else torch.bfloat16), 2, spec.head_dim * PAGE_TOKENS)
+    keys, values = both.unbind(2)
+    return FloatPages(split_last(keys, spec.head_dim, PAGE_TOKENS), split_last(values, PAGE_TOKENS, spec.head_dim))

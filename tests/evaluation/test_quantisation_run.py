@@ -66,7 +66,7 @@ def test_a_folder_is_written_that_the_engine_opens(small_model: Path, tmp_path: 
     assert source.config.tied_head
     assert not made.config.tied_head
     tokens = np.random.default_rng(2).integers(0, 49_152, (1, 64)).astype(np.int32)
-    chains = [TorchChain(one.config, one.weights, kv_dtype="fp32") for one in (source, made)]
+    chains = [TorchChain(one.config, one.weights, kv="fp32") for one in (source, made)]
     assert 0 < compare_chains(chains[0], chains[1], tokens).mean_kl < 2 * outcome.rows[-2].quality.mean_kl
     assert not (tmp_path / "out" / FOLDER_NAME).exists()
     with pytest.raises(HeadraceError, match="not empty"):

@@ -57,7 +57,7 @@ def test_family_agrees_with_transformers(case: str, tmp_path: Path) -> None:
     config, weights = load_folder(tmp_path)
     assert config.eos_ids == (2, 3)
     tokens = int32(np.random.default_rng(3).integers(4, VOCAB, 75))  # far beyond the window of 20
-    chain = TorchChain(config, weights, kv_dtype="fp32")
+    chain = TorchChain(config, weights, kv="fp32")
     expected = expected_logits(model, tokens)
     assert_close(logits(chain, tokens, step_tokens=75), expected)
     assert_close(logits(chain, tokens, step_tokens=7), expected)
@@ -68,13 +68,13 @@ def test_half_precision_files_are_read_exactly(dtype: torch.dtype, tmp_path: Pat
     model = build("gemma3", tmp_path, dtype)
     config, weights = load_folder(tmp_path)
     tokens = int32(np.random.default_rng(4).integers(4, VOCAB, 40))
-    assert_close(logits(TorchChain(config, weights, kv_dtype="fp32"), tokens, 40), expected_logits(model, tokens))
+    assert_close(logits(TorchChain(config, weights, kv="fp32"), tokens, 40), expected_logits(model, tokens))
 
 
 def test_items_in_one_batch_do_not_touch_each_other(tmp_path: Path) -> None:
     """Two items with interleaved pages among NaN rubbish, the second one joining when the first is half computed."""
     model = build("gemma3", tmp_path)
-    chain = TorchChain(*load_folder(tmp_path), kv_dtype="fp32")
+    chain = TorchChain(*load_folder(tmp_path), kv="fp32")
     rng = np.random.default_rng(5)
     one, two = int32(rng.integers(4, VOCAB, 50)), int32(rng.integers(4, VOCAB, 30))
     pool = np.full((9, chain.page_layout.page_bytes), 255, dtype=np.uint8)
@@ -100,7 +100,7 @@ def test_items_in_one_batch_do_not_touch_each_other(tmp_path: Path) -> None:
 def test_bf16_pages_are_half_as_large_and_nearly_as_good(tmp_path: Path) -> None:
     model = build("llama", tmp_path)
     config, weights = load_folder(tmp_path)
-    exact, rounded = TorchChain(config, weights, kv_dtype="fp32"), TorchChain(config, weights)
+    exact, rounded = TorchChain(config, weights, kv="fp32"), TorchChain(config, weights)
     assert exact.page_layout.page_bytes == 2 * rounded.page_layout.page_bytes == 3 * 2 * 2 * 12 * 16 * 4
     tokens = int32(np.random.default_rng(6).integers(4, VOCAB, 40))
     expected, actual = expected_logits(model, tokens), logits(rounded, tokens, 16)
@@ -111,7 +111,7 @@ def test_bf16_pages_are_half_as_large_and_nearly_as_good(tmp_path: Path) -> None
 def test_page_bytes_follow_the_layout(tmp_path: Path) -> None:
     """K^T then V, per layer and head: what the layout says is where the bytes are."""
     build("llama", tmp_path)
-    chain = TorchChain(*load_folder(tmp_path), kv_dtype="fp32")
+    chain = TorchChain(*load_folder(tmp_path), kv="fp32")
     pool = np.zeros((2, chain.page_layout.page_bytes), dtype=np.uint8)
     chain.forward(StepBatch(int32([5]), int32([3]), int32([0, 1]), int32([0, 1]), int32([1]), int32([0])), pool)
     assert not pool[0].any()
@@ -137,7 +137,7 @@ def real_parity(name: str) -> None:
     path = find_model(name).path
     assert path is not None
     tokens = int32(np.random.default_rng(7).integers(5, opened.config.vocab - 5, 128))
-    chain = TorchChain(opened.config, opened.weights, kv_dtype="fp32")
+    chain = TorchChain(opened.config, opened.weights, kv="fp32")
     actual = logits(chain, tokens, step_tokens=100)
     model: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     assert_close(actual, expected_logits(model, tokens))

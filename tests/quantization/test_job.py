@@ -71,7 +71,7 @@ def test_the_stored_form_computes_what_was_measured(family: str) -> None:
     measured = Yardstick(source, held_out).measure(model)
     stored = {matrix.name: matrix.values() for matrix in model.matrices()} | model.vectors()
     made = Source(model.own_config, changed(source, stored).weights)
-    chains = [TorchChain(one.config, one.weights, kv_dtype="fp32") for one in (source, made)]
+    chains = [TorchChain(one.config, one.weights, kv="fp32") for one in (source, made)]
     found = compare_chains(chains[0], chains[1], held_out)
     assert found.mean_kl == pytest.approx(measured.mean_kl, rel=0.01)
     assert found.perplexity_ratio == pytest.approx(measured.perplexity_ratio, rel=1e-3)

@@ -34,7 +34,7 @@ Change = Callable[[Layer, AttentionSpec], Layer]
 def logits(source: Source) -> Float32:
     from headrace.kernels.torch_chain import TorchChain
 
-    chain = TorchChain(source.config, source.weights, kv_dtype="fp32")
+    chain = TorchChain(source.config, source.weights, kv="fp32")
     return np.concatenate([np.array(piece) for piece in window_logits(chain, random_windows(1, 50)[0])])
 
 
