@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headrace.kernels.torch_blocks import BatchPlaces, LayerPages, OpenTap, PagedRows, Tap, TorchAttention, TorchMlp
+from headrace.kernels.torch_blocks import BatchPlaces, OpenTap, PagedRows, Tap, TorchAttention, TorchMlp
+from headrace.kernels.torch_pages import FloatPages
 from headrace.models.config import AttentionSpec, MlpSpec
 from headrace.models.rope import inverse_frequencies
 from headrace.quantization.grid import Float32
@@ -132,11 +133,11 @@ def _tensor(layer: Mapping[str, Float32], name: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(layer[name]))
 
 
-def _places(windows: int, tokens: int, spec: AttentionSpec) -> tuple[BatchPlaces, LayerPages]:
+def _places(windows: int, tokens: int, spec: AttentionSpec) -> tuple[BatchPlaces, FloatPages]:
     """Pages of one layer for windows that lie one after the other."""
     each = -(-tokens // PAGE_TOKENS)
     shape = windows * each, spec.kv_heads
-    pages = LayerPages(torch.zeros(*shape, spec.head_dim, PAGE_TOKENS), torch.zeros(*shape, PAGE_TOKENS, spec.head_dim))
+    pages = FloatPages(torch.zeros(*shape, spec.head_dim, PAGE_TOKENS), torch.zeros(*shape, PAGE_TOKENS, spec.head_dim))
     position = torch.arange(tokens).repeat(windows)
     page = torch.arange(windows).repeat_interleave(tokens) * each + position // PAGE_TOKENS
     slices = tuple(
