@@ -93,7 +93,7 @@ def test_the_engine_gives_the_measured_quality(family: str, group: int, activati
     config, weights = load_folder(tmp_path)
     held_out = random_windows(4, 64, seed=9)
     measured = Yardstick(source, held_out).measure(model)
-    reference = TorchChain(source.config, source.weights, kv_dtype="fp32")
+    reference = TorchChain(source.config, source.weights, kv="fp32")
     found = compare_chains(reference, NativeChain(config, weights, 1), held_out)
     # Keys and values in bf16 move 8-bit rows over some of their steps, which a small random model with sharp attention amplifies.
     assert found.mean_kl == pytest.approx(measured.mean_kl, rel=0.8 if activations == "8" else 0.25)
