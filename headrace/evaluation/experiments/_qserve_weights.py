@@ -14,8 +14,8 @@ from headrace.evaluation.machine import read_bandwidth
 from headrace.evaluation.rounded_weights import Encode, Reencoded, as_4bit, as_8bit, as_bf16
 from headrace.evaluation.statistics import median_ratio
 from headrace.kernels import _native
-from headrace.kernels.interface import StepBatch
-from headrace.kernels.native_chain import PAGE_TOKENS, NativeChain
+from headrace.kernels.interface import PAGE_TOKENS, StepBatch
+from headrace.kernels.native_chain import NativeChain
 from headrace.kernels.packing import pack
 from headrace.models.catalog import OpenModel
 from headrace.models.config import MlpSpec
