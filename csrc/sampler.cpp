@@ -266,9 +266,7 @@ int Sampler::Scratch::draw(const SampleRequest& request) {
     return token;
 }
 
-Sampler::Sampler(int vocab, int threads) : vocab_(vocab), pool_(std::make_unique<ThreadPool>(threads)) {
-    for (int i = 0; i < threads; ++i) scratch_.push_back(std::make_unique<Scratch>(vocab));
-}
+Sampler::Sampler(int vocab, std::shared_ptr<ThreadPool> pool) : vocab_(vocab), pool_(std::move(pool)), scratch_(kMostThreads) {}
 
 Sampler::~Sampler() = default;
 
@@ -315,9 +313,16 @@ void Sampler::sample_row(const SampleBatch& batch, int row, Scratch& s) const {
     s.write_top(batch, row, raw, log_total);
 }
 
+// Each thread of a region makes its own, so that a pool that grows meanwhile needs no agreement.
+Sampler::Scratch& Sampler::scratch_of(int worker) {
+    std::unique_ptr<Scratch>& scratch = scratch_[static_cast<std::size_t>(worker)];
+    if (!scratch) scratch = std::make_unique<Scratch>(vocab_);
+    return *scratch;
+}
+
 void Sampler::run(const SampleBatch& batch) {
-    if (batch.rows == 1) return sample_row(batch, 0, *scratch_[0]);
-    pool_->parallel_for(batch.rows, [&](int row, int worker) { sample_row(batch, row, *scratch_[static_cast<std::size_t>(worker)]); });
+    if (batch.rows == 1) return sample_row(batch, 0, scratch_of(0));
+    pool_->parallel_for(batch.rows, [&](int row, int worker) { sample_row(batch, row, scratch_of(worker)); });
 }
 
 }  // namespace headrace

@@ -67,18 +67,22 @@ struct SampleBatch {
 
 class Sampler {
   public:
-    Sampler(int vocab, int threads);
+    // Rows are shared out over `pool`, which may serve others too and may be resized between two calls.
+    Sampler(int vocab, std::shared_ptr<ThreadPool> pool);
     ~Sampler();
+    Sampler(const Sampler&) = delete;
+    Sampler& operator=(const Sampler&) = delete;
     void run(const SampleBatch& batch);
     int vocab() const { return vocab_; }
 
   private:
     struct Scratch;
     void sample_row(const SampleBatch& batch, int row, Scratch& scratch) const;
+    Scratch& scratch_of(int worker);
 
     int vocab_;
-    std::unique_ptr<ThreadPool> pool_;
-    std::vector<std::unique_ptr<Scratch>> scratch_;
+    std::shared_ptr<ThreadPool> pool_;
+    std::vector<std::unique_ptr<Scratch>> scratch_;  // of every thread that a pool may have, made at its first row
 };
 
 }  // namespace headrace

@@ -1,11 +1,13 @@
 // numpy in, numpy out for the sampler; everything that comes from Python is checked against the arrays' lengths here.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
 
 #include <cmath>
 #include <stdexcept>
 
 #include "sampler.hpp"
+#include "threads.hpp"
 
 namespace nb = nanobind;
 
@@ -92,10 +94,10 @@ void run(Sampler& sampler, const Matrix<float>& logits, const Matrix<std::uint8_
 
 void bind_sampler(nb::module_& m) {
     nb::class_<Sampler>(m, "Sampler")
-        .def("__init__", [](Sampler* self, int vocab, int threads) {
-            require(vocab > 0 && threads > 0 && threads <= 256, "a sampler needs a vocabulary and 1 to 256 threads");
-            new (self) Sampler(vocab, threads);
-        }, nb::arg("vocab"), nb::arg("threads"))
+        .def("__init__", [](Sampler* self, int vocab, std::shared_ptr<ThreadPool> pool) {
+            require(vocab > 0 && pool != nullptr, "a sampler needs a vocabulary and a pool");
+            new (self) Sampler(vocab, std::move(pool));
+        }, nb::arg("vocab"), nb::arg("pool"))
         .def("run", &run, nb::arg("logits"), nb::arg("requests"), nb::arg("tables"), nb::arg("outputs"));
 }
 

@@ -34,7 +34,7 @@ ThreadPool::ThreadPool(int threads, int spin_microseconds) : spin_ticks_(spin_mi
 ThreadPool::~ThreadPool() { stop_workers(); }
 
 void ThreadPool::resize(int threads) {
-    if (threads < 1 || threads > 256) throw std::invalid_argument("threads must be between 1 and 256");
+    if (threads < 1 || threads > kMostThreads) throw std::invalid_argument("threads must be between 1 and 256");
     std::lock_guard lock(region_mutex_);
     if (threads == this->threads()) return;
     stop_workers();

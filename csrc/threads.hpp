@@ -14,6 +14,8 @@
 
 namespace headrace {
 
+inline constexpr int kMostThreads = 256;
+
 class ThreadPool {
   public:
     explicit ThreadPool(int threads = 1, int spin_microseconds = 30);

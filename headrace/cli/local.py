@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from headrace.cli.models import Loading
-from headrace.cli.output import progress_bar, stderr
 from headrace.engine.settings import EngineSettings
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.settings.declaration import option, validate
@@ -46,12 +44,16 @@ def prepare(model: str) -> None:
 
     card = find_model(model)
     if card.state == "to assemble":
+        from headrace.cli.models import Loading
+        from headrace.cli.output import progress_bar
+
         with progress_bar() as bar:
             open_model(card, Loading(bar))
 
 
 def open_llm(effective: Effective) -> LLM:
     """Load the model that the settings name. Raises what :class:`headrace.engine.llm.LLM` raises."""
+    from headrace.cli.output import stderr
     from headrace.engine.llm import LLM
 
     settings = effective.of(EngineSettings)

@@ -96,7 +96,7 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
     scheduler = make_scheduler(options.scheduling, arena.pages, chain, calibration, swap)
     arena.touch_ahead(0)
     parts = EngineParts(
-        chain=chain, pages=arena.bytes, scheduler=scheduler, sampler=Sampler(model.config.vocab, threads),
+        chain=chain, pages=arena.bytes, scheduler=scheduler, sampler=make_sampler(chain, threads),
         limits=Limits(
             model.config.vocab, min(context, arena.pages * chain.page_layout.tokens), model.config.eos_ids, settings.seed
         ),
@@ -137,6 +137,11 @@ def make_chain(model: OpenModel, device: str, threads: int, kv: KvFormat = "bf16
         raise HeadraceError("invalid_setting", "device torch needs the extra `torch`", param="device") from error
     torch.set_num_threads(threads)
     return TorchChain(model.config, model.weights, kv=kv)
+
+
+def make_sampler(chain: ChainRunner, threads: int) -> Sampler:
+    """The sampler of a chain, on the chain's own threads where it has some: two pools would spin against each other."""
+    return Sampler(chain.config.vocab, getattr(chain, "pool", threads))
 
 
 def context_length(config: ModelConfig, settings: EngineSettings) -> int:

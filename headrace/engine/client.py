@@ -135,11 +135,22 @@ class EngineClient:
         self._last_id = 0
 
     async def start(self, settings: EngineSettings, scheduling: SchedulingSettings | None = None) -> Ready:
-        """Start the engine process and wait until its model is loaded.
+        """Start the engine process and wait until its model is loaded: :meth:`launch` and :meth:`started`."""
+        await self.launch(settings, scheduling)
+        return await self.started()
+
+    async def started(self) -> Ready:
+        """Wait until a launched engine has loaded its model.
 
         Raises the engine's own HeadraceError (``model_file``, ``model_not_found``, ``invalid_setting`` …) when it can't
         load, ``engine_dead`` when it ends without a word. Until this returns, :attr:`ready` is ``None``.
         """
+        if self._started is None:
+            raise RuntimeError("the engine has not been launched")
+        return await asyncio.shield(self._started)
+
+    async def launch(self, settings: EngineSettings, scheduling: SchedulingSettings | None = None) -> None:
+        """Start the engine process and tell it what to load, without waiting for it. Raises ``engine_dead``."""
         if self._started is not None:
             raise RuntimeError("an EngineClient starts one engine")
         loop = asyncio.get_running_loop()
@@ -157,7 +168,6 @@ class EngineClient:
         transport, _ = await loop.create_unix_connection(lambda: _Connection(self), sock=ours)
         self._transport = transport
         self._send(Start(settings, scheduling or SchedulingSettings()))
-        return await asyncio.shield(self._started)
 
     @property
     def ready(self) -> Ready | None:

@@ -31,9 +31,6 @@ logger = logging.getLogger("headrace.engine.loop")
 class GrammarSource(Protocol):
     """Compiles grammars for one tokenizer."""
 
-    def prepare(self) -> None:
-        """Do ahead what the first compilation would have to wait for. Runs on the compiler's thread."""
-
     def compile(self, spec: GrammarSpec) -> Grammar:
         """Compile a grammar. Raises ``invalid_grammar``. Runs on the compiler's thread."""
 
@@ -184,11 +181,6 @@ class Engine:
     def wait_compiled(self, seconds: float) -> None:
         """Sleep until a grammar is compiled, at most ``seconds``; not at all when none is under way."""
         wait([future for _, future in self._compiling.values()], timeout=seconds, return_when=FIRST_COMPLETED)
-
-    def prepare_grammars(self) -> None:
-        """Get ready for the first grammar in the background."""
-        if self._grammars is not None and self._compiler is not None:
-            self._compiler.submit(self._grammars.prepare)
 
     def close(self) -> None:
         """Stop the compiler's and the mover's threads. The engine must not be used afterwards."""

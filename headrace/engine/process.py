@@ -13,6 +13,7 @@ import sys
 
 from headrace.engine.build import BuildOptions, BuiltEngine, build_engine
 from headrace.engine.loop import Engine
+from headrace.engine.machine import return_memory
 from headrace.engine.transport import EngineSocket, FrameError, PeerGone
 from headrace.engine.wire import Cancel, Drain, EngineInbound, Failed, Refused, Start, Submit
 from headrace.errors import HeadraceError
@@ -119,7 +120,7 @@ def _build(start: Start, connection: EngineSocket) -> BuiltEngine | None:
         return None
     gc.collect()
     gc.freeze()  # what is loaded stays; later collections look at requests only
-    built.engine.prepare_grammars()
+    return_memory()
     return built
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from headrace.evaluation.machine import Machine, inspect, package_versions, read_bandwidth
 
-PACKAGES = ("numpy", "tokenizers", "gguf", "jinja2", "fastapi", "uvicorn", "msgspec", "llguidance", "uvloop", "torch")
+PACKAGES = ("numpy", "tokenizers", "gguf", "jinja2", "starlette", "uvicorn", "msgspec", "llguidance", "uvloop", "torch")
 _OPTIONAL = ("uvloop", "torch")
 _LOW_MEMORY_GIB = 1.0
 _LOW_FILES = 1024

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from headrace.engine.build import PIECE_BYTES, SWAP_POOLS, BuildOptions, BuiltEngine, build_engine, make_moving, make_scheduler
+from headrace.engine.build import (
+    PIECE_BYTES, SWAP_POOLS, BuildOptions, BuiltEngine, build_engine, make_moving, make_sampler, make_scheduler,
+)  # fmt: skip
 from headrace.engine.grammars import LazyGrammars
 from headrace.engine.loop import Engine, EngineParts
 from headrace.engine.settings import EngineSettings
 from headrace.engine.wire import Submit, TokenLogprob, TokenOutput
 from headrace.evaluation.experiment import Conditions
 from headrace.evaluation.workload import passage
-from headrace.kernels.sampler import Sampler
 from headrace.memory.disk_tier import slot_bytes
 from headrace.memory.moves import MoveOptions
 from headrace.models.packages import cache_dir
@@ -98,7 +99,7 @@ class Bench:
         if swap is not None:
             moving = make_moving(scheduler, built.arena, swap.folder or cache_dir(), synchronous=swap.synchronous)
         limits = dataclasses.replace(built.engine.limits)
-        sampler = Sampler(built.model.config.vocab, built.threads)
+        sampler = make_sampler(built.chain, built.threads)
         parts = EngineParts(
             built.chain, built.arena.bytes, scheduler, sampler, limits, self._grammars, touch_ahead=built.arena.touch_ahead,
             moving=moving,

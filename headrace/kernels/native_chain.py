@@ -58,6 +58,11 @@ class NativeChain:
         self.page_layout = PageLayout(PAGE_TOKENS, self._chain.page_bytes, kv)
 
     @property
+    def pool(self) -> ThreadPool:
+        """The threads that compute, to be shared with whatever runs between two calls."""
+        return self._pool
+
+    @property
     def threads(self) -> int:
         """Threads that compute, the caller included."""
         return self._pool.threads

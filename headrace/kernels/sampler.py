@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from headrace.kernels.interface import Float32, Int32
+
+if TYPE_CHECKING:
+    from headrace.kernels._native import ThreadPool
 
 MAX_TOP = 20
 
@@ -75,11 +79,13 @@ class Sampler:
     weights in order of token id. A temperature below 1e-6 takes the arg-max. Ties always go to the lower token id.
     """
 
-    def __init__(self, vocab: int, threads: int = 1) -> None:
+    def __init__(self, vocab: int, threads: int | ThreadPool = 1) -> None:
+        """``threads``: how many, or the pool of a chain to share: two pools would spin against each other."""
         from headrace.kernels import _native
 
         self.vocab = vocab
-        self._native = _native.Sampler(vocab, threads)
+        pool = _native.ThreadPool(threads) if isinstance(threads, int) else threads
+        self._native = _native.Sampler(vocab, pool)
 
     def sample(self, logits: Float32, requests: npt.NDArray[np.void], tables: SampleTables | None = None) -> Samples:
         """Answer ``requests`` (records of REQUEST_DTYPE), each from its ``row`` of ``logits`` [rows, vocab].

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from headrace.errors import HeadraceError
 
-AHEAD_BYTES = 48 * 2**20  # what is kept touched beyond the pages in use: some seconds of prompts on two cores
+AHEAD_BYTES = 24 * 2**20  # what is kept touched beyond the pages in use: a few large steps of prompts
 _TOUCH_BYTES = 4 * 2**20  # about 4 ms of zeroing: short enough to stop at, long enough to cost nothing
 _MADV_POPULATE_WRITE = 23  # Linux 5.14: fault pages in without changing what they hold
 
@@ -83,7 +83,7 @@ class Arena:
                 self.touched_bytes = start + length
 
     def touch_ahead(self, pages: int) -> None:
-        """Say that the first ``pages`` pages are in use: a thread keeps the next 48 MiB touched. O(1), never waits.
+        """Say that the first ``pages`` pages are in use: a thread keeps the next 24 MiB touched. O(1), never waits.
 
         Memory nobody needs is never taken from the system, and no step waits for what it needs.
         """

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,7 +24,7 @@ from headrace.server.service import Service
 
 def create_app(service: Service, keys: KeyRing | None = None) -> ASGIApp:
     """The ASGI application of a service; with ``keys`` every route but /livez wants one of them."""
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app = Starlette()
     app.router.redirect_slashes = False
     for endpoint in ENDPOINTS:
         handler = _handler(service, endpoint)

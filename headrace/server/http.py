@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from headrace.errors import HeadraceError
@@ -18,6 +21,15 @@ HEADER_SECONDS = 15.0
 """From connection (or the first byte of a further request) to the end of the headers."""
 
 _REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
+
+
+class ApiServer(uvicorn.Server):
+    """uvicorn with signals left to :class:`~headrace.server.process.Runner`, which drains while still answering."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture nothing."""
+        yield
 
 
 class _HeadersTooLarge(Exception):

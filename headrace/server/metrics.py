@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -41,8 +41,15 @@ class Metrics:
             self.finished.labels(reason)
         self.registry.register(_EngineCollector(gauges, lag, live))
 
-    def page(self) -> bytes:
-        """The Prometheus text page."""
+        self._memory = Gauge(
+            "headrace_process_memory_bytes", "Memory of each process; shared pages count by their share (PSS).", ["process"],
+            registry=registry,
+        )  # fmt: skip
+
+    def page(self, memory: Mapping[str, int] | None = None) -> bytes:
+        """The Prometheus text page; ``memory``: bytes of each process as just looked up."""
+        for process, size in (memory or {}).items():
+            self._memory.labels(process).set(size)
         return generate_latest(self.registry)
 
 

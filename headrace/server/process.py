@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import importlib.util
 import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Protocol, TypeVar
-
-import uvicorn
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from headrace.engine.client import EngineClient
+from headrace.engine.machine import return_memory
 from headrace.engine.settings import EngineSettings
 from headrace.errors import HeadraceError
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.server.auth import KeyRing
-from headrace.server.language import open_language
-from headrace.server.service import Service
 from headrace.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from headrace.server.http import ApiServer
+    from headrace.server.service import Service
 
 logger = logging.getLogger("headrace.server")
 
@@ -37,15 +39,6 @@ class Settings(Protocol):
     def of(self, kind: type[SettingsType]) -> SettingsType:
         """The object of one settings class."""
         ...
-
-
-class ApiServer(uvicorn.Server):
-    """uvicorn with signals left to :class:`Runner`, which drains while still answering."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture nothing."""
-        yield
 
 
 def serve(settings: Settings, client: type[EngineClient] = EngineClient) -> int:
@@ -86,7 +79,6 @@ class Runner:
         self._options = settings.of(ServerSettings)
         self._sock = sock
         self._engine = client(on_death=lambda error: self._fail(error.message))
-        self._service = Service(self._options, self._engine)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._code = 0
@@ -96,8 +88,11 @@ class Runner:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        side_tasks = [asyncio.create_task(self._service.lag.run()), asyncio.create_task(self._load())]
-        await asyncio.sleep(0)  # the engine's process starts now, and loads while the HTTP stack is imported
+        launched = await self._launch()  # the engine's process loads while the HTTP stack is imported here
+        self._service = self._new_service()
+        side_tasks = [asyncio.create_task(self._service.lag.run())]
+        if launched:
+            side_tasks.append(asyncio.create_task(self._load()))
         server = self._http_server(keys)
         serving = asyncio.create_task(server.serve([self._sock]))
         host, port = self._sock.getsockname()[:2]
@@ -116,9 +111,24 @@ class Runner:
         self._service.closed()
         return self._code
 
+    async def _launch(self) -> bool:
+        try:
+            await self._engine.launch(self._settings.of(EngineSettings), self._settings.of(SchedulingSettings))
+        except HeadraceError as error:
+            self._fail(f"can't start: {error.message}")
+            return False
+        return True
+
+    def _new_service(self) -> Service:
+        from headrace.server.service import Service
+
+        return Service(self._options, self._engine)
+
     def _http_server(self, keys: KeyRing | None) -> ApiServer:
+        import uvicorn
+
         from headrace.server.application import create_app
-        from headrace.server.http import GuardedProtocol
+        from headrace.server.http import ApiServer, GuardedProtocol
 
         return ApiServer(
             uvicorn.Config(
@@ -128,11 +138,12 @@ class Runner:
         )  # fmt: skip
 
     async def _load(self) -> None:
-        engine_settings = self._settings.of(EngineSettings)
+        from headrace.server.language import open_language
+
+        model = self._settings.of(EngineSettings).model
         try:
             ready, language = await asyncio.gather(
-                self._engine.start(engine_settings, self._settings.of(SchedulingSettings)),
-                asyncio.to_thread(open_language, engine_settings.model, self._options.text_threads),
+                self._engine.started(), asyncio.to_thread(open_language, model, self._options.text_threads)
             )
         except HeadraceError as error:
             self._fail(f"can't start: {error.message}")
@@ -141,6 +152,9 @@ class Runner:
             logger.exception("loading failed")
             self._fail("can't start because of a bug; the log has the trace")
             return
+        gc.collect()
+        gc.freeze()  # what is loaded stays; later collections look at requests only
+        return_memory()
         self._service.opened(ready, language)
         say(f"{self._service.model_name} is ready ({ready.load_seconds:.1f} s, {ready.pages_total} pages)")
 

@@ -36,9 +36,6 @@ class Faulty:
     compiled: int = 0
     masks: int = 0
 
-    def prepare(self) -> None:
-        """Nothing to do."""
-
     def compile(self, spec: GrammarSpec) -> Faulty:
         assert self.gate.wait(20)
         self.compiled += 1

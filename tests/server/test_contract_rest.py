@@ -119,6 +119,17 @@ def test_metrics_count_what_happened(real: Running) -> None:
     assert 'reason="cancelled"' in page
 
 
+def test_metrics_say_what_each_process_holds(real: Running) -> None:
+    memory = {
+        name: real.metric(f'headrace_process_memory_bytes{{process="{name}"}}') / 2**20 for name in ("api", "engine", "template")
+    }
+    assert min(memory.values()) > 4
+    # The bounds are wide: twice what was measured, and the engine's pages beside its 92 MiB of weights.
+    assert memory["api"] < 140
+    assert memory["engine"] < 2 * 150 + 256
+    assert memory["template"] < 40
+
+
 def test_request_ids_are_echoed_or_made(real: Running) -> None:
     with real.http() as http:
         assert http.get("/livez", headers={"x-request-id": "abc-1.2:3"}).headers["x-request-id"] == "abc-1.2:3"
