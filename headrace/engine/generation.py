@@ -26,11 +26,15 @@ class Answer:
 
 @dataclass(slots=True)
 class Generation:
-    """Everything one prompt got; ``prompt_logprobs`` begin at the prompt's second token."""
+    """Everything one prompt got; ``prompt_logprobs`` begin at the prompt's second token.
+
+    ``cached_tokens``: of the prompt, those whose pages were found instead of computed.
+    """
 
     prompt_tokens: list[int]
     answers: list[Answer]
     prompt_logprobs: list[TokenLogprob] | None = None
+    cached_tokens: int = 0
 
     @property
     def text(self) -> str:
@@ -66,6 +70,7 @@ class Job:
         """Add an output; True when a stop string has just ended its choice, which the engine must be told."""
         if output.prompt_logprobs is not None:
             self.generation.prompt_logprobs = output.prompt_logprobs
+        self.generation.cached_tokens = max(self.generation.cached_tokens, output.cached_tokens)
         if output.embedding is not None:
             self.embedding = output.embedding
         if output.choice not in self.open:

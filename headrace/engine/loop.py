@@ -169,6 +169,8 @@ class Engine:
             prompt_tokens=counters.prompt_tokens, generated_tokens=counters.generated,
             preemptions=counters.preemptions, recomputed_tokens=counters.recomputed,
             moves=self._moving.gauges() if self._moving is not None else None,
+            pages_cached=scheduler.pool.cached, prefix_lookups=counters.lookups, prefix_found_tokens=counters.found,
+            prefix_evictions=scheduler.index.evictions if scheduler.index is not None else 0,
         )  # fmt: skip
 
     def check_integrity(self) -> None:
@@ -266,10 +268,11 @@ class Engine:
 
     def _note_started(self, step: Step) -> None:
         for item, start, _, _ in step.slices:
-            if start == 0:
+            if start < item.prompt_length:
                 request = self._choices[item.item_id].request
                 if request.started is None:
                     request.started = self._clock()
+                    request.cached_tokens = item.found
 
     def _pool_rows(self, assembly: Assembly) -> None:
         """Add an embedding's new rows one after another, so that chunks can't change the sum."""

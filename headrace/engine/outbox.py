@@ -75,7 +75,7 @@ class Outbox:
             scored = request.prompt_logprobs if request.params.prompt_logprobs is not None and not request.submit.embed else None
             output = TokenOutput(
                 output.request_id, output.choice, output.tokens, output.logprobs, scored, output.finish, output.stop_token,
-                output.cached_tokens, output.embedding, waited,
+                request.cached_tokens, output.embedding, waited,
             )  # fmt: skip
         self._outputs.append(output)
 

@@ -104,6 +104,7 @@ class LiveRequest:
     ended: list[Choice] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     started: float | None = None
+    cached_tokens: int = 0
     first_sent: bool = False
 
     @property
@@ -180,6 +181,7 @@ def make_choices(request: LiveRequest, first_item_id: int, limits: Limits) -> li
             deadline=request.deadline,
             priority=submit.priority,
             score_from=None if params.prompt_logprobs is None or submit.embed else 0,
+            tenant=submit.tenant,
         )
         record, plain, tabled = _record(request, index, limits), _is_plain(request), _is_modified(params)
         choice = Choice(request, index, item, record, plain, tabled, _wants_logprobs(request), params.min_tokens)

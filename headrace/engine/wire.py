@@ -25,6 +25,7 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
     """Start a request. ``deadline`` is seconds from arrival. ``embed`` asks for the pooled hidden state only.
 
     ``priority``: −8 … 8, more goes first; age makes up for it (:func:`headrace.scheduling.item.order_of`).
+    ``tenant``: whose pages it may reuse; only requests with the same name ever meet.
     """
 
     request_id: int
@@ -33,6 +34,7 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
     deadline: float | None = None
     embed: bool = False
     priority: int = 0
+    tenant: str = ""
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):
@@ -60,7 +62,8 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
     ``tokens`` and ``logprobs`` leave out the token that stopped the choice; ``stop_token`` names it. ``prompt_logprobs``
     (prompt tokens 1 …, the first has none) come once, with the request's first output. ``embedding`` has length 1 (L2).
 
-    ``queue_seconds``, in the request's first output: from arrival until a step first computed something of it.
+    ``queue_seconds``, in the request's first output: from arrival until a step first computed something of it; and
+    ``cached_tokens``: of the prompt, those whose pages were found instead of computed.
     """
 
     request_id: int
@@ -98,8 +101,8 @@ class MoveGauges(msgspec.Struct, frozen=True):
 class Gauges(msgspec.Struct, frozen=True):
     """The engine's state after a step, for metrics and health.
 
-    Everything but running, waiting and pages_free only grows. ``step_seconds``: whole steps; ``overhead_seconds``: the part
-    of them outside the model (plan, assemble, sample, commit). ``moves``: ``None`` when nothing is ever swapped.
+    Everything but running, waiting, pages_free and pages_cached only grows. ``step_seconds``: whole steps; ``overhead_seconds``:
+    the part of them outside the model (plan, assemble, sample, commit). ``moves``: ``None`` when nothing is ever swapped.
     """
 
     running: int = 0
@@ -114,6 +117,10 @@ class Gauges(msgspec.Struct, frozen=True):
     preemptions: int = 0
     recomputed_tokens: int = 0
     moves: MoveGauges | None = None
+    pages_cached: int = 0
+    prefix_lookups: int = 0
+    prefix_found_tokens: int = 0
+    prefix_evictions: int = 0
 
 
 class StepOutputs(msgspec.Struct, tag="outputs", frozen=True):

@@ -1,9 +1,9 @@
-"""Who holds which page: reference counts, free runs and reservations, without a byte of page content."""
+"""Who holds which page: reference counts, pages cached for later, free runs and reservations, without a byte of content."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 
 from headrace.errors import HeadraceError
 from headrace.memory.free_runs import FreeRuns, runs_of
@@ -12,7 +12,9 @@ from headrace.memory.free_runs import FreeRuns, runs_of
 class PagePool:
     """The accounting of ``total`` equal pages of ``page_tokens`` token positions each.
 
-    Every page is either free or held by one or more owners (a shared prompt, a fork). ``reserve`` promises free pages
+    Every page is either blank, or held by one or more owners (a shared prompt, a fork), or cached: nobody holds it, but
+    somebody marked its content as worth keeping (:meth:`keep`). Cached pages are as free as blank ones: when those run out,
+    the cached page that was let go of first goes to ``on_forget``, which calls :meth:`forget`. ``reserve`` promises free pages
     to an owner without choosing them yet: a whole prompt is reserved when it is admitted, its pages are taken chunk by
     chunk. Wrong use (releasing a free page, taking more than was reserved) raises ``ValueError``: it is a bug in the
     caller, never something a client can cause.
@@ -23,7 +25,10 @@ class PagePool:
     page is free, the longest such stretch is cut from its end. An operation on a run costs O(log runs).
     """
 
-    __slots__ = ("_epochs", "_kept", "_open", "_references", "page_tokens", "reach", "reserved", "total")
+    __slots__ = (
+        "_cached", "_epochs", "_kept", "_marked", "_open", "_references",
+        "on_forget", "page_tokens", "reach", "reserved", "total",
+    )  # fmt: skip
 
     def __init__(self, total: int, page_tokens: int) -> None:
         if total < 1:
@@ -34,21 +39,29 @@ class PagePool:
         self.page_tokens = page_tokens
         self.reserved = 0
         self.reach = 0  # pages 0 … reach - 1 are all that was ever taken
+        self.on_forget: Callable[[int], object] = self.forget  # gets a cached page whose room is needed
         self._open = FreeRuns()
         self._open.add(0, total)
-        self._kept = FreeRuns()  # free as well; each of these runs lies behind a held page whose owner may want it next
+        self._kept = FreeRuns()  # blank as well; each of these runs lies behind a held page whose owner may want it next
+        self._cached: OrderedDict[int, None] = OrderedDict()  # the first one is the first to become blank
+        self._marked = bytearray(total)  # 1: the content is worth keeping
         self._references = [0] * total
         self._epochs = [0] * total
 
     @property
     def free(self) -> int:
-        """Pages that nobody holds, reserved ones included."""
-        return self._open.count + self._kept.count
+        """Pages that nobody holds, cached and reserved ones included."""
+        return self._open.count + self._kept.count + len(self._cached)
+
+    @property
+    def cached(self) -> int:
+        """Pages that nobody holds and whose content is kept until the room is needed."""
+        return len(self._cached)
 
     @property
     def available(self) -> int:
         """Pages that nobody holds and nobody has been promised."""
-        return self._open.count + self._kept.count - self.reserved
+        return self._open.count + self._kept.count + len(self._cached) - self.reserved
 
     @property
     def held(self) -> int:
@@ -60,7 +73,7 @@ class PagePool:
         return -(-tokens // self.page_tokens)
 
     def references(self, page: int) -> int:
-        """Owners of one page; 0 means free."""
+        """Owners of one page; 0 means blank or cached."""
         return self._references[page]
 
     def epoch(self, page: int) -> int:
@@ -97,16 +110,27 @@ class PagePool:
         return self._take(count, after, want)
 
     def share(self, pages: Iterable[int]) -> None:
-        """Add an owner to each of these held pages."""
-        references = self._references
+        """Add an owner to each of these held or cached pages."""
+        references, cached = self._references, self._cached
         for page in pages:
-            if references[page] < 1:
-                raise ValueError(f"page {page} is free and can't be shared")
+            if references[page] == 0:
+                if page not in cached:
+                    raise ValueError(f"page {page} is blank and can't be shared")
+                del cached[page]
             references[page] += 1
 
-    def release(self, pages: Iterable[int]) -> int:
-        """Take an owner from each of these pages; returns how many became free."""
-        references = self._references
+    def keep(self, page: int) -> None:
+        """Mark what this held page holds as worth keeping: it will be cached and not blank when its last owner goes."""
+        if self._references[page] < 1:
+            raise ValueError(f"page {page} is not held and can't be kept")
+        self._marked[page] = 1
+
+    def release(self, pages: Sequence[int]) -> int:
+        """Take an owner from each of these pages; returns how many have none left.
+
+        Of the cached ones, those at the end of the list will become blank before those at its beginning.
+        """
+        references, marked = self._references, self._marked
         free: list[int] = []
         for page in pages:
             left = references[page] - 1
@@ -115,28 +139,47 @@ class PagePool:
             references[page] = left
             if left == 0:
                 free.append(page)
+        for page in reversed(free):
+            if marked[page]:
+                self._cached[page] = None
         for start, length in runs_of(free):
-            self._open.add(start, length)
             kept = self._kept.starting(start + length)
             if kept:
                 self._kept.take(start + length, kept)
                 self._open.add(start + length, kept)
+        for start, length in runs_of([page for page in free if not marked[page]]):
+            self._open.add(start, length)
         return len(free)
 
-    def check_integrity(self, holders: Iterable[Sequence[int]] | None = None) -> None:
-        """Prove that each page is free xor held and that counts add up; with ``holders``, that owners are exactly these.
+    def forget(self, page: int) -> None:
+        """What this page holds is not worth keeping any more: it is blank when nobody holds it."""
+        self._marked[page] = 0
+        if page in self._cached:
+            del self._cached[page]
+            self._open.add(page, 1)
 
-        ``holders`` are the page lists of all owners. Raises ``AssertionError`` naming the first page at fault. O(pages).
+    def cached_pages(self) -> Iterable[int]:
+        """Cached pages, the first to become blank first."""
+        return self._cached.keys()
+
+    def check_integrity(self, holders: Iterable[Sequence[int]] | None = None) -> None:
+        """Prove that each page is blank xor cached xor held and that counts add up.
+
+        ``holders``, when given, must be the page lists of all owners. Raises ``AssertionError`` naming the first page at fault.
+        O(pages).
         """
         runs = sorted((*self._open, *self._kept))
-        free = {page for start, length in runs for page in range(start, start + length)}
+        blank = {page for start, length in runs for page in range(start, start + length)}
+        free = blank | self._cached.keys()
         _require(0 <= self.reserved <= len(free), f"{self.reserved} pages reserved of {len(free)} free")
-        _require(len(free) == sum(length for _, length in runs) == self.free, "a page is free twice")
+        _require(len(free) == sum(length for _, length in runs) + len(self._cached) == self.free, "a page is free twice")
         for start, _ in self._kept:
             _require(start > 0 and self._references[start - 1] > 0, f"page {start} is kept back for nobody")
         for page, count in enumerate(self._references):
             _require(count >= 0, f"page {page} has {count} owners")
             _require((count == 0) == (page in free), f"page {page} has {count} owners and free is {page in free}")
+            _require(not (page in blank and self._marked[page]), f"page {page} is blank and marked as kept")
+            _require(page not in self._cached or self._marked[page] == 1, f"page {page} is cached and not marked as kept")
         _require(free <= set(range(self.total)), "an unknown page is free")
         if holders is not None:
             known = Counter(page for pages in holders for page in pages)
@@ -149,6 +192,7 @@ class PagePool:
             if count < 0:
                 raise ValueError(f"can't take {count} pages")
             return []
+        self._make_blank(count)
         pages: list[int] = []
         following = -1 if after is None else after + 1
         while len(pages) < count:
@@ -165,6 +209,11 @@ class PagePool:
             epochs[page] += 1
         self.reach = max(self.reach, 1 + max(pages))
         return pages
+
+    def _make_blank(self, count: int) -> None:
+        """Have so many blank pages: forget the cached pages that were let go of first."""
+        while self._open.count + self._kept.count < count:
+            self.on_forget(next(iter(self._cached)))
 
     def _next_run(self, following: int, count: int, want: int) -> tuple[int, int]:
         """Take up to ``count`` adjacent pages: from ``following`` on, else from the run that fits best."""

@@ -5,6 +5,11 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from headrace.memory.prefix_index import KnownPage
+
+NEVER = 2**62
+"""A position that no sequence reaches."""
+
 
 class ItemKind(enum.Enum):
     """What an item's tokens are computed for."""
@@ -44,12 +49,14 @@ class Item:
 
     ``score_from``: the first position whose logits are wanted besides the last (prompt logprobs); ``None`` for none.
 
-    ``priority``: −8 … 8, more goes first (:func:`order_of`).
+    ``priority``: −8 … 8, more goes first (:func:`order_of`). ``tenant``: whose pages it may reuse, and who may reuse its own.
 
-    The last six fields are the scheduler's own: ``order`` is the place in all queues, ``reserved`` the pages
+    The last fields are the scheduler's own: ``order`` is the place in all queues, ``reserved`` the pages
     promised and not yet taken, ``writable`` the position up to which the held pages may be written without asking,
     ``scored`` the position up to which wanted logits were delivered, ``goal`` the positions that are ever computed,
-    ``forks`` the items that wait for this one's prompt.
+    ``forks`` the items that wait for this one's prompt. ``found``: tokens whose pages were there when it was first admitted.
+    ``shared``: those whose pages others held too. ``lost``: tokens that were computed when it was preempted. ``known``: pages
+    that are in the prefix index, and ``branch`` the last of them there; ``remember_at``: the position at which the next one is full.
     """
 
     item_id: int
@@ -61,6 +68,7 @@ class Item:
     deadline: float | None = None
     score_from: int | None = None
     priority: int = 0
+    tenant: str = ""
     state: ItemState = ItemState.WAITING
     computed: int = 0
     pages: list[int] = field(default_factory=list)
@@ -72,6 +80,12 @@ class Item:
     scored: int = 0
     goal: int = 0
     forks: list[Item] = field(default_factory=list)
+    found: int = 0
+    shared: int = 0
+    lost: int = 0
+    known: int = 0
+    branch: KnownPage | None = None
+    remember_at: int = NEVER
 
     @property
     def pending(self) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from headrace.memory.page_pool import PagePool
 from headrace.memory.page_table import fork_pages, is_private, put_page
-from headrace.scheduling.item import AGEING, Item, ItemState
+from headrace.memory.prefix_index import KnownPage, PrefixIndex
+from headrace.scheduling.item import AGEING, NEVER, Item, ItemKind, ItemState
 from headrace.scheduling.roster import Roster
 from headrace.scheduling.step import PageCopy
 from headrace.scheduling.swapping import Swapping
@@ -26,15 +27,23 @@ class Residency:
 
     With ``swapping`` an item that gives its pages back may leave with them instead, and come back where it was. Pages that
     leave are free only when they are written: who asked for one takes part again in the step after that.
+
+    With an ``index``, full pages are remembered as they are computed, and an admitted item starts behind the longest beginning
+    that is remembered: of an earlier turn of the conversation, of another request, or of itself before it was preempted.
     """
 
     __slots__ = (
         "_expected_share", "_finished", "_refused", "_roster", "_unserved",
-        "max_running", "pool", "preempted", "recomputed", "swapping",
+        "found_tokens", "index", "lookups", "max_running", "pool", "preempted", "recomputed", "swapping",
     )  # fmt: skip
 
-    def __init__(self, pool: PagePool, roster: Roster, max_running: int, swapping: Swapping | None = None) -> None:
+    def __init__(
+        self, pool: PagePool, roster: Roster, max_running: int, swapping: Swapping | None = None, index: PrefixIndex | None = None
+    ) -> None:
         self.pool = pool
+        self.index = index
+        self.lookups = 0
+        self.found_tokens = 0
         self.swapping = swapping
         self._unserved = 0  # streams that wait for pages which are being written out
         self.max_running = max_running
@@ -46,29 +55,43 @@ class Residency:
         self._refused: Item | None = None  # projected not to fit; asked again when some item left or gave pages back
 
     def admit(self, item: Item) -> ItemState | None:
-        """Reserve what the first waiting item needs, all or nothing (``None``: not now).
+        """Give the first waiting item what is known of it and reserve what else it needs, all or nothing (``None``: not now).
 
         RUNNING: it has all it needs. MOVING: it runs when its pages have come back.
         """
         pool, running = self.pool, self._roster.running
-        own = pool.pages_for(min(len(item.tokens) + 1, item.goal)) - self._resident(item)
+        if running and (running + 1 + len(item.forks) > self.max_running or item is self._refused or self._unserved):
+            return None  # (unserved: pages on their way out are promised to streams that run)
+        found = self._find(item)
+        pages = [known.page for known in found]
+        held = sum(pool.references(page) > 0 for page in pages)
+        item.shared = held * pool.page_tokens
+        own = pool.pages_for(min(len(item.tokens) + 1, item.goal)) - self._resident(item) - len(pages)
         needed = own + len(item.forks)
+        if running and needed > pool.available - (len(pages) - held):  # cached pages that it takes won't be available
+            return None
+        if running and not self._fits_later(item):
+            self._refused = item
+            return None
+        pool.share(pages)
         if running == 0:
             if not self._make_room(item, own):
+                pool.release(pages)
                 return None
             needed = max(own, min(needed, pool.available))
-        else:
-            if running + 1 + len(item.forks) > self.max_running or needed > pool.available or item is self._refused:
-                return None
-            if self._unserved:
-                return None  # pages on their way out are promised to streams that run
-            if not self._fits_later(item):
-                self._refused = item
-                return None
         item.reserved = needed
         reserved = pool.reserve(needed)
         assert reserved, "there is room"
-        return self._take_place(item)
+        return self._take_place(item, pages, found)
+
+    def remember(self, item: Item) -> None:
+        """An item has filled pages: make them known, or take over those that others have filled alike meanwhile."""
+        assert self.index is not None, "nothing is remembered without an index"
+        full = item.computed // self.pool.page_tokens
+        after = item.branch if item.branch is not None else self.index.root(item.tenant)
+        item.branch = self.index.add(after, item.tokens, item.pages, item.known, full)
+        item.known = full
+        item.remember_at = (full + 1) * self.pool.page_tokens
 
     def extend(self, item: Item, end: int) -> None:
         """Take the pages for a prompt's next chunk, up to position ``end``, from the item's reservation."""
@@ -132,8 +155,7 @@ class Residency:
             self._step_back(item)
         if self.swapping is not None and self.swapping.leave(item):
             self.pool.unreserve(item.reserved)
-            item.pages, item.reserved, item.writable = [], 0, 0
-            self._refused = None
+            self._let_go(item)
         else:
             self.release(item)
             self._start_over(item)
@@ -143,6 +165,7 @@ class Residency:
         """The pages of an item that was admitted as MOVING have come back."""
         item.pages = pages
         item.writable = len(pages) * self.pool.page_tokens
+        item.remember_at = self.pool.page_tokens if self.index is not None else NEVER
 
     def lose(self, item: Item) -> None:
         """What an item left with can't be had back: it will catch up from its tokens."""
@@ -159,15 +182,13 @@ class Residency:
             self.swapping.moves.forget(item.item_id)
         self.pool.release(item.pages)
         self.pool.unreserve(item.reserved)
-        item.pages = []
-        item.reserved = 0
-        item.writable = 0
-        self._refused = None
+        self._let_go(item)
 
     def fork(self, leader: Item, child: Item) -> None:
         """``child`` shares the pages of the leader's prompt; both must copy a part-filled last page before writing."""
         child.pages = fork_pages(self.pool, leader.pages)
-        child.computed = child.writable = leader.writable = leader.computed
+        child.computed = child.writable = child.shared = leader.writable = leader.computed
+        child.known, child.branch, child.remember_at = leader.known, leader.branch, leader.remember_at
         if leader.reserved:
             leader.reserved -= 1
             child.reserved = 1
@@ -175,7 +196,8 @@ class Residency:
     def inherit(self, item: Item, heir: Item) -> None:
         """``heir`` gets everything that ``item`` holds."""
         heir.pages, heir.reserved, heir.writable = item.pages, item.reserved, item.writable
-        heir.computed, heir.scored = item.computed, item.scored
+        heir.computed, heir.scored, heir.found, heir.shared = item.computed, item.scored, item.found, item.shared
+        heir.known, heir.branch, heir.remember_at = item.known, item.branch, item.remember_at
         item.pages, item.reserved, item.writable = [], 0, 0
         if self.swapping is not None:
             self.swapping.moves.rename(item.item_id, heir.item_id)
@@ -198,15 +220,49 @@ class Residency:
 
     def _take_place(self, item: Item) -> ItemState:
         """Let an admitted item take what it left behind, and start to bring back what lies below."""
+    def _find(self, item: Item) -> list[KnownPage]:
+        """The pages that the item may start behind: its last token's row is wanted in any case, and so may be earlier ones."""
+        if self.index is None or item.kind is ItemKind.EMBED or item.computed:
+            return []
+        most = len(item.tokens) - 1
+        if item.score_from is not None:
+            most = min(most, max(item.score_from, item.scored))
+        return self.index.find(item.tenant, item.tokens, most // self.pool.page_tokens)
+
+    def _start_behind(self, item: Item, pages: list[int], found: list[KnownPage]) -> None:
+        """An item that is admitted takes these pages of the index and goes on behind them."""
+        item.pages = pages
+        item.computed = item.writable = len(pages) * self.pool.page_tokens
+        again, item.lost = max(0, item.lost - item.computed), 0
+        item.recomputed += again
+        self.recomputed += again
+        if not item.preemptions:
+            item.found = item.computed
+        if self.index is not None:
+            item.known, item.branch = len(found), found[-1] if found else None
+            item.remember_at = item.computed + self.pool.page_tokens
+            self.lookups += 1
+            self.found_tokens += item.computed
+
+    def _let_go(self, item: Item) -> None:
+        """The item holds nothing any more."""
+        item.pages = []
+        item.reserved = item.writable = item.shared = item.known = 0
+        item.branch, item.remember_at = None, NEVER
+        self._refused = None
+
+    def _take_place(self, item: Item, pages: list[int], found: list[KnownPage]) -> ItemState:
+        """Let an admitted item take what is known of it or what it left behind, and start to bring back what lies below."""
         if self.swapping is None or self.swapping.moves.find(item.item_id) is None:
+            self._start_behind(item, pages, found)
             return ItemState.RUNNING
         missing = self.swapping.moves.missing(item.item_id)
         fresh = self.pool.allocate_reserved(missing, *self._place(item, missing))
         item.reserved -= missing
-        pages = self.swapping.moves.come(item.item_id, fresh)
-        if pages is None:
+        back = self.swapping.moves.come(item.item_id, fresh)
+        if back is None:
             return ItemState.MOVING
-        self.arrive(item, pages)
+        self.arrive(item, back)
         return ItemState.RUNNING
 
     def _step_back(self, item: Item) -> None:
@@ -218,8 +274,7 @@ class Residency:
             item.computed = full
 
     def _start_over(self, item: Item) -> None:
-        item.recomputed += item.computed
-        self.recomputed += item.computed
+        item.lost = item.computed
         item.computed = 0
 
     def _resident(self, item: Item) -> int:
@@ -268,7 +323,7 @@ class Residency:
         for other in (*roster.prompts, *roster.decodes, *roster.moving.values(), item):
             ahead = max(int(self._expected_share * other.max_tokens) - other.generated, _LEAST_AHEAD)
             limit = other.goal - len(other.tokens)
-            expected.append((ahead if ahead < limit else limit, len(other.tokens)))
+            expected.append((ahead if ahead < limit else limit, len(other.tokens) - other.shared))
             if other.forks:
                 expected += [(max(0, min(ahead, limit)), 0)] * len(other.forks)
         expected.sort(reverse=True)

@@ -9,6 +9,7 @@ from heapq import heappop, heappush
 from headrace.errors import HeadraceError
 from headrace.memory.lodging import Transfer
 from headrace.memory.page_pool import PagePool
+from headrace.memory.prefix_index import PrefixIndex
 from headrace.scheduling.composer import Budget, Draft, Policy
 from headrace.scheduling.cost import Cost
 from headrace.scheduling.integrity import check_items
@@ -28,7 +29,8 @@ class Counters:
     """What a scheduler has done so far.
 
     ``computed`` counts rows that ran, ``prompt_tokens`` those of them inside prompts, ``recomputed`` rows whose pages were
-    lost to a preemption and that have to run again.
+    lost to a preemption and that have to run again. ``lookups`` counts admissions that asked the prefix index, ``found`` the
+    tokens whose pages were there.
     """
 
     steps: int = 0
@@ -37,6 +39,8 @@ class Counters:
     generated: int = 0
     recomputed: int = 0
     preemptions: int = 0
+    lookups: int = 0
+    found: int = 0
     forks: int = 0
     finished: int = 0
     cancelled: int = 0
@@ -61,7 +65,8 @@ class Scheduler:
         self.budget = self._first_budget()
         self._policy = policy
         self._roster = Roster()
-        self._residency = Residency(pool, self._roster, settings.max_running, swapping)
+        self.index = PrefixIndex(pool) if settings.prefix_reuse != "off" else None
+        self._residency = Residency(pool, self._roster, settings.max_running, swapping, self.index)
         self._arrivals = 0
         self._turn = 0
         self._deadlines: list[tuple[float, tuple[int, int], Item]] = []
@@ -196,6 +201,7 @@ class Scheduler:
                 break
         self.counters.preemptions += len(preempted)
         self.counters.recomputed = residency.recomputed
+        self.counters.lookups, self.counters.found = residency.lookups, residency.found_tokens
         if not draft.slices:
             return None
         self._turn += draft.decodes
@@ -218,6 +224,8 @@ class Scheduler:
                 continue
             item.computed = end = start + count
             computed += count
+            if end >= item.remember_at:
+                self._residency.remember(item)
             tokens = item.tokens
             if item.score_from is not None:
                 item.scored = max(item.scored, end)
@@ -247,6 +255,8 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Prove that items, lists and pages agree. Raises ``AssertionError`` naming the first fault. O(items + pages)."""
         check_items(self._roster, self.pool, self.swapping.moves if self.swapping is not None else None)
+        if self.index is not None:
+            self.index.check_integrity()
 
     def _first_budget(self) -> Budget:
         settings = self.settings
@@ -274,6 +284,8 @@ class Scheduler:
     def _enter(self, item: Item) -> None:
         self._arrivals += 1
         item.order = order_of(self._arrivals, item.priority)
+        if self.settings.prefix_reuse == "shared":
+            item.tenant = ""
         item.goal = item.prompt_length + (max(0, item.max_tokens - 1) if item.kind is ItemKind.GENERATE else 0)
         self._roster.items[item.item_id] = item
         if item.deadline is not None:

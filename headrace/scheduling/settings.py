@@ -25,6 +25,10 @@ class SchedulingSettings:
     max_running: int = option(256, unit="items", minimum=1, maximum=4096, help="Items that hold pages at the same time.")
     max_waiting: int = option(1024, unit="items", minimum=1, maximum=1_000_000, help="Items that queue before 429 is answered.")
     max_logit_rows: int = option(256, unit="rows", minimum=16, maximum=8192, help="Rows of a step that pass through the head.")
+    prefix_reuse: str = option(
+        "on", choices=("off", "on", "shared"),
+        help="Reuse pages of prompts that begin alike. on: among requests with one API key. shared: among all.",
+    )  # fmt: skip
     policy: str = option("fcfs", choices=POLICIES.names, help="How a step is composed.")
 
     def __post_init__(self) -> None:

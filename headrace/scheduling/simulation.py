@@ -12,7 +12,7 @@ from headrace.scheduling.item import Item, ItemKind
 from headrace.scheduling.scheduler import Scheduler
 from headrace.scheduling.step import Step
 
-_TOKEN = 0  # what is generated does not matter to scheduling
+_TOKEN = 0  # what is generated does not matter to scheduling; prompts differ from their first token on
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def simulate(
 
 def _item(index: int, arrival: Arrival) -> Item:
     limit = arrival.output if arrival.max_tokens is None else arrival.max_tokens
-    return Item(index, ItemKind.GENERATE, [_TOKEN] * arrival.prompt, arrival.prompt, limit, arrival.time)
+    return Item(index, ItemKind.GENERATE, [1 + index] * arrival.prompt, arrival.prompt, limit, arrival.time)
 
 
 def _run(scheduler: Scheduler, step: Step, truth: Cost, trace: Trace) -> float:

@@ -17,7 +17,7 @@ from headrace.server.auth import KeyRing
 from headrace.server.endpoint import Endpoint
 from headrace.server.gate import Gate
 from headrace.server.rendering import STATUS_HUNG_UP, error_response, internal_error, table_error
-from headrace.server.requests import Call, ClientGone, HangupGuard, decoded
+from headrace.server.requests import TENANT, Call, ClientGone, HangupGuard, decoded
 from headrace.server.routes import ENDPOINTS
 from headrace.server.service import Service
 
@@ -43,7 +43,9 @@ def _handler(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaita
         if not endpoint.probe:
             service.check_open()
         body = await decoded(request, service.settings, endpoint.body) if endpoint.body is not None else None
-        call: Call[Any] = Call(body, request.path_params, request.scope["headrace.request_id"], request)
+        call: Call[Any] = Call(
+            body, request.path_params, request.scope["headrace.request_id"], request, request.scope[TENANT]
+        )
         if endpoint.body is None:
             return await endpoint.handler(service, call)
         async with HangupGuard(request.receive):

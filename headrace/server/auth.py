@@ -70,6 +70,12 @@ def check_key(path: str, headers: list[tuple[bytes, bytes]], keys: KeyRing | Non
         raise HeadraceError("invalid_api_key", "The API key is not known to this server.")
 
 
+def tenant_of(headers: list[tuple[bytes, bytes]]) -> str:
+    """A name for whoever carries this key: the same for ever, different for every key, and of no use to find the key."""
+    key = presented_key(headers)
+    return hashlib.blake2b(key.encode(), digest_size=16, person=b"headrace tenant").hexdigest() if key is not None else ""
+
+
 def check_browser(headers: list[tuple[bytes, bytes]], host: str) -> None:
     """Keep web pages out of a keyless server on a loopback address.
 

@@ -24,7 +24,7 @@ async def complete(service: Service, call: Call[ChatRequest]) -> ASGIApp:
     _check(body)
     prepared = await chat_prompt(service.language, body)
     job = _job(service, body, prepared)
-    generation = Generation(service, [job])
+    generation = Generation(service, [job], call.tenant)
     answer = ChatAnswer(service, body, generation, prepared.dialect)
     seed = str(job.params.seed)
     if body.stream:

@@ -39,7 +39,7 @@ async def complete(service: Service, call: Call[CompletionRequest]) -> ASGIApp:
     if len(prompts) * choices > limits.MAX_SEQUENCES:
         raise HeadraceError("invalid_value", f"Prompts times choices must be at most {limits.MAX_SEQUENCES}.", param="n")
     jobs = _jobs(service, body, prompts, choices)
-    generation = Generation(service, jobs)
+    generation = Generation(service, jobs, call.tenant)
     answer = CompletionAnswer(service, body, prompts, generation)
     seeds = ",".join(str(seed) for seed in dict.fromkeys(job.params.seed for job in jobs))
     if body.stream:

@@ -33,7 +33,7 @@ async def embed(service: Service, call: Call[EmbeddingRequest]) -> Response:
             raise HeadraceError("context_length_exceeded", message, param=prompt.param)
     deadline = body.deadline_ms / 1000 if body.deadline_ms is not None else None
     with service.admitted(len(prompts)):
-        vectors = await _run(service, prompts, deadline)
+        vectors = await _run(service, prompts, deadline, call.tenant)
     data = [
         Embedding(index=index, embedding=_encode(_shortened(vector, body.dimensions), body.encoding_format == "base64"))
         for index, vector in enumerate(vectors)
@@ -43,13 +43,14 @@ async def embed(service: Service, call: Call[EmbeddingRequest]) -> Response:
     return json_response(EmbeddingList(data=data, model=service.model_name, usage=EmbeddingUsage(count, count)))
 
 
-async def _run(service: Service, prompts: list[Prompt], deadline: float | None) -> list[np.ndarray]:
+async def _run(service: Service, prompts: list[Prompt], deadline: float | None, tenant: str) -> list[np.ndarray]:
     engine = service.engine
     streams = []
     try:
         for prompt in prompts:
             params = SamplingParams(max_tokens=0)
-            streams.append(engine.submit(Submit(engine.new_request_id(), prompt.ids, params, deadline, embed=True)))
+            submit = Submit(engine.new_request_id(), prompt.ids, params, deadline, embed=True, tenant=tenant)
+            streams.append(engine.submit(submit))
         vectors = []
         for stream in streams:
             found: list[float] | None = None

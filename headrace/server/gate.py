@@ -8,10 +8,10 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace.errors import HeadraceError
-from headrace.server.auth import KeyRing, check_browser, check_key
+from headrace.server.auth import KeyRing, check_browser, check_key, tenant_of
 from headrace.server.metrics import Metrics
 from headrace.server.rendering import STATUS_HUNG_UP, error_response, internal_error
-from headrace.server.requests import GONE, request_id_of
+from headrace.server.requests import GONE, TENANT, request_id_of
 from headrace.server.settings import ServerSettings
 
 logger = logging.getLogger("headrace.server")
@@ -37,6 +37,7 @@ class Gate:
         started = time.monotonic()
         try:
             check_key(scope["path"], scope["headers"], self._keys)
+            scope[TENANT] = tenant_of(scope["headers"]) if self._keys is not None else ""
             if self._keys is None:
                 check_browser(scope["headers"], self._settings.host)
             await self._inner(scope, receive, answer.send)

@@ -80,8 +80,9 @@ class Generation:
     block cancels whatever still runs. A turn that is cancelled (by a timeout) loses nothing.
     """
 
-    def __init__(self, service: Service, jobs: list[Job]) -> None:
+    def __init__(self, service: Service, jobs: list[Job], tenant: str = "") -> None:
         self._service = service
+        self._tenant = tenant
         self._metrics = service.metrics
         self._jobs = jobs
         self._admission = ExitStack()
@@ -104,7 +105,7 @@ class Generation:
 
     def _submit(self, job: Job) -> _Running:
         engine = self._service.engine
-        stream = engine.submit(Submit(engine.new_request_id(), job.prompt, job.params, job.deadline))
+        stream = engine.submit(Submit(engine.new_request_id(), job.prompt, job.params, job.deadline, tenant=self._tenant))
         texts = [self._service.language.text_stream(job.stop, job.keep_special) for _ in range(job.params.n)]
         return _Running(job, stream, RequestClock(self._metrics), texts, open=set(range(job.params.n)))
 

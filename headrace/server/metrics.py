@@ -69,6 +69,7 @@ class _EngineCollector(Collector):
             ("headrace_requests_live", "Requests between submit and end.", self._live()),
             ("headrace_pages_total", "Pages in the pool.", state.pages_total),
             ("headrace_pages_free", "Pages that nobody holds.", state.pages_free),
+            ("headrace_pages_cached", "Of these, pages kept for prompts that begin alike.", state.pages_cached),
             ("headrace_event_loop_lag_seconds", "Worst recent lateness of the event loop.", self._lag.worst()),
             ("headrace_event_loop_blocked_seconds", "The part of it that was our own doing.", self._lag.worst_blocked()),
         ):
@@ -81,6 +82,9 @@ class _EngineCollector(Collector):
             ("headrace_engine_generated_tokens", "Tokens sampled.", state.generated_tokens),
             ("headrace_engine_preemptions", "Items that gave their pages back.", state.preemptions),
             ("headrace_engine_recomputed_tokens", "Tokens computed again after preemption.", state.recomputed_tokens),
+            ("headrace_prefix_lookups", "Admissions that asked for known pages.", state.prefix_lookups),
+            ("headrace_prefix_found_tokens", "Tokens whose pages were found.", state.prefix_found_tokens),
+            ("headrace_prefix_evictions", "Known pages forgotten to make room.", state.prefix_evictions),
         ):
             yield CounterMetricFamily(name, text, value=amount)
         yield from _moves(state.moves or MoveGauges())

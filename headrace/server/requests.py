@@ -25,12 +25,16 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[BodyType]):
-    """One request as handlers see it: its decoded body, path parameters, id, and the connection (to notice a hang-up)."""
+    """One request as handlers see it: its decoded body, path parameters, id, and the connection (to notice a hang-up).
+
+    ``tenant`` names the API key's owner without saying the key: pages are reused under one name only.
+    """
 
     body: BodyType
     path: Mapping[str, Any]
     request_id: str
     request: Request
+    tenant: str = ""
 
 
 def request_id_of(headers: list[tuple[bytes, bytes]]) -> str:
@@ -84,6 +88,10 @@ ABORT = "headrace.abort"
 
 GONE = "headrace.gone"
 """Key of an ASGI scope whose client left in the middle of a stream."""
+
+
+TENANT = "headrace.tenant"
+"""Key of an ASGI scope: who calls, as :func:`headrace.server.auth.tenant_of` names it; empty when the server has no keys."""
 
 
 class ClientGone(Exception):

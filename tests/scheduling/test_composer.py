@@ -25,7 +25,7 @@ def make(budget: Budget = WIDE, policy: str = "fcfs") -> Scheduler:
 
 def prompts(scheduler: Scheduler, *lengths: int, limit: int = 50) -> list[Item]:
     first = scheduler.live + 1
-    items = [Item(first + i, ItemKind.GENERATE, [1] * length, length, limit) for i, length in enumerate(lengths)]
+    items = [Item(first + i, ItemKind.GENERATE, [first + i] * length, length, limit) for i, length in enumerate(lengths)]
     for item in items:
         scheduler.add(item)
     return items

@@ -35,7 +35,8 @@ class World:
         self.scheduler = Scheduler(options, self.pool, Cost(), POLICIES.get(policy))
         self.scheduler.budget = budget
         self.policy = policy
-        self.memory = [[-1] * PAGE for _ in range(pages)]
+        self.memory = [[("nobody", -1)] * PAGE for _ in range(pages)]
+        self.tenant = ""
         self.prompts: dict[int, list[int]] = {}
         self.delivered: dict[int, list[int]] = {}
         self.next_id = 0
@@ -44,18 +45,24 @@ class World:
         self.finished = 0
 
     def token(self, item_id: int, position: int) -> int:
-        return item_id * 1_000_003 + position * 7 + 1
+        return (item_id * 1_000_003 + position * 7 + 1) % 2**31
 
     def new_item(self, prompt: list[int], limit: int) -> Item:
         self.next_id += 1
         self.prompts[self.next_id] = prompt
         self.delivered[self.next_id] = []
         deadline = self.now + self.random.uniform(0, 50) if self.random.random() < 0.2 else None
-        return Item(self.next_id, ItemKind.GENERATE, list(prompt), len(prompt), limit, self.now, deadline)
+        item = Item(self.next_id, ItemKind.GENERATE, list(prompt), len(prompt), limit, self.now, deadline)
+        item.tenant = self.tenant
+        return item
 
     def add(self) -> None:
         length = self.random.choice((1, 15, 16, 17, 31, 32, 33, self.random.randint(1, 120)))
-        prompt = [self.random.randrange(2**40) for _ in range(length)]
+        prompt = [self.random.randrange(2**31) for _ in range(length)]
+        alike = self.random.choice([[], [9] * 120, *self.prompts.values()])  # often a prompt begins like another one
+        same = min(self.random.randint(0, 120), length, len(alike))
+        prompt[:same] = alike[:same]
+        self.tenant = self.random.choice(("", "other"))
         leader = self.new_item(prompt, self.random.choice((0, 1, self.random.randint(1, 120), 120)))
         choice = self.random.random()
         if choice < 0.1:
@@ -141,13 +148,13 @@ class World:
             self.memory[copy.target] = list(self.memory[copy.source])
         for item, start, count, rows in step.slices:
             for position in range(start, start + count):
-                self.memory[item.pages[position // PAGE]][position % PAGE] = item.tokens[position]
+                self.memory[item.pages[position // PAGE]][position % PAGE] = (item.tenant, item.tokens[position])
             if item.score_from is not None:
                 self.delivered[item.item_id] += [p for p in range(start + count - rows, start + count) if p >= item.scored]
         for item, start, count, _ in step.slices:
             end = start + count
             for index in range((end - 1) // PAGE + 1):
-                known = item.tokens[index * PAGE : min(end, (index + 1) * PAGE)]
+                known = [(item.tenant, token) for token in item.tokens[index * PAGE : min(end, (index + 1) * PAGE)]]
                 assert self.memory[item.pages[index]][: len(known)] == known, f"item {item.item_id} lost page {index}"
 
     def drain(self) -> None:
