@@ -56,7 +56,8 @@ class Item:
     ``scored`` the position up to which wanted logits were delivered, ``goal`` the positions that are ever computed,
     ``forks`` the items that wait for this one's prompt. ``found``: tokens whose pages were there when it was first admitted.
     ``shared``: those whose pages others held too. ``lost``: tokens that were computed when it was preempted. ``known``: pages
-    that are in the prefix index, and ``branch`` the last of them there; ``remember_at``: the position at which the next one is full.
+    that are in the prefix index, and ``branch`` the last of them there; ``remember_at``: the position at which the next one is
+    full.
     """
 
     item_id: int

@@ -43,9 +43,7 @@ def _handler(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaita
         if not endpoint.probe:
             service.check_open()
         body = await decoded(request, service.settings, endpoint.body) if endpoint.body is not None else None
-        call: Call[Any] = Call(
-            body, request.path_params, request.scope["headrace.request_id"], request, request.scope[TENANT]
-        )
+        call: Call[Any] = Call(body, request.path_params, request.scope["headrace.request_id"], request, request.scope[TENANT])
         if endpoint.body is None:
             return await endpoint.handler(service, call)
         async with HangupGuard(request.receive):

@@ -21,9 +21,9 @@ def prompt_of(seed: int, length: int) -> list[int]:
     return [rng.randrange(2, VOCAB) for _ in range(length)]
 
 
-def alone(prompt: list[int], params: SamplingParams, **submit_fields: bool) -> Results:
+def alone(prompt: list[int], params: SamplingParams, *, embed: bool = False) -> Results:
     engine = toy_engine(Shape(step_tokens=2048, pages=256))
-    engine.submit(Submit(0, prompt, params, **submit_fields))
+    engine.submit(Submit(0, prompt, params, embed=embed))
     return run(engine)
 
 
