@@ -62,11 +62,9 @@ class Residency:
         pool, running = self.pool, self._roster.running
         if running and (running + 1 + len(item.forks) > self.max_running or item is self._refused or self._unserved):
             return None  # (unserved: pages on their way out are promised to streams that run)
-        found = self._find(item)
+        found, held = self._find(item)
         pages = [known.page for known in found]
-        held = sum(pool.references(page) > 0 for page in pages)
-        item.shared = held * pool.page_tokens
-        own = pool.pages_for(min(len(item.tokens) + 1, item.goal)) - self._resident(item) - len(pages)
+        own = self._own_need(item, len(found))
         needed = own + len(item.forks)
         if running and needed > pool.available - (len(pages) - held):  # cached pages that it takes won't be available
             return None
@@ -214,20 +212,30 @@ class Residency:
         running = self._roster.running
         if running == 0:
             return True
-        needed = self.pool.pages_for(min(len(item.tokens) + 1, item.goal)) - self._resident(item) + len(item.forks)
-        room = self.pool.available + self._will_be_free()
+        found, held = self._find(item)
+        needed = self._own_need(item, len(found)) + len(item.forks)
+        room = self.pool.available - (len(found) - held) + self._will_be_free()
         return running + 1 + len(item.forks) <= self.max_running and needed <= room and self._fits_later(item)
 
-    def _take_place(self, item: Item) -> ItemState:
-        """Let an admitted item take what it left behind, and start to bring back what lies below."""
-    def _find(self, item: Item) -> list[KnownPage]:
-        """The pages that the item may start behind: its last token's row is wanted in any case, and so may be earlier ones."""
+    def _find(self, item: Item) -> tuple[list[KnownPage], int]:
+        """The pages that a waiting item may start behind, and how many of them others hold.
+
+        Its last token's row is wanted in any case, and so may be earlier ones.
+        """
+        item.shared = 0
         if self.index is None or item.kind is ItemKind.EMBED or item.computed:
-            return []
+            return [], 0
         most = len(item.tokens) - 1
         if item.score_from is not None:
             most = min(most, max(item.score_from, item.scored))
-        return self.index.find(item.tenant, item.tokens, most // self.pool.page_tokens)
+        found = self.index.find(item.tenant, item.tokens, most // self.pool.page_tokens)
+        held = sum(self.pool.references(known.page) > 0 for known in found)
+        item.shared = held * self.pool.page_tokens
+        return found, held
+
+    def _own_need(self, item: Item, found: int) -> int:
+        """Pages to reserve for a waiting item, beside those that are found or that it left behind."""
+        return self.pool.pages_for(min(len(item.tokens) + 1, item.goal)) - self._resident(item) - found
 
     def _start_behind(self, item: Item, pages: list[int], found: list[KnownPage]) -> None:
         """An item that is admitted takes these pages of the index and goes on behind them."""

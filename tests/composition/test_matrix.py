@@ -36,6 +36,7 @@ TEXTS = (
     "Once upon a time, in a land of rivers and mills, there lived a miller who",
     "def fibonacci(n):\n    if n < 2:\n        return n\n",
     "A headrace is the channel that leads the water to the wheel. Below the wheel the water leaves by the tailrace, and",
+    "A headrace is the channel that leads the water to the wheel. Below the wheel the water is slow and",
 )
 SCHEMA = '{"type":"object","properties":{"name":{"type":"string","maxLength":8}},"required":["name"],"additionalProperties":false}'
 OUTPUT, LONG_OUTPUT = 10, 36
@@ -56,6 +57,7 @@ class Mix:
     logprobs: bool = False
     penalties: bool = False
     weights: str = "auto"
+    reuse: bool = False
 
 
 MECHANISMS: dict[str, dict[str, int | bool | str]] = {
@@ -72,6 +74,7 @@ MECHANISMS: dict[str, dict[str, int | bool | str]] = {
     "weights w4": {"weights": "w4"},
     "weights w8": {"weights": "w8"},
     "q4 with 8-bit activations": {"weights": "q4"},
+    "prefix reuse": {"reuse": True},
 }
 
 
@@ -150,7 +153,8 @@ def requests_of(mix: Mix, bench: Bench) -> list[Submit]:
 def engine_of(mix: Mix, bench: Bench) -> Engine:
     chain = bench.chain(mix.weights, mix.threads)
     swap = SwapOptions(MoveOptions(4 * POOL), bench.arena.page_bytes, mix.swap) if mix.swap != "recompute" else None
-    scheduler = make_scheduler(SchedulingSettings(step_tokens=mix.step_tokens), mix.pages, chain, None, swap)
+    scheduling = SchedulingSettings(step_tokens=mix.step_tokens, prefix_reuse="on" if mix.reuse else "off")
+    scheduler = make_scheduler(scheduling, mix.pages, chain, None, swap)
     moving = make_moving(scheduler, bench.arena, bench.folder) if swap is not None else None
     config = bench.model.config
     limits = Limits(config.vocab, config.context_length, config.eos_ids)
@@ -173,7 +177,6 @@ def run(engine: Engine, submits: list[Submit], arrivals: random.Random | None) -
             answers[output.request_id][output.choice].add(output)
         if outputs is None:
             engine.wait_compiled(1.0)
-    engine.close()
     return answers
 
 
@@ -192,6 +195,7 @@ def alone(submit: Submit, bench: Bench, weights: str) -> list[Answer]:
     if key not in bench.alone:
         engine = engine_of(Mix(threads=1, weights=weights), bench)
         bench.alone[key] = run(engine, [submit], None)[submit.request_id]
+        engine.close()
     return bench.alone[key]
 
 
@@ -210,6 +214,9 @@ def test_pair(first: str, second: str, bench: Bench) -> None:
     if mix.pages < POOL:
         expect_short_answers(engine, bench)
     submits = requests_of(mix, bench)
+    if mix.reuse:  # the same once before, so that there is something to find beside what the requests share among themselves
+        run(engine, [msgspec.structs.replace(submit, request_id=100 + submit.request_id) for submit in submits], None)
+        assert engine.scheduler.pool.cached > 0
     answers = run(engine, submits, random.Random(mix.shuffle) if mix.shuffle else None)
     for submit in submits:
         assert answers[submit.request_id] == alone(submit, bench, mix.weights), f"request {submit.request_id}"
@@ -218,3 +225,6 @@ def test_pair(first: str, second: str, bench: Bench) -> None:
     assert mix.swap != "swap" or (moves is not None and moves.written_pages > 0), "nothing was swapped"
     if mix.pages < POOL:
         assert engine.gauges().preemptions > 0, "the pool was meant to be too small"
+    if mix.reuse:
+        assert engine.gauges().prefix_found_tokens >= 3 * 16
+    engine.close()

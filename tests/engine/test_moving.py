@@ -108,8 +108,9 @@ def run(engine: Engine, arena: Arena, disturb: Callable[[int], None] | None = No
         outputs = engine.step()
         steps += 1
         engine.check_integrity()
+        kept = set(engine.scheduler.pool.cached_pages())
         for page in range(PAGES):
-            if engine.scheduler.pool.references(page) == 0:
+            if engine.scheduler.pool.references(page) == 0 and page not in kept:
                 arena.bytes[page] = 99
         if outputs is not None:
             collect(results, outputs.outputs)

@@ -98,6 +98,7 @@ class Shape:
     max_waiting: int = 1024
     seed: int = 0
     logit_rows: int = 256
+    prefix_reuse: str = "on"
 
 
 def toy_engine(
@@ -109,7 +110,10 @@ def toy_engine(
     """An engine around a toy chain."""
     shape, chain = shape or Shape(), chain or ToyChain()
     settings = SchedulingSettings(
-        step_tokens=max(16, shape.step_tokens), max_waiting=shape.max_waiting, max_logit_rows=max(16, shape.logit_rows)
+        step_tokens=max(16, shape.step_tokens),
+        max_waiting=shape.max_waiting,
+        max_logit_rows=max(16, shape.logit_rows),
+        prefix_reuse=shape.prefix_reuse,
     )
     scheduler = Scheduler(settings, PagePool(shape.pages, PAGE_TOKENS), Cost(), POLICIES.get(shape.policy))
     scheduler.budget = type(scheduler.budget)(shape.step_tokens, shape.seconds, 2048, shape.logit_rows, 256)

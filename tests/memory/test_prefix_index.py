@@ -193,9 +193,28 @@ def test_integrity_finds_faults() -> None:
     with pytest.raises(AssertionError, match="in the tree twice"):
         index.check_integrity()
     index.known[table[0]] = node
-    pool._cached.move_to_end(table[0], last=False)
-    with pytest.raises(AssertionError, match="would go before"):
-        index.check_integrity()
+    pool._marked[table[0]] = 0
+    with pytest.raises(AssertionError, match="not marked"):
+        pool.check_integrity()
+
+
+def test_a_branch_goes_with_the_page_it_hangs_on() -> None:
+    """A move may hold the end of a sequence whose beginning nobody holds any more."""
+    pool = PagePool(4, SIZE)
+    index = PrefixIndex(pool)
+    table = pool.allocate(3)
+    assert table is not None
+    index.add(index.root(""), [1] * 12, table, 0, 3)
+    pool.release(table[:1])
+    pool.release(table[2:])
+    assert pool.cached == 2
+    taken = pool.allocate(3)
+    assert taken is not None
+    assert index.find("", [1] * 12, 3) == []
+    index.check_integrity()
+    pool.release(table[1:2])
+    pool.check_integrity([taken])
+    assert pool.cached == 0
 
 
 def test_digests_name_tenant_and_all_tokens_before() -> None:

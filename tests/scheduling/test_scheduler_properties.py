@@ -23,6 +23,7 @@ from headrace.scheduling.settings import SchedulingSettings
 from headrace.scheduling.step import Step
 
 PAGE = 16
+Cell = tuple[str, int]  # whose token
 
 
 class World:
@@ -35,7 +36,7 @@ class World:
         self.scheduler = Scheduler(options, self.pool, Cost(), POLICIES.get(policy))
         self.scheduler.budget = budget
         self.policy = policy
-        self.memory = [[("nobody", -1)] * PAGE for _ in range(pages)]
+        self.memory: list[list[Cell]] = [[("nobody", -1)] * PAGE for _ in range(pages)]
         self.tenant = ""
         self.prompts: dict[int, list[int]] = {}
         self.delivered: dict[int, list[int]] = {}

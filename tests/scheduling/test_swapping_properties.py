@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_scheduler_properties import PAGE, World, run
+from test_scheduler_properties import PAGE, Cell, World, run
 
 from headrace.memory.lodging import Transfer
 from headrace.memory.moves import MoveOptions, Moves
@@ -20,22 +20,26 @@ from headrace.scheduling.settings import SchedulingSettings
 from headrace.scheduling.swapping import Swapping
 
 BUDGET = Budget(tokens=64, seconds=None, capacity=200, logit_rows=24, items=12)
-POISON = [-7] * PAGE
+POISON: list[Cell] = [("nobody", -7)] * PAGE
 
 
 class SwapWorld(World):
     """A world with a tier of ``slots`` pages; each piece fails with probability ``faults``."""
+
+    remembers = False
 
     def __init__(self, seed: int, pages: int, slots: int, *, faults: float = 0.0, reuse: bool = True, policy: str = "fcfs") -> None:
         super().__init__(seed, pages, BUDGET, policy)
         self.pool = PagePool(pages, PAGE)
         self.moves = Moves(self.pool, MoveOptions(slots, run_pages=self.random.choice((1, 2, 8)), reuse=reuse))
         swapping = Swapping(self.moves, Cost(), 1, "swap")
-        options = SchedulingSettings(policy=policy, max_waiting=30, max_running=BUDGET.items)
+        options = SchedulingSettings(
+            policy=policy, max_waiting=30, max_running=BUDGET.items, prefix_reuse="on" if self.remembers else "off"
+        )
         self.scheduler = Scheduler(options, self.pool, Cost(), POLICIES.get(policy), swapping)
         self.scheduler.budget = BUDGET
         self.tier = [list(POISON) for _ in range(slots)]
-        self.running: list[tuple[Transfer, list[list[int]]]] = []
+        self.running: list[tuple[Transfer, list[list[Cell]]]] = []
         self.faults = faults
         self.blocked = 0
 
@@ -70,8 +74,9 @@ class SwapWorld(World):
             self.poison()
 
     def poison(self) -> None:
+        kept = set(self.pool.cached_pages())
         for page in range(self.pool.total):
-            if self.pool.references(page) == 0:
+            if self.pool.references(page) == 0 and page not in kept:
                 self.memory[page] = list(POISON)
 
     def drain(self) -> None:
@@ -92,7 +97,7 @@ def test_thousands_of_operations_keep_integrity(faults: float) -> None:
     counters = world.moves.counters
     assert world.finished > 200
     assert counters.left > 100
-    assert counters.reused > 20
+    assert counters.reused > 5
     assert counters.rescued > 20
     assert counters.rescues > 5
     assert (counters.lost > 0) == (faults > 0)
@@ -107,3 +112,20 @@ def test_any_tier_keeps_integrity_and_finishes(seed: int, pages: int, slots: int
     world = SwapWorld(seed, pages, slots, faults=faults, reuse=reuse, policy=policy)
     run(world, 150)
     world.drain()
+
+
+class RememberingWorld(SwapWorld):
+    """Pages are known by their tokens as well."""
+
+    remembers = True
+
+
+@pytest.mark.parametrize("faults", [0.0, 0.2])
+def test_items_that_leave_and_find_known_pages_keep_integrity(faults: float) -> None:
+    world = RememberingWorld(5, 20, 100, faults=faults)
+    run(world, 2500)
+    world.drain()
+    assert world.moves.counters.left > 50
+    assert world.scheduler.counters.found > 200
+    assert world.scheduler.index is not None
+    assert world.scheduler.index.evictions > 20

@@ -66,7 +66,7 @@ def starvation(sides: Sides) -> list[Claim]:
     submits = greedy_requests(sides.bench, lengths, wanted, sides.conditions.seed + 3)
     page = sides.bench.built.chain.page_layout.tokens
     pages = sum(-(-(len(one.prompt) + one.params.max_tokens - 1) // page) for one in submits)
-    plenty = run_all(sides.bench.engine(SchedulingSettings(gap_target_ms=60_000)), submits)
+    plenty = run_all(sides.bench.engine(SchedulingSettings(gap_target_ms=60_000, prefix_reuse="off")), submits)
     sides.conditions.report("too few pages", 1, 2)
     small = _run_starved(sides.bench.engine(pages=int(_SHARE_OF_PAGES * pages)), submits)
     finished = sum(trace.finish is not None for trace in small.traces.values())

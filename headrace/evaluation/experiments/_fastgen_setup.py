@@ -30,11 +30,11 @@ class Sides:
 
     def split(self, step_tokens: int | None = None, gap_target_ms: int | None = None) -> Engine:
         """Prompts in pieces beside the running streams; the budget is the calibrated one where it is left open."""
-        return self._engine(SchedulingSettings(step_tokens=step_tokens, gap_target_ms=gap_target_ms))
+        return self._engine(SchedulingSettings(step_tokens=step_tokens, gap_target_ms=gap_target_ms, prefix_reuse="off"))
 
     def whole(self) -> Engine:
         """Continuous batching with whole prompts, which run first; all streams share a step otherwise."""
-        engine = self._engine(SchedulingSettings(policy="prompts_whole_first"))
+        engine = self._engine(SchedulingSettings(policy="prompts_whole_first", prefix_reuse="off"))
         budget = engine.scheduler.budget
         engine.scheduler.budget = dataclasses.replace(budget, tokens=budget.items, capacity=_LARGEST_STEP)
         return engine
