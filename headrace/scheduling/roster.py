@@ -59,7 +59,7 @@ class Roster:
         if state is ItemState.MOVING:
             self.moving[item.item_id] = item
         else:
-            _insert(self.prompts, item)
+            _insert(self.decodes if item.is_decoding else self.prompts, item)
 
     def arrive(self, item: Item) -> None:
         """The pages of a moving item have come back."""
