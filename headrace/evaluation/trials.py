@@ -10,7 +10,14 @@ from pathlib import Path
 from types import TracebackType
 
 from headrace.engine.build import (
-    PIECE_BYTES, SWAP_POOLS, BuildOptions, BuiltEngine, build_engine, make_moving, make_sampler, make_scheduler,
+    PIECE_BYTES,
+    SWAP_POOLS,
+    BuildOptions,
+    BuiltEngine,
+    build_engine,
+    make_moving,
+    make_sampler,
+    make_scheduler,
 )  # fmt: skip
 from headrace.engine.grammars import LazyGrammars
 from headrace.engine.loop import Engine, EngineParts
