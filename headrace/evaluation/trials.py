@@ -75,8 +75,8 @@ class Bench:
     Only one engine made here may be in use at a time: they share the pages.
     """
 
-    def __init__(self, conditions: Conditions) -> None:
-        settings = EngineSettings(model=conditions.model, threads=conditions.threads)
+    def __init__(self, conditions: Conditions, kv: str = "auto") -> None:
+        settings = EngineSettings(model=conditions.model, threads=conditions.threads, kv=kv)
         self.built: BuiltEngine = build_engine(settings, BuildOptions(progress=None))
         self.tokenizer = open_tokenizer(self.built.model.tokenizer_source)
         self._grammars = LazyGrammars(lambda: self.tokenizer, self.built.model.config.vocab)

@@ -62,21 +62,21 @@ def integer_products(conditions: Conditions) -> list[Claim]:
     return claims
 
 
-def same_requests(conditions: Conditions) -> list[Claim]:
-    """Requests of every kind alone, and in every other way, tokens and log-probabilities."""
+def same_requests(conditions: Conditions, kv: str) -> list[Claim]:
+    """Requests of every kind with keys and values in that form: alone, and in every other way, tokens and log-probabilities."""
     claims = []
-    with Bench(conditions) as bench:
+    with Bench(conditions, kv) as bench:
         submits = mixed_requests(bench, _BATCH, 90 if conditions.quick else 400, conditions.seed)
         alone: dict[tuple[int, int], Trace] = {}
         for number, submit in enumerate(submits):
-            conditions.report("each request alone", number, len(submits))
+            conditions.report(f"{kv}: each request alone", number, len(submits))
             alone |= run_all(budgeted(bench, UNLIMITED), [submit])
         load = ExactLoad(submits, alone)
         ways = _ways(bench, load)
         for number, (claim_id, what, way) in enumerate(ways):
-            conditions.report(what, number, len(ways) + 1)
-            claims.append(_same(claim_id, f"requests {what} as alone", way()))
-        claims += _preempted(bench, conditions)
+            conditions.report(f"{kv}: {what}", number, len(ways) + 1)
+            claims.append(_same(f"{kv}_{claim_id}", f"{kv}: requests {what} as alone", way()))
+        claims += _preempted(bench, conditions, kv)
     return claims
 
 
@@ -96,24 +96,24 @@ def _ways(bench: Bench, load: ExactLoad) -> list[tuple[str, str, Callable[[], fl
     return ways
 
 
-def _preempted(bench: Bench, conditions: Conditions) -> list[Claim]:
+def _preempted(bench: Bench, conditions: Conditions, kv: str) -> list[Claim]:
     """Long greedy answers on a pool for a quarter of them: computed again, or swapped to disk and back."""
     outputs = (40, 56) if conditions.quick else (100, 160)
     submits = greedy_requests(bench, range(10, 10 + 2 * _BATCH, 2), outputs, conditions.seed)
     alone: dict[tuple[int, int], Trace] = {}
     for number, submit in enumerate(submits):
-        conditions.report("each long answer alone", number, len(submits))
+        conditions.report(f"{kv}: each long answer alone", number, len(submits))
         alone |= run_all(budgeted(bench, UNLIMITED), [submit])
     load = ExactLoad(submits, alone)
-    conditions.report("preempted", 0, 1)
+    conditions.report(f"{kv}: preempted", 0, 1)
     again = on_scarce_pages(bench, load)
     with TemporaryDirectory(prefix="headrace-") as folder:
         swapped = on_scarce_pages(bench, load, Path(folder))
     return [
-        _same("recomputed", "requests preempted and computed again as alone", again[0], f"{again[1]} preemptions"),
-        _same("swapped", "requests swapped out and in as alone", swapped[0], f"{swapped[2]} pages written"),
-        Claim("preemptions", "preemptions when computed again", ">=", 1, again[1], ""),
-        Claim("swaps", "pages written when swapped", ">=", 1, swapped[2], "pages"),
+        _same(f"{kv}_recomputed", f"{kv}: requests preempted and computed again as alone", again[0], f"{again[1]} preemptions"),
+        _same(f"{kv}_swapped", f"{kv}: requests swapped out and in as alone", swapped[0], f"{swapped[2]} pages written"),
+        Claim(f"{kv}_preemptions", f"{kv}: preemptions when computed again", ">=", 1, again[1], ""),
+        Claim(f"{kv}_swaps", f"{kv}: pages written when swapped", ">=", 1, swapped[2], "pages"),
     ]
 
 

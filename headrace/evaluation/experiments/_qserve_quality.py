@@ -8,7 +8,7 @@ from functools import partial
 from headrace.evaluation.experiment import Claim, Conditions
 from headrace.evaluation.quality import Quality, Text, compare_many, even_windows, real_text
 from headrace.evaluation.rounded_weights import plain
-from headrace.kernels.interface import ChainRunner
+from headrace.kernels.interface import ChainRunner, KvFormat
 from headrace.kernels.native_chain import NativeChain
 from headrace.models.catalog import OpenModel, find_model, open_model
 from headrace.text.open_tokenizer import open_tokenizer
@@ -23,11 +23,11 @@ class Subject:
     """A model to measure, what forms of keys and values, and each how manieth position is scored."""
 
     model: str
-    forms: tuple[str, ...]
+    forms: tuple[KvFormat, ...]
     every: int
 
 
-SUBJECTS = (Subject("smollm2-135m-instruct", ("bf16",), 4), Subject("gemma-3-270m", ("bf16",), 8))
+SUBJECTS = (Subject("smollm2-135m-instruct", ("bf16", "kv8", "kv4"), 4), Subject("gemma-3-270m", ("bf16", "kv4"), 8))
 
 
 def quality(conditions: Conditions, subject: Subject) -> list[Claim]:
@@ -55,7 +55,7 @@ def _measure(conditions: Conditions, opened: OpenModel, subject: Subject) -> tup
     threads = conditions.threads or 2
     # The reference keeps keys and values in bf16, as the default does: attention has no fp32 pages.
     reference = NativeChain(opened.config, plain(opened.weights), threads)
-    chains: dict[str, ChainRunner] = {kv: NativeChain(opened.config, opened.weights, threads) for kv in subject.forms}
+    chains: dict[str, ChainRunner] = {kv: NativeChain(opened.config, opened.weights, threads, kv=kv) for kv in subject.forms}
     text = Text(windows, tokenizer.bos_id if tokenizer.add_bos else None, subject.every)
     report = partial(conditions.report, f"quality of {subject.model}")
     return compare_many(reference, chains, text, report), windows.size
