@@ -43,6 +43,7 @@ ERROR_TABLE: dict[str, ErrorKind] = {
         ErrorKind("body_too_large", 413, "invalid_request_error", "The body is over the size limit."),
         ErrorKind("headers_too_large", 431, "invalid_request_error", "The request's headers are over the size limit."),
         ErrorKind("body_timeout", 408, "invalid_request_error", "The request's body did not arrive in time."),
+        ErrorKind("rate_limit_exceeded", 429, "rate_limit_error", "The key's requests or tokens a minute are used up."),
         ErrorKind("queue_full", 429, "rate_limit_error", "Too many requests are waiting.", retry_after=1),
         ErrorKind("internal_error", 500, "api_error", "A bug in the server; the request id finds it in the log."),
         ErrorKind("engine_dead", 503, "api_error", "The engine process has ended.", retry_after=5),
@@ -62,13 +63,15 @@ class HeadraceError(Exception):
     """A refusal with a row in :data:`ERROR_TABLE`.
 
     ``message`` is safe to show to a client: no paths, addresses or tracebacks. ``param`` names the field at fault.
+    ``retry_after``: seconds after which it may go better; the row's own value where it is left out.
     """
 
-    def __init__(self, code: str, message: str, *, param: str | None = None) -> None:
+    def __init__(self, code: str, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.kind = ERROR_TABLE[code]
         self.message = message
         self.param = param
+        self.retry_after = retry_after if retry_after is not None else self.kind.retry_after
 
     @property
     def code(self) -> str:

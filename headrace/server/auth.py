@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,32 +16,54 @@ OPEN_PATHS = frozenset({"/livez"})
 """The only routes without a key: a liveness probe says nothing but that the process answers."""
 
 _MAX_KEY = 512
+_MAX_RULE = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRules:
+    """What the holder of a key may use; ``None``: no limit. ``weight``: share of the machine beside other keys."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    weight: int = 1
 
 
 class KeyRing:
-    """The server's keys as hashes; the keys themselves are not kept."""
+    """The server's keys as hashes; the keys themselves are not kept. ``rules`` by :func:`tenant_name` of the key."""
 
-    def __init__(self, keys: list[str]) -> None:
+    def __init__(self, keys: Mapping[str, KeyRules]) -> None:
         self._hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self.rules = {tenant_name(key): rules for key, rules in keys.items()}
 
     @classmethod
     def read(cls, path: str) -> KeyRing:
-        """Read one key a line; blank lines and lines that start with # don't count.
+        """Read one key a line, with its rules behind it; blank lines and lines that start with # don't count.
 
-        Raises ``invalid_setting`` for a file that can't be read, has no key, or a key with blanks or control characters.
+        A line of the key ``*`` gives the rules of keys that have none of their own::
+
+            * requests_per_minute=60
+            sk-of-the-lab tokens_per_minute=20000 weight=3
+
+        Raises ``invalid_setting`` for a file that can't be read, has no key, or a line that says anything else.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise HeadraceError("invalid_setting", f"the key file can't be read: {error}", param="api_key_file") from error
-        keys = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+        keys: dict[str, KeyRules | None] = {}
+        for number, line in enumerate(text.splitlines(), start=1):
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            key, *words = line.split()
+            if len(key) > _MAX_KEY or not key.isascii() or not key.isprintable():
+                raise _bad_line(number, f"must begin with a key of at most {_MAX_KEY} visible ASCII characters")
+            if key in keys:
+                raise _bad_line(number, "repeats a key")
+            keys[key] = _key_rules(words, number) if words else None
+        common = keys.pop("*", None) or KeyRules()
         if not keys:
             raise HeadraceError("invalid_setting", "the key file holds no key", param="api_key_file")
-        for number, key in enumerate(keys, start=1):
-            if len(key) > _MAX_KEY or not key.isascii() or not key.isprintable() or " " in key:
-                problem = f"key {number} of the key file must be at most {_MAX_KEY} visible ASCII characters without blanks"
-                raise HeadraceError("invalid_setting", problem, param="api_key_file")
-        return cls(keys)
+        return cls({key: rules or common for key, rules in keys.items()})
 
     def admits(self, key: str) -> bool:
         """True when the key is one of ours. Every hash is compared, in constant time, so timing tells nothing."""
@@ -48,6 +72,28 @@ class KeyRing:
         for known in self._hashes:
             found |= hmac.compare_digest(digest, known)
         return found
+
+
+def _key_rules(words: list[str], line: int) -> KeyRules:
+    names = [field.name for field in fields(KeyRules)]
+    found: dict[str, int] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in names or not equals:
+            raise _bad_line(line, f"has {word[:64]!r} behind the key, where {', '.join(names)} may stand as name=number")
+        if not (value.isascii() and value.isdigit() and 1 <= int(value[:10]) <= _MAX_RULE):
+            raise _bad_line(line, f"must give {name} as a whole number from 1 to {_MAX_RULE:,}")
+        found[name] = int(value[:10])
+    return KeyRules(**found)
+
+
+def _bad_line(number: int, problem: str) -> HeadraceError:
+    return HeadraceError("invalid_setting", f"line {number} of the key file {problem}", param="api_key_file")
+
+
+def tenant_name(key: str) -> str:
+    """A name for whoever holds this key: the same for ever, different for every key, and of no use to find the key."""
+    return hashlib.blake2b(key.encode(), digest_size=16, person=b"headrace tenant").hexdigest()
 
 
 def presented_key(headers: list[tuple[bytes, bytes]]) -> str | None:

@@ -44,8 +44,8 @@ def error_body(error: HeadraceError) -> bytes:
 def error_response(error: HeadraceError, headers: dict[str, str] | None = None) -> Response:
     """A refusal as an answer, with Retry-After where waiting may help."""
     extra = dict(headers or {})
-    if error.kind.retry_after is not None:
-        extra["retry-after"] = str(math.ceil(error.kind.retry_after))
+    if error.retry_after is not None:
+        extra["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     if error.kind.status == 401:
         extra["www-authenticate"] = "Bearer"
     return Response(error_body(error), status_code=error.kind.status, headers=extra, media_type=JSON_TYPE)

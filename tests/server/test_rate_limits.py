@@ -1,0 +1,109 @@
+"""Allowances: what a key has, what it gets back, and how it is told."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.errors import HeadraceError
+from headrace.server.auth import KeyRules
+from headrace.server.rate_limits import RateLimits, duration
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def limits(requests: int | None, tokens: int | None) -> tuple[RateLimits, Clock]:
+    clock = Clock()
+    return RateLimits({"a": KeyRules(requests, tokens), "b": KeyRules(1, 1)}, clock), clock
+
+
+def test_requests_run_out_and_come_back_one_by_one() -> None:
+    allowed, clock = limits(6, None)
+    for _ in range(6):
+        allowed.admit("a", 100)
+    with pytest.raises(HeadraceError, match=r"6 requests a minute. Try again in 10s") as caught:
+        allowed.admit("a", 1)
+    assert caught.value.code == "rate_limit_exceeded"
+    assert caught.value.retry_after == pytest.approx(10.0)
+    clock.now += 10.0
+    allowed.admit("a", 1)
+    with pytest.raises(HeadraceError):
+        allowed.admit("a", 1)
+
+
+def test_a_refusal_takes_nothing() -> None:
+    allowed, _ = limits(100, 50)
+    allowed.admit("a", 50)
+    for _ in range(10):
+        with pytest.raises(HeadraceError, match="50 tokens a minute"):
+            allowed.admit("a", 10)
+    assert dict(allowed.headers("a"))[b"x-ratelimit-remaining-requests"] == b"99"
+
+
+def test_generated_tokens_are_waited_off_later() -> None:
+    allowed, clock = limits(None, 60)
+    allowed.admit("a", 10)
+    allowed.used("a", 110)
+    clock.now += 60.0
+    with pytest.raises(HeadraceError) as caught:
+        allowed.admit("a", 20)
+    assert caught.value.retry_after == pytest.approx(20.0)
+    clock.now += 20.0
+    allowed.admit("a", 20)
+
+
+def test_a_prompt_larger_than_the_allowance_runs_from_a_full_bucket() -> None:
+    allowed, clock = limits(None, 60)
+    allowed.admit("a", 1000)
+    with pytest.raises(HeadraceError):
+        allowed.admit("a", 1)
+    clock.now += 941.0
+    allowed.admit("a", 1)
+
+
+def test_tenants_are_apart_and_the_unlimited_stay_so() -> None:
+    allowed, _ = limits(1, None)
+    allowed.admit("a", 1)
+    allowed.admit("b", 1)
+    for _ in range(100):
+        allowed.admit("c", 10_000)
+        allowed.used("c", 10_000)
+    assert allowed.headers("c") == []
+
+
+def test_headers_tell_limit_remaining_and_reset() -> None:
+    allowed, _ = limits(60, 6000)
+    allowed.admit("a", 600)
+    assert dict(allowed.headers("a")) == {
+        b"x-ratelimit-limit-requests": b"60", b"x-ratelimit-remaining-requests": b"59", b"x-ratelimit-reset-requests": b"1s",
+        b"x-ratelimit-limit-tokens": b"6000", b"x-ratelimit-remaining-tokens": b"5400", b"x-ratelimit-reset-tokens": b"6s",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (0.2501, "251ms"), (7.5, "7.5s"), (63, "1m3s"), (59.99, "1m0s")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@given(st.lists(st.tuples(st.floats(0, 30), st.integers(1, 40), st.integers(0, 40)), max_size=60))
+def test_no_minute_sees_more_than_the_burst_and_the_refill(calls: list[tuple[float, int, int]]) -> None:
+    """Whatever the pattern: admitted prompts never exceed a full bucket plus what flowed in."""
+    allowed, clock = limits(None, 60)
+    admitted = used = 0
+    for pause, prompt, output in calls:
+        clock.now += pause
+        try:
+            allowed.admit("a", prompt)
+        except HeadraceError:
+            continue
+        admitted += prompt
+        assert admitted + used <= 60 + (clock.now - 1000.0) + 1e-6
+        allowed.used("a", output)
+        used += output
