@@ -34,7 +34,7 @@ def create_app(service: Service, keys: KeyRing | None = None) -> ASGIApp:
     app.add_exception_handler(HeadraceError, _refusal)
     app.add_exception_handler(ClientGone, _hung_up)
     app.add_exception_handler(Exception, _bug)
-    return Gate(app, service.settings, keys, service.metrics)
+    return Gate(app, service, keys)
 
 
 def _handler(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:

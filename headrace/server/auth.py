@@ -21,11 +21,10 @@ _MAX_RULE = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class KeyRules:
-    """What the holder of a key may use; ``None``: no limit. ``weight``: share of the machine beside other keys."""
+    """What the holder of a key may use; ``None``: no limit."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
-    weight: int = 1
 
 
 class KeyRing:
@@ -42,7 +41,7 @@ class KeyRing:
         A line of the key ``*`` gives the rules of keys that have none of their own::
 
             * requests_per_minute=60
-            sk-of-the-lab tokens_per_minute=20000 weight=3
+            sk-of-the-lab requests_per_minute=600 tokens_per_minute=20000
 
         Raises ``invalid_setting`` for a file that can't be read, has no key, or a line that says anything else.
         """
@@ -80,7 +79,7 @@ def _key_rules(words: list[str], line: int) -> KeyRules:
     for word in words:
         name, equals, value = word.partition("=")
         if name not in names or not equals:
-            raise _bad_line(line, f"has {word[:64]!r} behind the key, where {', '.join(names)} may stand as name=number")
+            raise _bad_line(line, f"may have only {' and '.join(names)} behind the key, as name=number")
         if not (value.isascii() and value.isdigit() and 1 <= int(value[:10]) <= _MAX_RULE):
             raise _bad_line(line, f"must give {name} as a whole number from 1 to {_MAX_RULE:,}")
         found[name] = int(value[:10])
@@ -117,9 +116,9 @@ def check_key(path: str, headers: list[tuple[bytes, bytes]], keys: KeyRing | Non
 
 
 def tenant_of(headers: list[tuple[bytes, bytes]]) -> str:
-    """A name for whoever carries this key: the same for ever, different for every key, and of no use to find the key."""
+    """The name of whoever carries this key; empty without one."""
     key = presented_key(headers)
-    return hashlib.blake2b(key.encode(), digest_size=16, person=b"headrace tenant").hexdigest() if key is not None else ""
+    return tenant_name(key) if key is not None else ""
 
 
 def check_browser(headers: list[tuple[bytes, bytes]], host: str) -> None:

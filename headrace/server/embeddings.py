@@ -31,14 +31,14 @@ async def embed(service: Service, call: Call[EmbeddingRequest]) -> Response:
         if len(prompt.ids) > language.context_length:
             message = f"'{prompt.param}' has {len(prompt.ids):,} tokens; the model's context holds {language.context_length:,}."
             raise HeadraceError("context_length_exceeded", message, param=prompt.param)
+    count = sum(len(prompt.ids) for prompt in prompts)
     deadline = body.deadline_ms / 1000 if body.deadline_ms is not None else None
-    with service.admitted(len(prompts)):
+    with service.admitted(len(prompts), count, call.tenant):
         vectors = await _run(service, prompts, deadline, call.tenant)
     data = [
         Embedding(index=index, embedding=_encode(_shortened(vector, body.dimensions), body.encoding_format == "base64"))
         for index, vector in enumerate(vectors)
     ]
-    count = sum(len(prompt.ids) for prompt in prompts)
     service.metrics.prompt_tokens.inc(count)
     return json_response(EmbeddingList(data=data, model=service.model_name, usage=EmbeddingUsage(count, count)))
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace.errors import HeadraceError
 from headrace.server.auth import KeyRing, check_browser, check_key, tenant_of
-from headrace.server.metrics import Metrics
 from headrace.server.rendering import STATUS_HUNG_UP, error_response, internal_error
 from headrace.server.requests import GONE, TENANT, request_id_of
-from headrace.server.settings import ServerSettings
+from headrace.server.service import Service
 
 logger = logging.getLogger("headrace.server")
 
@@ -20,11 +20,12 @@ logger = logging.getLogger("headrace.server")
 class Gate:
     """An ASGI layer around the application; nothing gets past it without an id, and nothing leaves it without one."""
 
-    def __init__(self, inner: ASGIApp, settings: ServerSettings, keys: KeyRing | None, metrics: Metrics) -> None:
+    def __init__(self, inner: ASGIApp, service: Service, keys: KeyRing | None) -> None:
         self._inner = inner
-        self._settings = settings
+        self._settings = service.settings
         self._keys = keys
-        self._metrics = metrics
+        self._metrics = service.metrics
+        self._limits = service.rate_limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -37,7 +38,8 @@ class Gate:
         started = time.monotonic()
         try:
             check_key(scope["path"], scope["headers"], self._keys)
-            scope[TENANT] = tenant_of(scope["headers"]) if self._keys is not None else ""
+            tenant = scope[TENANT] = tenant_of(scope["headers"]) if self._keys is not None else ""
+            answer.late_headers = lambda: self._limits.headers(tenant)
             if self._keys is None:
                 check_browser(scope["headers"], self._settings.host)
             await self._inner(scope, receive, answer.send)
@@ -68,6 +70,7 @@ class _Answer:
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
         self._id = (b"x-request-id", request_id.encode("ascii"))
+        self.late_headers: Callable[[], list[tuple[bytes, bytes]]] = list  # read when the answer begins, not before
         self.started = False
         self.status = STATUS_HUNG_UP
 
@@ -75,5 +78,5 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.started = True
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", []), self._id]
+            message["headers"] = [*message.get("headers", []), self._id, *self.late_headers()]
         await self._send(message)

@@ -92,7 +92,8 @@ class Generation:
         self.totals = Totals(prompt=sum(len(job.prompt) for job in jobs))
 
     async def __aenter__(self) -> Generation:
-        self._admission.enter_context(self._service.admitted(sum(job.params.n for job in self._jobs)))
+        sequences = sum(job.params.n for job in self._jobs)
+        self._admission.enter_context(self._service.admitted(sequences, self.totals.prompt, self._tenant))
         try:
             for job in self._jobs:
                 self._running.append(self._submit(job))
@@ -204,6 +205,7 @@ class Generation:
         piece.tokens += output.tokens[:used]
         piece.offsets += [entry.offset for entry in delta.pieces]
         self.totals.completion += used
+        self._service.rate_limits.used(self._tenant, used)
         if output.logprobs is not None:
             piece.logprobs = [*(piece.logprobs or ()), *output.logprobs[:used]]
         if delta.finished_by_stop is not None:

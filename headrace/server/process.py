@@ -47,7 +47,7 @@ def serve(settings: Settings, client: type[EngineClient] = EngineClient) -> int:
     keys = KeyRing.read(options.api_key_file) if options.api_key_file is not None else None
     sock = listen(options)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(Runner(settings, sock, client).run(keys))
+        return runner.run(Runner(settings, sock, client, keys).run())
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -74,8 +74,9 @@ def listen(options: ServerSettings) -> socket.socket:
 class Runner:
     """One server run: owns the engine, the HTTP server and the reaction to signals and death."""
 
-    def __init__(self, settings: Settings, sock: socket.socket, client: type[EngineClient]) -> None:
+    def __init__(self, settings: Settings, sock: socket.socket, client: type[EngineClient], keys: KeyRing | None) -> None:
         self._settings = settings
+        self._keys = keys
         self._options = settings.of(ServerSettings)
         self._sock = sock
         self._engine = client(on_death=lambda error: self._fail(error.message))
@@ -83,7 +84,7 @@ class Runner:
         self._hurry = asyncio.Event()
         self._code = 0
 
-    async def run(self, keys: KeyRing | None) -> int:
+    async def run(self) -> int:
         """Serve until stopped; the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -93,7 +94,7 @@ class Runner:
         side_tasks = [asyncio.create_task(self._service.lag.run())]
         if launched:
             side_tasks.append(asyncio.create_task(self._load()))
-        server = self._http_server(keys)
+        server = self._http_server()
         serving = asyncio.create_task(server.serve([self._sock]))
         host, port = self._sock.getsockname()[:2]
         say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
@@ -120,11 +121,12 @@ class Runner:
         return True
 
     def _new_service(self) -> Service:
+        from headrace.server.rate_limits import RateLimits
         from headrace.server.service import Service
 
-        return Service(self._options, self._engine)
+        return Service(self._options, self._engine, RateLimits(self._keys.rules) if self._keys is not None else None)
 
-    def _http_server(self, keys: KeyRing | None) -> ApiServer:
+    def _http_server(self) -> ApiServer:
         import uvicorn
 
         from headrace.server.application import create_app
@@ -132,7 +134,7 @@ class Runner:
 
         return ApiServer(
             uvicorn.Config(
-                create_app(self._service, keys), http=GuardedProtocol, ws="none", lifespan="off", log_config=None,
+                create_app(self._service, self._keys), http=GuardedProtocol, ws="none", lifespan="off", log_config=None,
                 access_log=False, server_header=False, timeout_graceful_shutdown=2, backlog=1024,
             )
         )  # fmt: skip

@@ -14,6 +14,7 @@ from headrace.models.packages import aliases_of
 from headrace.server.language import Language
 from headrace.server.loop_lag import LoopLag
 from headrace.server.metrics import Metrics
+from headrace.server.rate_limits import RateLimits
 from headrace.server.rendering import table_error
 from headrace.server.settings import ServerSettings
 
@@ -21,9 +22,10 @@ from headrace.server.settings import ServerSettings
 class Service:
     """What handlers share. Created before the engine is up; :meth:`opened` is called when it is."""
 
-    def __init__(self, settings: ServerSettings, engine: EngineClient) -> None:
+    def __init__(self, settings: ServerSettings, engine: EngineClient, rate_limits: RateLimits | None = None) -> None:
         self.settings = settings
         self.engine = engine
+        self.rate_limits = rate_limits or RateLimits({})
         self.lag = LoopLag(window=settings.lag_window)
         self.metrics = Metrics(lambda: engine.gauges, self.lag, lambda: engine.live)
         self.started = int(time.time())
@@ -70,14 +72,15 @@ class Service:
             raise HeadraceError("model_not_found", message, param="model")
 
     @contextmanager
-    def admitted(self, sequences: int) -> Iterator[None]:
-        """Hold room for so many sequences while the block runs. Raises ``queue_full`` when there is none.
+    def admitted(self, sequences: int, prompt_tokens: int, tenant: str) -> Iterator[None]:
+        """Hold room for so many sequences while the block runs. Raises ``queue_full`` or ``rate_limit_exceeded``.
 
         A call that is larger than the whole limit runs when nothing else does, so that it is not refused for ever.
         """
         self.check_open()
         if self._weight and self._weight + sequences > self.settings.max_queue:
             raise table_error("queue_full")
+        self.rate_limits.admit(tenant, prompt_tokens)
         self._weight += sequences
         self._idle.clear()
         try:

@@ -11,7 +11,7 @@ import pytest
 from conftest import Running, launch_server
 
 from headrace.errors import HeadraceError
-from headrace.server.auth import KeyRing, is_local
+from headrace.server.auth import KeyRing, KeyRules, is_local, tenant_name
 from headrace.server.routes import ENDPOINTS
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
@@ -73,7 +73,9 @@ def test_keys_open_the_door(locked: Running) -> None:
 
 def test_key_files(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    for text in ("", "# only a comment\n", "two words\n", "k\u00e9y\n", "x" * 513):
+    bad_rules = ("requests_per_minute=0", "requests_per_minute=-1", "requests_per_minute=1e3", "tokens_per_minute", "days=3")
+    texts = ["", "# only a comment\n", "two words\n", "k\u00e9y\n", "x" * 513, "a\na\n", "* requests_per_minute=3\n"]
+    for text in (*texts, *(f"a {rule}\n" for rule in bad_rules), "a requests_per_minute=99999999999\n"):
         file.write_text(text)
         with pytest.raises(HeadraceError) as refused:
             KeyRing.read(str(file))
@@ -86,6 +88,9 @@ def test_key_files(tmp_path: Path) -> None:
     assert ring.admits("b")
     assert not ring.admits("")
     assert not ring.admits("a" * 600)
+    file.write_text("* requests_per_minute=5\na\nb tokens_per_minute=7 requests_per_minute=9 \n")
+    rules = KeyRing.read(str(file)).rules
+    assert rules == {tenant_name("a"): KeyRules(5, None), tenant_name("b"): KeyRules(9, 7)}
 
 
 @pytest.mark.server

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import openai
 import pytest
+from conftest import Running, launch_server
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,3 +111,43 @@ def test_no_minute_sees_more_than_the_burst_and_the_refill(calls: list[tuple[flo
         assert admitted + used <= 60 + (clock.now - 1000.0) + 1e-6
         allowed.used("a", output)
         used += output
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    path.write_text("free\nfew requests_per_minute=2\nshort tokens_per_minute=50\n")
+    running = launch_server(0.001, key="free", api_key_file=str(path))
+    yield running
+    assert running.stop() == 0
+
+
+def _client(server: Running, key: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=30.0)
+
+
+@pytest.mark.server
+def test_the_client_sees_its_limits_and_a_refusal_it_understands(limited: Running) -> None:
+    few = _client(limited, "few").completions.with_raw_response
+    first = few.create(model="echo", prompt=[1, 2, 3], max_tokens=2)
+    assert first.headers["x-ratelimit-limit-requests"] == "2"
+    assert first.headers["x-ratelimit-remaining-requests"] == "1"
+    assert first.headers["x-ratelimit-reset-requests"] in ("30s", "29.9s", "29.8s")
+    assert "x-ratelimit-limit-tokens" not in first.headers
+    few.create(model="echo", prompt=[1, 2, 3], max_tokens=2)
+    with pytest.raises(openai.RateLimitError) as refused:
+        few.create(model="echo", prompt=[1, 2, 3], max_tokens=2)
+    assert refused.value.code == "rate_limit_exceeded"
+    assert 25 <= int(refused.value.response.headers["retry-after"]) <= 30
+    assert refused.value.response.headers["x-ratelimit-remaining-requests"] == "0"
+    unlimited = _client(limited, "free").completions.with_raw_response.create(model="echo", prompt=[1], max_tokens=2)
+    assert not any(name.startswith("x-ratelimit") for name in unlimited.headers)
+
+
+@pytest.mark.server
+def test_streamed_tokens_count(limited: Running) -> None:
+    short = _client(limited, "short")
+    with short.completions.create(model="echo", prompt="one two three", max_tokens=60, stream=True) as stream:
+        assert sum(1 for _ in stream) > 1
+    with pytest.raises(openai.RateLimitError, match="tokens a minute"):
+        short.embeddings.create(model="echo", input=[[1, 2, 3]])
