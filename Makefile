@@ -13,7 +13,7 @@ SERVE_STAMP := $(VENV)/.stamp-serve
 MODEL_STAMP := $(VENV)/.stamp-model
 DEV_STAMP := $(VENV)/.stamp-dev
 
-.PHONY: help setup serve test check format bench docs native size clean
+.PHONY: help setup serve test check sanitize format bench docs native size clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -32,6 +32,9 @@ check: $(DEV_STAMP)  ## lint, format, types and the size report
 	$(BIN)/mypy
 	$(BIN)/mypy tests/kernels/conftest.py
 	$(BIN)/python tools/size_report.py
+
+sanitize: $(DEV_STAMP)  ## the kernel tests with address and undefined-behaviour sanitizers, in a build folder of their own
+	tools/sanitize.sh $(BIN)/python $(or $(ARGS),tests/kernels)
 
 format: $(DEV_STAMP)  ## apply the formatter and the safe fixes
 	$(BIN)/ruff check --fix headrace tests tools
