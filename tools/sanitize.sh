@@ -26,4 +26,4 @@ SITE
 export LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libubsan.so) $(c++ -print-file-name=libstdc++.so.6)"
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 export PYTHONPATH=$PWD/$build/tree
-exec "$python" -m pytest --rootdir=. -p no:cacheprovider "$@"
+exec "$python" -P -m pytest --rootdir=. -p no:cacheprovider "$@"  # -P: the checkout itself stays off the path
