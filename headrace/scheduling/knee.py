@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from headrace.scheduling.composer import ROW_TILE
 
-SATURATED = 0.96
+SATURATED = 0.97
 LARGEST = 1024
 
 
@@ -55,7 +55,7 @@ class Knee:
 
 
 def find_knee(samples: Iterable[StepSample], gap_seconds: float | None = None) -> Knee:
-    """The smallest step size with 96 % of the throughput of the largest, or the largest that fits the gap if that is smaller.
+    """The smallest step size with 97 % of the throughput of the largest, or the largest that fits the gap if that is smaller.
 
     Throughput over step size rises while weights are streamed and then stays flat (DeepSpeed-FastGen); beyond the knee a
     larger step only makes streams wait. The times of all sizes are fitted by a straight line, so that one disturbed size

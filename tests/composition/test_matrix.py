@@ -19,9 +19,11 @@ from headrace.engine.loop import Engine, EngineParts
 from headrace.engine.request import Limits
 from headrace.engine.sampling_params import GrammarSpec, SamplingParams
 from headrace.engine.wire import Submit, TokenLogprob, TokenOutput
+from headrace.kernels.interface import KvFormat
 from headrace.kernels.native_chain import NativeChain
 from headrace.kernels.sampler import Sampler
 from headrace.memory.arena import Arena
+from headrace.memory.disk_tier import slot_bytes
 from headrace.memory.moves import MoveOptions
 from headrace.models.catalog import OpenModel, find_model, open_model
 from headrace.models.recoding import recode
@@ -57,6 +59,7 @@ class Mix:
     logprobs: bool = False
     penalties: bool = False
     weights: str = "auto"
+    kv: KvFormat = "bf16"
     reuse: bool = False
 
 
@@ -74,6 +77,8 @@ MECHANISMS: dict[str, dict[str, int | bool | str]] = {
     "weights w4": {"weights": "w4"},
     "weights w8": {"weights": "w8"},
     "q4 with 8-bit activations": {"weights": "q4"},
+    "kv8": {"kv": "kv8"},
+    "kv4": {"kv": "kv4"},
     "prefix reuse": {"reuse": True},
 }
 
@@ -83,24 +88,31 @@ class Bench:
     """The real model on one and on two threads, and everything that is known of requests run alone."""
 
     model: OpenModel
-    chains: dict[str, NativeChain]
-    arena: Arena
+    chains: dict[tuple[str, KvFormat], NativeChain]
+    arenas: dict[KvFormat, Arena]
     grammars: LazyGrammars
     prompts: list[list[int]]
-    alone: dict[tuple[str, bytes], list[Answer]]
+    alone: dict[tuple[str, KvFormat, bytes], list[Answer]]
     folder: Path
 
-    def chain(self, weights: str, threads: int) -> NativeChain:
-        """The model with its matrices in that form, made at its first use."""
-        if weights not in self.chains:
+    def chain(self, weights: str, kv: KvFormat, threads: int) -> NativeChain:
+        """The model with its matrices and pages in those forms, made at its first use."""
+        if (weights, kv) not in self.chains:
             source = self.model.weights
             recoded = RoundedWeights(source, 64, 8) if weights == "q4" else recode(source, weights)
             files = self.model.files if weights != "q4" else ()  # codes that only this test makes are not kept
-            chain = make_chain(dataclasses.replace(self.model, weights=recoded, files=files), "cpu", threads)
+            chain = make_chain(dataclasses.replace(self.model, weights=recoded, files=files), "cpu", threads, kv)
             assert isinstance(chain, NativeChain)
-            self.chains[weights] = chain
-        self.chains[weights].set_threads(threads)
-        return self.chains[weights]
+            self.chains[weights, kv] = chain
+        self.chains[weights, kv].set_threads(threads)
+        return self.chains[weights, kv]
+
+    def arena(self, chain: NativeChain) -> Arena:
+        """A pool of pages as the chain lays them out."""
+        layout = chain.page_layout
+        if layout.kv not in self.arenas:
+            self.arenas[layout.kv] = Arena(POOL, layout.page_bytes)
+        return self.arenas[layout.kv]
 
 
 @dataclass(slots=True)
@@ -123,14 +135,11 @@ class Answer:
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     model = open_model(find_model("smollm2"))
     tokenizer = open_tokenizer(model.tokenizer_source)
-    chain = make_chain(model, "cpu", 1)
-    assert isinstance(chain, NativeChain)
-    arena = Arena(POOL, chain.page_layout.page_bytes)
     grammars = LazyGrammars(lambda: tokenizer, model.config.vocab)
-    yield Bench(
-        model, {"auto": chain}, arena, grammars, [tokenizer.encode(text) for text in TEXTS], {}, tmp_path_factory.mktemp("swap")
-    )
-    arena.close()
+    made = Bench(model, {}, {}, grammars, [tokenizer.encode(text) for text in TEXTS], {}, tmp_path_factory.mktemp("swap"))
+    yield made
+    for arena in made.arenas.values():
+        arena.close()
 
 
 def requests_of(mix: Mix, bench: Bench) -> list[Submit]:
@@ -151,14 +160,15 @@ def requests_of(mix: Mix, bench: Bench) -> list[Submit]:
 
 
 def engine_of(mix: Mix, bench: Bench) -> Engine:
-    chain = bench.chain(mix.weights, mix.threads)
-    swap = SwapOptions(MoveOptions(4 * POOL), bench.arena.page_bytes, mix.swap) if mix.swap != "recompute" else None
+    chain = bench.chain(mix.weights, mix.kv, mix.threads)
+    arena = bench.arena(chain)
+    swap = SwapOptions(MoveOptions(4 * POOL), slot_bytes(arena.page_bytes), mix.swap) if mix.swap != "recompute" else None
     scheduling = SchedulingSettings(step_tokens=mix.step_tokens, prefix_reuse="on" if mix.reuse else "off")
     scheduler = make_scheduler(scheduling, mix.pages, chain, None, swap)
-    moving = make_moving(scheduler, bench.arena, bench.folder) if swap is not None else None
+    moving = make_moving(scheduler, arena, bench.folder) if swap is not None else None
     config = bench.model.config
     limits = Limits(config.vocab, config.context_length, config.eos_ids)
-    pages = bench.arena.bytes[: mix.pages]
+    pages = arena.bytes[: mix.pages]
     return Engine(EngineParts(chain, pages, scheduler, Sampler(config.vocab, mix.threads), limits, bench.grammars, moving=moving))
 
 
@@ -189,11 +199,11 @@ def expect_short_answers(engine: Engine, bench: Bench) -> None:
             engine.step()
 
 
-def alone(submit: Submit, bench: Bench, weights: str) -> list[Answer]:
-    """What the request gets by itself: prompt in one step, one thread, the same weights. Run once and remembered."""
-    key = weights, msgspec.json.encode(submit)
+def alone(submit: Submit, bench: Bench, mix: Mix) -> list[Answer]:
+    """What the request gets by itself: prompt in one step, one thread, the same weights and pages. Run once and remembered."""
+    key = mix.weights, mix.kv, msgspec.json.encode(submit)
     if key not in bench.alone:
-        engine = engine_of(Mix(threads=1, weights=weights), bench)
+        engine = engine_of(Mix(threads=1, weights=mix.weights, kv=mix.kv), bench)
         bench.alone[key] = run(engine, [submit], None)[submit.request_id]
         engine.close()
     return bench.alone[key]
@@ -219,7 +229,7 @@ def test_pair(first: str, second: str, bench: Bench) -> None:
         assert engine.scheduler.pool.cached > 0
     answers = run(engine, submits, random.Random(mix.shuffle) if mix.shuffle else None)
     for submit in submits:
-        assert answers[submit.request_id] == alone(submit, bench, mix.weights), f"request {submit.request_id}"
+        assert answers[submit.request_id] == alone(submit, bench, mix), f"request {submit.request_id}"
     assert engine.scheduler.pool.free == mix.pages
     moves = engine.gauges().moves
     assert mix.swap != "swap" or (moves is not None and moves.written_pages > 0), "nothing was swapped"

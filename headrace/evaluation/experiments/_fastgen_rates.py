@@ -176,7 +176,7 @@ def _knee(sides: Sides, claim_id: str, model: str) -> tuple[Claim, Series]:
     makes: list[Callable[[], Engine]] = [partial(sides.split, gap_target_ms=target)]
     makes += [partial(sides.split, step_tokens=size, gap_target_ms=target) for size in sizes]
     variants = [partial(_rate, make, partial(_reading, sides), 0.4 if quick else 0.6, _STREAMS) for make in makes]
-    rates = interleave(variants, 2 if quick else 3, partial(sides.conditions.report, f"step sizes of {model}"))
+    rates = interleave(variants, 2 if quick else 5, partial(sides.conditions.report, f"step sizes of {model}"))
     calibrated, swept = rates[0], rates[1:]
     against = [median_ratio(calibrated, one) for one in swept]
     best = min(range(len(sizes)), key=lambda index: against[index])
