@@ -80,9 +80,9 @@ def _key_rules(words: list[str], line: int) -> KeyRules:
         name, equals, value = word.partition("=")
         if name not in names or not equals:
             raise _bad_line(line, f"may have only {' and '.join(names)} behind the key, as name=number")
-        if not (value.isascii() and value.isdigit() and 1 <= int(value[:10]) <= _MAX_RULE):
+        if not (value.isascii() and value.isdigit() and len(value) <= 10 and 1 <= int(value) <= _MAX_RULE):
             raise _bad_line(line, f"must give {name} as a whole number from 1 to {_MAX_RULE:,}")
-        found[name] = int(value[:10])
+        found[name] = int(value)
     return KeyRules(**found)
 
 
