@@ -71,7 +71,7 @@ IGNORED: dict[str, str] = {
     "store": "Only false: answers are never stored.",
     "service_tier": "Only auto or default: there is one tier.",
     "safety_identifier": "Accepted and not used.",
-    "prompt_cache_key": "Accepted and not used.",
+    "prompt_cache_key": "Accepted and not used: pages of earlier prompts are found by their tokens.",
     "prompt_cache_retention": "Only in_memory: nothing is kept on disk.",
 }
 """Fields that clients send and that are meaningless here, with what is allowed; the docs table is made from it."""
@@ -84,7 +84,7 @@ UNSUPPORTED: dict[str, str] = {
     "modalities": 'only ["text"] is served',
     "moderation": "no moderation model is served",
     "prediction": "predicted output is not served",
-    "prompt_cache_options": "prompts are not kept between requests",
+    "prompt_cache_options": "pages of earlier prompts are found without being asked for",
     "reasoning_effort": 'no reasoning model is served; only "none"',
     "suffix": "no fill-in-the-middle template is served",
     "verbosity": 'the model has no such control; only "medium"',
