@@ -26,4 +26,7 @@ SITE
 export LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libubsan.so) $(c++ -print-file-name=libstdc++.so.6)"
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 export PYTHONPATH=$PWD/$build/tree
-exec "$python" -P -m pytest --rootdir=. -p no:cacheprovider "$@"  # -P: the checkout itself stays off the path
+# One test takes the address space away; the sanitizer's own runtime ends the process there, before the kernels can answer.
+# -P: the checkout itself stays off the path.
+exec "$python" -P -m pytest --rootdir=. -p no:cacheprovider \
+  --deselect tests/kernels/test_threads.py::test_a_system_without_room_for_threads_is_an_error_and_not_the_end "$@"
