@@ -28,8 +28,14 @@ HEADRACE_INLINE void norm_row(const float* x, const float* gain, float eps, int 
     for (int i = 0; i < n; i += 16) store(out + i, load(x + i) * inverse * load(gain + i));
 }
 
-// A row with a NaN or an infinity gets a NaN scale: every product of it is NaN then, which the end of the chain can see.
-HEADRACE_INLINE void quantise_row(const float* x, int n, const QuantisedRow& to) {
+struct RowScale {
+    float scale;  // value of one code
+    F16 inverse;
+};
+
+// The scale at which a row's largest value gets the code `top`. A row with a NaN or an infinity gets a NaN scale: every
+// product of it is NaN then, which the end of the chain can see.
+HEADRACE_INLINE RowScale row_scale(const float* x, int n, float top) {
     F16 peak_a = splat(0.0f), peak_b = splat(0.0f), broken = splat(0.0f);
     for (int i = 0; i < n; i += 32) {
         const F16 a = load(x + i), b = load(x + i + 16);
@@ -39,8 +45,13 @@ HEADRACE_INLINE void quantise_row(const float* x, int n, const QuantisedRow& to)
     }
     const float peak = maximum(max(peak_a, peak_b));
     const bool live = peak > 1e-30f;  // below, the inverse could overflow: the row counts as zero
-    const F16 inverse = splat(live ? static_cast<float>(kActivationPeak) / peak : 0.0f);
-    *to.scale = (live ? peak / static_cast<float>(kActivationPeak) : 0.0f) + sum(broken);
+    return {(live ? peak / top : 0.0f) + sum(broken), splat(live ? top / peak : 0.0f)};
+}
+
+HEADRACE_INLINE void quantise_row(const float* x, int n, const QuantisedRow& to) {
+    const RowScale found = row_scale(x, n, static_cast<float>(kActivationPeak));
+    const F16 inverse = found.inverse;
+    *to.scale = found.scale;
     for (int i = 0; i < n; i += 32) {
         int32_t sums[2];
         for (int j = 0; j < 2; ++j) {
@@ -69,17 +80,9 @@ inline void sum_wider_groups(int inputs, std::int16_t* sums) {
 }
 
 HEADRACE_INLINE void quantise_bytes_row(const float* x, int n, const ByteRow& to) {
-    F16 peak_a = splat(0.0f), peak_b = splat(0.0f), broken = splat(0.0f);
-    for (int i = 0; i < n; i += 32) {
-        const F16 a = load(x + i), b = load(x + i + 16);
-        peak_a = max(abs(a), peak_a);
-        peak_b = max(abs(b), peak_b);
-        broken = fma(a, splat(0.0f), fma(b, splat(0.0f), broken));
-    }
-    const float peak = maximum(max(peak_a, peak_b));
-    const bool live = peak > 1e-30f;
-    const F16 inverse = splat(live ? static_cast<float>(kBytePeak) / peak : 0.0f);
-    *to.scale = (live ? peak / static_cast<float>(kBytePeak) : 0.0f) + sum(broken);
+    const RowScale found = row_scale(x, n, static_cast<float>(kBytePeak));
+    const F16 inverse = found.inverse;
+    *to.scale = found.scale;
     int32_t total = 0;
     for (int i = 0; i < n; i += 32) {
         const I16 a = to_int(load(x + i) * inverse), b = to_int(load(x + i + 16) * inverse);

@@ -141,7 +141,9 @@ def make_chain(model: OpenModel, device: str, threads: int, kv: KvFormat = "bf16
 
 def make_sampler(chain: ChainRunner, threads: int) -> Sampler:
     """The sampler of a chain, on the chain's own threads where it has some: two pools would spin against each other."""
-    return Sampler(chain.config.vocab, getattr(chain, "pool", threads))
+    from headrace.kernels.native_chain import NativeChain
+
+    return Sampler(chain.config.vocab, chain.pool if isinstance(chain, NativeChain) else threads)
 
 
 def context_length(config: ModelConfig, settings: EngineSettings) -> int:

@@ -114,9 +114,9 @@ def _extremes(kind: str, blocks: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]
     return made
 
 
-def _rows(inputs: int) -> Float32:
+def rows_of_every_kind(count: int, inputs: int, rng: np.random.Generator) -> Float32:
     """Normal rows; among the first: zero, one spike, all equal, alternating, tiny, huge."""
-    x = np.random.default_rng(inputs).standard_normal((max(ROWS), inputs), dtype=np.float32)
+    x = rng.standard_normal((count, inputs), dtype=np.float32)
     x[1] = 0
     x[2] = 0
     x[2, inputs // 2] = -3
@@ -128,7 +128,7 @@ def _rows(inputs: int) -> Float32:
 
 
 def _compare(case: _Case, isas: Sequence[str], pools: Sequence[_native.ThreadPool]) -> Iterator[Conformance]:
-    matrix, x = case.matrix, _rows(case.matrix.inputs)
+    matrix, x = case.matrix, rows_of_every_kind(max(ROWS), case.matrix.inputs, np.random.default_rng(case.matrix.inputs))
     _native.set_isa(_REFERENCE)
     wanted = _bits(matrix.matmul(x[: max(case.rows)], pools[0]))
     for isa in isas:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantised_blocks import FLOATS, LAYOUT, Bytes, Float32, dequantise, float_product, fma, product, random_blocks, take_apart
 
+from headrace.evaluation.kernel_conformance import rows_of_every_kind
 from headrace.kernels._native import PackedMatrix, ThreadPool, set_isa
 from headrace.kernels.formats import runnable_instruction_sets
 
@@ -26,19 +27,6 @@ def oracle(x: Float32, raw: Bytes, kind: str, outputs: int) -> Float32:
     if kind in FLOATS:
         return float_product(x, dequantise(raw, kind, outputs))
     return product(x, take_apart(raw, kind, outputs))
-
-
-def rows_of_every_kind(count: int, inputs: int, rng: np.random.Generator) -> Float32:
-    """Normal rows, and among the first ones: zero, one spike, all at the peak, alternating, tiny, huge."""
-    x = rng.normal(size=(count, inputs)).astype(np.float32)
-    x[1] = 0
-    x[2] = 0
-    x[2, inputs // 2] = -3
-    x[3] = 2
-    x[4] = np.where(np.arange(inputs) % 2, -5, 5)
-    x[5] *= np.float32(1e-32)
-    x[6] *= np.float32(1e20)
-    return x
 
 
 def assert_same_bits(got: Float32, wanted: Float32) -> None:
