@@ -59,14 +59,6 @@ def on_threads(bench: Bench, load: ExactLoad, threads: int) -> float:
         chain.set_threads(bench.built.threads)
 
 
-def on_small_pool(bench: Bench, load: ExactLoad) -> tuple[float, int]:
-    """(percent of choices that are the same bits, preemptions) on a pool that holds little more than the longest request."""
-    longest = max(len(one.prompt) + one.params.max_tokens for one in load.submits)
-    pages = longest // bench.built.chain.page_layout.tokens + 3  # the longest request alone fits; admission avoids most clashes
-    engine = bench.engine(SchedulingSettings(step_tokens=128), pages)
-    return load.same(run_all(engine, load.submits)), engine.scheduler.counters.preemptions
-
-
 def on_scarce_pages(bench: Bench, load: ExactLoad, swap_folder: Path | None = None) -> tuple[float, int, int]:
     """(percent of choices that are the same bits, preemptions, pages written to the tier below) on too small a pool.
 
@@ -76,7 +68,7 @@ def on_scarce_pages(bench: Bench, load: ExactLoad, swap_folder: Path | None = No
     page_tokens = bench.built.chain.page_layout.tokens
     pages = [-(-(len(one.prompt) + one.params.max_tokens) // page_tokens) for one in load.submits]
     swap = SwapVariant(folder=swap_folder) if swap_folder is not None else None
-    engine = bench.engine(SchedulingSettings(step_tokens=128), max(*pages, sum(pages) // 4) + 3, swap)
+    engine = bench.engine(SchedulingSettings(step_tokens=128), max(pages) + 1, swap)
     ended = SamplingParams(max_tokens=100, logit_bias={bench.built.model.config.eos_ids[0]: 100.0})
     run_all(engine, [Submit(1_000_000 + number, load.submits[0].prompt[:8], ended) for number in range(8)])
     share = load.same(run_all(engine, load.submits))

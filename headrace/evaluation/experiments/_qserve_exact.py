@@ -97,7 +97,7 @@ def _ways(bench: Bench, load: ExactLoad) -> list[tuple[str, str, Callable[[], fl
 
 
 def _preempted(bench: Bench, conditions: Conditions, kv: str) -> list[Claim]:
-    """Long greedy answers on a pool for a quarter of them: computed again, or swapped to disk and back."""
+    """Long greedy answers on a pool for little more than one of them: computed again, or swapped to disk and back."""
     outputs = (40, 56) if conditions.quick else (100, 160)
     submits = greedy_requests(bench, range(10, 10 + 2 * _BATCH, 2), outputs, conditions.seed)
     alone: dict[tuple[int, int], Trace] = {}

@@ -13,7 +13,7 @@ from headrace.evaluation.exactness import (
     budget_label,
     budgeted,
     mixed_requests,
-    on_small_pool,
+    on_scarce_pages,
     on_threads,
     shuffled,
 )
@@ -37,7 +37,7 @@ def run(conditions: Conditions) -> Findings:
         for number, (claim_id, (what, way)) in enumerate(ways.items()):
             conditions.report(what, number, len(ways))
             claims.append(Claim(claim_id, what, "==", 100.0, way(), "% same bits", f"{len(alone)} choices"))
-        share, preemptions = on_small_pool(bench, load)
+        share, preemptions, _ = on_scarce_pages(bench, load)
         claims.append(Claim("preempt", "pool too small: preempted and recomputed", "==", 100.0, share, "% same bits"))
         claims.append(Claim("preemptions", "preemptions in that run", ">=", 1, preemptions, "preemptions"))
     return Findings(tuple(claims))
