@@ -15,6 +15,7 @@ from headrace.errors import HeadraceError
 from headrace.kernels.interface import Float32, Int32
 from headrace.kernels.sampler import neutral_request
 from headrace.scheduling.item import MOST_PRIORITY, Item, ItemKind
+from headrace.scheduling.shares import MOST_WEIGHT
 
 GREEDY_BELOW = np.float32(1e-6)  # temperature, as the native sampler sees it: in single precision
 MASK_WINDOW = 8  # tokens over which the cost of a grammar's masks is watched
@@ -144,6 +145,8 @@ def check_submit(submit: Submit, limits: Limits) -> None:
     if not -MOST_PRIORITY <= submit.priority <= MOST_PRIORITY:
         message = f"priority must be from -{MOST_PRIORITY} to {MOST_PRIORITY}, not {submit.priority}"
         raise HeadraceError("invalid_value", message, param="priority")
+    if not 1 <= submit.weight <= MOST_WEIGHT:
+        raise HeadraceError("invalid_value", f"weight must be from 1 to {MOST_WEIGHT}, not {submit.weight}", param="weight")
     if submit.deadline is not None and not submit.deadline > 0:
         raise HeadraceError("invalid_value", "a deadline is a positive number of seconds", param="deadline")
 
@@ -182,6 +185,8 @@ def make_choices(request: LiveRequest, first_item_id: int, limits: Limits) -> li
             priority=submit.priority,
             score_from=None if params.prompt_logprobs is None or submit.embed else 0,
             tenant=submit.tenant,
+            share=submit.share,
+            weight=submit.weight,
         )
         record, plain, tabled = _record(request, index, limits), _is_plain(request), _is_modified(params)
         choice = Choice(request, index, item, record, plain, tabled, _wants_logprobs(request), params.min_tokens)

@@ -25,7 +25,8 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
     """Start a request. ``deadline`` is seconds from arrival. ``embed`` asks for the pooled hidden state only.
 
     ``priority``: −8 … 8, more goes first; age makes up for it (:func:`headrace.scheduling.item.order_of`).
-    ``tenant``: whose pages it may reuse; only requests with the same name ever meet.
+    ``tenant``: whose pages it may reuse; only requests with the same name ever meet. ``share``: who pays for it where shares are
+    served fairly, and ``weight`` (1 … 1000) how much that share is due beside others.
     """
 
     request_id: int
@@ -35,6 +36,8 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
     embed: bool = False
     priority: int = 0
     tenant: str = ""
+    share: str = ""
+    weight: int = 1
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from headrace.scheduling.cost import Cost
-from headrace.scheduling.item import Item, ItemKind, ItemState
+from headrace.scheduling.item import AGEING, Item, ItemKind, ItemState
 from headrace.scheduling.registry import Registry
-from headrace.scheduling.residency import Residency
+from headrace.scheduling.residency import GivesWay, Residency
 from headrace.scheduling.roster import Roster
 from headrace.scheduling.step import PageCopy, Slice
+from headrace.scheduling.waiting import is_well_behind, place
 
 ROW_TILE = 16  # rows that the kernels compute together
 _FEWEST_ROWS = 4
@@ -42,7 +43,7 @@ class Draft:
     """A step in the making. Policies call ``add_decodes`` and ``add_prompts`` in the order they want."""
 
     __slots__ = (
-        "_budget", "_cost", "_first_decode", "_residency", "_roster",
+        "_budget", "_cost", "_favoured", "_first_decode", "_limit", "_residency", "_room", "_roster", "_seconds",
         "copies", "decodes", "logit_rows", "pairs", "slices", "tokens",
     )  # fmt: skip
 
@@ -58,6 +59,9 @@ class Draft:
         self._cost = cost
         self._budget = budget
         self._first_decode = first_decode
+        self._room = self._limit = 0  # rows for prompts: those that are meant for them, and those that there are
+        self._seconds: float | None = None
+        self._favoured: Item | None = None  # others were set aside for it
 
     def add_decodes(self) -> None:
         """One row for each running stream.
@@ -74,6 +78,8 @@ class Draft:
         if roster.prompts:
             room = min(room, budget.logit_rows - 1)
         chosen = decodes.copy() if len(decodes) <= room else _turn(decodes, self._first_decode, room)
+        if roster.shares.several:  # whoever may have to give its pages back comes last, so that it has no row yet
+            chosen.sort(key=place)
         residency, copies, append, new = self._residency, self.copies, self.slices.append, tuple.__new__
         pairs = 0
         for item in chosen:
@@ -90,37 +96,55 @@ class Draft:
     def add_prompts(self, *, whole: bool = False) -> None:
         """Chunks of prompts in order of arrival, running ones first, then as many waiting ones as are admitted.
 
-        ``whole``: as large as the buffers allow, without a bound on time and without splitting evenly.
+        With several shares those that were served less go first, and a waiting prompt of a share that is well behind goes before
+        a running one. ``whole``: as large as the buffers allow, without a bound on time and without splitting evenly.
         """
-        roster, residency, budget = self._roster, self._residency, self._budget
-        limit = (budget.capacity if whole else budget.tokens) - self.tokens
-        if limit <= 0 or not (roster.prompts or roster.waiting):
+        roster, budget = self._roster, self._budget
+        self._limit = (budget.capacity if whole else budget.tokens) - self.tokens
+        if self._limit <= 0 or not (roster.prompts or roster.waiting):
             return
-        room = limit if whole else min(limit, self._even_share(limit))
-        seconds = None if whole or not self.slices else budget.seconds
-        for item in roster.prompts:
-            if room <= 0 or len(self.slices) >= budget.items:
+        self._room = self._limit if whole else min(self._limit, self._even_share(self._limit))
+        self._seconds = None if whole or not self.slices else budget.seconds
+        admits = True
+        for item in roster.prompts_in_turn():
+            if roster.shares.several and admits:
+                admits = self._admit_before(item)
+            if not self._has_room:
                 return
-            taken = self._add_chunk(item, room, limit, seconds)
-            room -= taken
-            limit -= taken
-        while room > 0 and roster.waiting and len(self.slices) < budget.items and not residency.preempted:
-            item = roster.waiting[0]
+            self._take(item)
+        if admits:
+            self._admit_before(None)
+
+    def make_way(self, gives_way: GivesWay) -> None:
+        """Set running items aside for the first waiting one, if it does not fit beside them and they are to give way to it."""
+        self._favoured = self._residency.make_way(gives_way)
+
+    @property
+    def _has_room(self) -> bool:
+        return self._room > 0 and len(self.slices) < self._budget.items
+
+    def _admit_before(self, running: Item | None) -> bool:
+        """Admit waiting items whose share is well behind ``running``'s (``None``: all that may); False: no more in this step."""
+        roster, residency = self._roster, self._residency
+        while self._has_room:
+            item = roster.waiting.first()
+            if item is None or (running is not None and not is_well_behind(item, running)):
+                return True
+            if residency.preempted and item is not self._favoured:
+                return False
             state = residency.admit(item)
             if state is None:
-                return
-            roster.admit_first(state)
-            if state is ItemState.MOVING:
-                continue
-            taken = self._add_chunk(item, room, limit, seconds)
-            if taken == 0:
-                return
-            room -= taken
-            limit -= taken
+                return False
+            roster.admit(item, state)
+            if state is not ItemState.MOVING and self._take(item) == 0:
+                return False
+        return True
 
-    def make_way(self) -> None:
-        """Set running items aside for a waiting one of higher priority that does not fit beside them."""
-        self._residency.make_way()
+    def _take(self, item: Item) -> int:
+        taken = self._add_chunk(item, self._room, self._limit, self._seconds)
+        self._room -= taken
+        self._limit -= taken
+        return taken
 
     def _even_share(self, limit: int) -> int:
         """Rows for prompts in this step, so that the steps until the backlog is done are equally long.
@@ -196,9 +220,22 @@ def first_come(draft: Draft) -> None:
     draft.add_prompts()
 
 
+def by_share(draft: Draft) -> None:
+    """As first come first served within each share; between shares, whoever was served least goes first.
+
+    A waiting item takes the place, and if it must be the pages, of running ones whose share is well ahead of its own.
+    """
+    draft.make_way(_is_well_ahead)
+    draft.add_decodes()
+    draft.add_prompts()
+
+
 def by_priority(draft: Draft) -> None:
-    """As first come first served, but a waiting item takes the place of running ones that are half a step of priority behind."""
-    draft.make_way()
+    """As first come first served, but a waiting item takes the place of running ones that are half a step of priority behind.
+
+    Half a step is the hysteresis: items of one priority never change places to and fro.
+    """
+    draft.make_way(_is_less_important)
     draft.add_decodes()
     draft.add_prompts()
 
@@ -211,8 +248,16 @@ def prompts_whole_first(draft: Draft) -> None:
 
 
 POLICIES: Registry[Policy] = Registry(
-    "policy", {"fcfs": first_come, "priority": by_priority, "prompts_whole_first": prompts_whole_first}
+    "policy", {"fair": by_share, "fcfs": first_come, "priority": by_priority, "prompts_whole_first": prompts_whole_first}
 )
+
+
+def _is_well_ahead(running: Item, waiting: Item) -> bool:
+    return is_well_behind(waiting, running)
+
+
+def _is_less_important(running: Item, waiting: Item) -> bool:
+    return running.order[0] >= waiting.order[0] + AGEING // 2
 
 
 def _turn(decodes: list[Item], first: int, room: int) -> list[Item]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from headrace.memory.moves import Moves
 from headrace.memory.page_pool import PagePool
 from headrace.scheduling.item import Item, ItemState
 from headrace.scheduling.roster import Roster
+from headrace.scheduling.shares import Account
 
 
 def check_items(roster: Roster, pool: PagePool, moves: Moves | None = None) -> None:
@@ -18,9 +21,10 @@ def check_items(roster: Roster, pool: PagePool, moves: Moves | None = None) -> N
     places = [*roster.waiting, *roster.prompts, *roster.decodes, *roster.parked.values(), *roster.moving.values(), *forks]
     _require(len(places) == len(items), f"{len(items)} live items stand in {len(places)} places")
     _require({id(item) for item in places} == {id(item) for item in items}, "an item stands in two places or in none")
-    for queue in (roster.waiting, roster.prompts, roster.decodes):
+    for queue in (roster.prompts, roster.decodes):
         orders = [item.order for item in queue]
         _require(orders == sorted(orders), "a list is not in order of arrival")
+    _check_shares(roster)
     for item in (*roster.waiting, *forks):
         _require(item.state is ItemState.WAITING, f"item {item.item_id} waits and is {item.state.value}")
         _require(not item.pages and not item.reserved, f"item {item.item_id} waits and holds pages")
@@ -37,6 +41,20 @@ def check_items(roster: Roster, pool: PagePool, moves: Moves | None = None) -> N
     pool.check_integrity([*(item.pages for item in items), *(moves.holders() if moves is not None else ())])
     if moves is not None:
         moves.check_integrity()
+
+
+def _check_shares(roster: Roster) -> None:
+    """The line's first is the least of all; accounts know how many items they have."""
+    first = roster.waiting.first()
+    heads: dict[Account, Item] = {}
+    for item in sorted(roster.waiting, key=lambda item: item.order):
+        heads.setdefault(item.account, item)
+    least = min(heads.values(), key=lambda item: (item.account.rank(item.priority), item.order), default=None)
+    _require(first is least, "the first to wait is not the least")
+    live = Counter(item.account for item in roster.items.values())
+    for account, count in live.items():
+        _require(account.live == count, f"share '{account.share}' counts {account.live} of {count} items")
+        _require(account.queued == (account in heads), f"share '{account.share}' is wrong about waiting")
 
 
 def _check_away(item: Item, moves: Moves | None) -> None:

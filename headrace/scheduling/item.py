@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 
 from headrace.memory.prefix_index import KnownPage
+from headrace.scheduling.shares import Account
 
 NEVER = 2**62
 """A position that no sequence reaches."""
@@ -32,9 +33,10 @@ AGEING = 64  # arrivals: so many later ones may pass an item for each step of pr
 
 
 def order_of(arrival: int, priority: int) -> tuple[int, int]:
-    """Place of the ``arrival``-th item in all queues: each step of priority counts like having come 64 arrivals earlier.
+    """Place of the ``arrival``-th item among its share's: each step of priority counts like having come 64 arrivals earlier.
 
-    So age makes up for priority, and nobody starves: an item of priority *p* is passed by less than 64·(8 − p) later ones.
+    So age makes up for priority, and nobody starves: an item of priority *p* is passed by less than 64·(8 − p) later ones of its
+    share. How shares go before each other is said in :mod:`headrace.scheduling.waiting`.
     """
     return arrival - AGEING * priority, arrival
 
@@ -50,8 +52,10 @@ class Item:
     ``score_from``: the first position whose logits are wanted besides the last (prompt logprobs); ``None`` for none.
 
     ``priority``: −8 … 8, more goes first (:func:`order_of`). ``tenant``: whose pages it may reuse, and who may reuse its own.
+    ``share``: who pays for it, and ``weight`` how much of the machine that share is due beside others.
 
-    The last fields are the scheduler's own: ``order`` is the place in all queues, ``reserved`` the pages
+    The last fields are the scheduler's own: ``account`` is the share's, ``charged`` the prompt's tokens that it has paid for,
+    ``order`` is the place in all queues, ``reserved`` the pages
     promised and not yet taken, ``writable`` the position up to which the held pages may be written without asking,
     ``scored`` the position up to which wanted logits were delivered, ``goal`` the positions that are ever computed,
     ``forks`` the items that wait for this one's prompt. ``found``: tokens whose pages were there when it was first admitted.
@@ -70,11 +74,15 @@ class Item:
     score_from: int | None = None
     priority: int = 0
     tenant: str = ""
+    share: str = ""
+    weight: int = 1
     state: ItemState = ItemState.WAITING
     computed: int = 0
     pages: list[int] = field(default_factory=list)
     preemptions: int = 0
     recomputed: int = 0
+    account: Account = field(default_factory=Account)
+    charged: int = 0
     order: tuple[int, int] = (0, 0)
     reserved: int = 0
     writable: int = 0

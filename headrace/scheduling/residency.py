@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from headrace.memory.page_pool import PagePool
 from headrace.memory.page_table import fork_pages, is_private, put_page
 from headrace.memory.prefix_index import KnownPage, PrefixIndex
-from headrace.scheduling.item import AGEING, NEVER, Item, ItemKind, ItemState
+from headrace.scheduling.item import NEVER, Item, ItemKind, ItemState
 from headrace.scheduling.roster import Roster
 from headrace.scheduling.step import PageCopy
 from headrace.scheduling.swapping import Swapping
@@ -14,6 +16,9 @@ _FIRST_GUESS = 0.5  # share of max_tokens that an item is expected to generate b
 _SLOWEST_LEARNING = 0.05
 _RUN_PAGES = 16  # runs much longer than this move no faster
 _LEAST_AHEAD = 16  # an item that outlived its expectation is expected to go on for this many tokens
+
+GivesWay = Callable[[Item, Item], bool]
+"""Whether a running item (first) is to give its pages back for a waiting one (second)."""
 
 
 class Residency:
@@ -106,7 +111,7 @@ class Residency:
     def make_writable(self, item: Item, copies: list[PageCopy]) -> bool:
         """Let a decoding item write at position ``computed``: a new page, or its own copy of a shared one.
 
-        Preempts from the end of the order of arrival until a page is free, or will be. False when the item itself was
+        Preempts from the end of the order of arrival and shares until a page is free, or will be. False when the item itself was
         preempted, or has to wait for pages that are being written out.
         """
         index = item.computed // self.pool.page_tokens
@@ -130,20 +135,19 @@ class Residency:
         item.writable = len(item.pages) * self.pool.page_tokens
         return bool(item.pages)
 
-    def make_way(self) -> None:
-        """Preempt from the end of the order for the first waiting item, as long as it is half a step of priority ahead.
+    def make_way(self, gives_way: GivesWay) -> Item | None:
+        """Preempt from the end of the order for the first waiting item, as long as the last that runs gives way to it.
 
-        Half a step is the hysteresis: items of one priority never change places to and fro.
+        The item that others were preempted for, if it fits now or when their pages have been written out.
         """
         roster = self._roster
-        if not roster.waiting:
-            return
-        first = roster.waiting[0]
-        while not self._would_fit(first):
+        first = roster.waiting.first()
+        while first is not None:
             victim = roster.last_running()
-            if victim is None or victim.order[0] < first.order[0] + AGEING // 2:
-                return
+            if victim is None or not gives_way(victim, first) or self._would_fit(first):
+                break
             self.preempt(victim)
+        return first if self.preempted else None
 
     def preempt(self, item: Item) -> None:
         """The item gives its pages back: it leaves with them, or will catch up from its tokens, prompt and generated alike."""

@@ -1,11 +1,14 @@
-"""Who stands where: the live items of a scheduler in lists, each in order of arrival and priority."""
+"""Who stands where: the live items of a scheduler, those that run in lists in order of arrival and priority."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from itertools import chain
 from operator import attrgetter
 
 from headrace.scheduling.item import Item, ItemState
+from headrace.scheduling.shares import Shares
+from headrace.scheduling.waiting import Waiting, place
 
 _ORDER = attrgetter("order")
 
@@ -19,11 +22,12 @@ class Roster:
     and wait for the engine to finish them. ``forks`` wait inside their leader's ``forks`` and are only in ``items``.
     """
 
-    __slots__ = ("decodes", "items", "moving", "parked", "prompts", "waiting")
+    __slots__ = ("decodes", "items", "moving", "parked", "prompts", "shares", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, shares: Shares | None = None) -> None:
+        self.shares = shares if shares is not None else Shares()
         self.items: dict[int, Item] = {}
-        self.waiting: list[Item] = []
+        self.waiting = Waiting(self.shares)
         self.prompts: list[Item] = []
         self.decodes: list[Item] = []
         self.parked: dict[int, Item] = {}
@@ -35,26 +39,31 @@ class Roster:
         return len(self.prompts) + len(self.decodes) + len(self.moving)
 
     def last_running(self) -> Item | None:
-        """The running item that arrived last: the one to preempt."""
+        """The one to preempt: of the share that was served most, the running item that arrived last."""
+        if self.shares.several:
+            return max(chain(self.prompts, self.decodes), key=place, default=None)
         prompt = self.prompts[-1] if self.prompts else None
         decode = self.decodes[-1] if self.decodes else None
-        if prompt is None or (decode is not None and decode.order > prompt.order):
-            return decode
-        return prompt
+        return decode if prompt is None or (decode is not None and decode.order > prompt.order) else prompt
+
+    def prompts_in_turn(self) -> list[Item]:
+        """Running prompts as steps take them: by share, then by order."""
+        if not self.shares.several:
+            return self.prompts
+        return sorted(self.prompts, key=lambda item: (item.account.rank(), item.order))
 
     def is_queued(self, item: Item) -> bool:
         """True when the item itself waits for admission (a fork waits for its leader instead)."""
-        index = bisect_left(self.waiting, item.order, key=_ORDER)
-        return index < len(self.waiting) and self.waiting[index] is item
+        return item in self.waiting
 
     def wait(self, item: Item) -> None:
-        """Queue an item in order of arrival."""
+        """Queue an item."""
         item.state = ItemState.WAITING
-        _insert(self.waiting, item)
+        self.waiting.add(item)
 
-    def admit_first(self, state: ItemState = ItemState.RUNNING) -> None:
-        """The first waiting item runs from now on, or is MOVING until its pages have come back."""
-        item = self.waiting.pop(0)
+    def admit(self, item: Item, state: ItemState = ItemState.RUNNING) -> None:
+        """A waiting item runs from now on, or is MOVING until its pages have come back."""
+        self.waiting.remove(item)
         item.state = state
         if state is ItemState.MOVING:
             self.moving[item.item_id] = item
@@ -92,18 +101,22 @@ class Roster:
 
     def reorder(self, item: Item, order: tuple[int, int]) -> None:
         """Give an item another place in the list in which it stands."""
-        for queue in (self.waiting, self.prompts, self.decodes):
+        for queue in (self.prompts, self.decodes):
             if _remove(queue, item):
                 item.order = order
                 _insert(queue, item)
                 return
+        waits = self.waiting.remove(item)
         item.order = order
+        if waits:
+            self.waiting.add(item)
 
     def drop(self, item: Item) -> None:
         """The item is no longer live."""
         self._leave(item)
         del self.items[item.item_id]
         item.state = ItemState.FINISHED
+        self.shares.leave(item.account)
 
     def replace(self, item: Item, heir: Item) -> None:
         """``heir`` (a waiting fork) takes the place of ``item``, which is no longer live."""
@@ -112,13 +125,13 @@ class Roster:
         if heir.state is ItemState.MOVING:
             self.moving[heir.item_id] = heir
         elif heir.state is ItemState.WAITING:
-            _insert(self.waiting, heir)
+            self.waiting.add(heir)
         else:
             _insert(self.decodes if heir.is_decoding else self.prompts, heir)
 
     def _leave(self, item: Item) -> None:
         if self.parked.pop(item.item_id, None) is None and self.moving.pop(item.item_id, None) is None:
-            _ = _remove(self.decodes, item) or _remove(self.prompts, item) or _remove(self.waiting, item)
+            _ = _remove(self.decodes, item) or _remove(self.prompts, item) or self.waiting.remove(item)
 
 
 def _insert(items: list[Item], item: Item) -> None:

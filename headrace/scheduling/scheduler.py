@@ -10,13 +10,14 @@ from headrace.errors import HeadraceError
 from headrace.memory.lodging import Transfer
 from headrace.memory.page_pool import PagePool
 from headrace.memory.prefix_index import PrefixIndex
-from headrace.scheduling.composer import Budget, Draft, Policy
+from headrace.scheduling.composer import Budget, Draft, Policy, by_share
 from headrace.scheduling.cost import Cost
 from headrace.scheduling.integrity import check_items
 from headrace.scheduling.item import Item, ItemKind, ItemState, order_of
 from headrace.scheduling.residency import Residency
 from headrace.scheduling.roster import Roster
 from headrace.scheduling.settings import SchedulingSettings
+from headrace.scheduling.shares import Shares
 from headrace.scheduling.step import Step
 from headrace.scheduling.swapping import Swapping
 
@@ -64,7 +65,8 @@ class Scheduler:
         self.counters = Counters()
         self.budget = self._first_budget()
         self._policy = policy
-        self._roster = Roster()
+        self.shares = Shares(apart=policy is by_share)
+        self._roster = Roster(self.shares)
         self.index = PrefixIndex(pool) if settings.prefix_reuse != "off" else None
         self._residency = Residency(pool, self._roster, settings.max_running, swapping, self.index)
         self._arrivals = 0
@@ -85,6 +87,11 @@ class Scheduler:
     def running(self) -> int:
         """Items that hold pages."""
         return self._roster.running + len(self._roster.parked)
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The live items."""
+        return tuple(self._roster.items.values())
 
     def get(self, item_id: int) -> Item | None:
         """The live item of that id."""
@@ -230,13 +237,18 @@ class Scheduler:
             if item.score_from is not None:
                 item.scored = max(item.scored, end)
             if start < item.prompt_length:
-                prompt_rows += min(end, item.prompt_length) - start
+                read = min(end, item.prompt_length)
+                prompt_rows += read - start
+                if read > item.charged:  # rows that are computed again were paid for
+                    item.account.counter += (read - max(start, item.charged)) * item.account.row_cost
+                    item.charged = read
             if end < len(tokens):
                 continue
             token = take(item.item_id)
             if token is not None:
                 tokens.append(token)
                 used += 1
+                item.account.counter += item.account.token_cost
                 if item.forks:
                     used += self._start_forks(item, sampled, spent)
             if token is None or end >= item.goal:
@@ -286,6 +298,7 @@ class Scheduler:
         item.order = order_of(self._arrivals, item.priority)
         if self.settings.prefix_reuse == "shared":
             item.tenant = ""
+        item.account = self.shares.enter(item.share, item.weight)
         item.goal = item.prompt_length + (max(0, item.max_tokens - 1) if item.kind is ItemKind.GENERATE else 0)
         self._roster.items[item.item_id] = item
         if item.deadline is not None:
@@ -296,6 +309,7 @@ class Scheduler:
             heir, *others = item.forks
             heir.tokens = item.tokens
             heir.forks, item.forks = others, []
+            heir.charged = item.charged
             self._residency.inherit(item, heir)
             self._roster.replace(item, heir)
             return
@@ -311,7 +325,8 @@ class Scheduler:
         for child in forks:
             child.tokens = leader.tokens[: leader.prompt_length]
             child.tokens.append(sampled[child.item_id])
-            child.scored = child.prompt_length
+            child.scored = child.charged = child.prompt_length
+            child.account.counter += child.account.token_cost
             self._residency.fork(leader, child)
             self._roster.run_decode(child)
             if child.computed >= child.goal:

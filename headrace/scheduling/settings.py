@@ -29,7 +29,10 @@ class SchedulingSettings:
         "on", choices=("off", "on", "shared"),
         help="Reuse pages of prompts that begin alike. on: among requests with one API key. shared: among all.",
     )  # fmt: skip
-    policy: str = option("fcfs", choices=POLICIES.names, help="How a step is composed.")
+    policy: str = option(
+        "fair", choices=POLICIES.names,
+        help="Who goes first. fair: the API key served least, then first come. fcfs: first come. priority: also over who runs.",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         validate(self)

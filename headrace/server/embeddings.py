@@ -49,7 +49,7 @@ async def _run(service: Service, prompts: list[Prompt], deadline: float | None, 
     try:
         for prompt in prompts:
             params = SamplingParams(max_tokens=0)
-            submit = Submit(engine.new_request_id(), prompt.ids, params, deadline, embed=True, tenant=tenant)
+            submit = Submit(engine.new_request_id(), prompt.ids, params, deadline, embed=True, tenant=tenant, share=tenant)
             streams.append(engine.submit(submit))
         vectors = []
         for stream in streams:

@@ -106,7 +106,9 @@ class Generation:
 
     def _submit(self, job: Job) -> _Running:
         engine = self._service.engine
-        stream = engine.submit(Submit(engine.new_request_id(), job.prompt, job.params, job.deadline, tenant=self._tenant))
+        stream = engine.submit(
+            Submit(engine.new_request_id(), job.prompt, job.params, job.deadline, tenant=self._tenant, share=self._tenant)
+        )
         texts = [self._service.language.text_stream(job.stop, job.keep_special) for _ in range(job.params.n)]
         return _Running(job, stream, RequestClock(self._metrics), texts, open=set(range(job.params.n)))
 

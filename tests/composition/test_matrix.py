@@ -61,6 +61,9 @@ class Mix:
     weights: str = "auto"
     kv: KvFormat = "bf16"
     reuse: bool = False
+    tenants: int = 1
+    priorities: bool = False
+    policy: str = "fair"
 
 
 MECHANISMS: dict[str, dict[str, int | bool | str]] = {
@@ -80,6 +83,8 @@ MECHANISMS: dict[str, dict[str, int | bool | str]] = {
     "kv8": {"kv": "kv8"},
     "kv4": {"kv": "kv4"},
     "prefix reuse": {"reuse": True},
+    "fair shares": {"tenants": 3},
+    "priorities": {"priorities": True, "policy": "priority"},
 }
 
 
@@ -155,7 +160,9 @@ def requests_of(mix: Mix, bench: Bench) -> list[Submit]:
             grammar=GrammarSpec("json_schema", SCHEMA) if mix.grammar and i in (1, 4) else None,
             repetition_penalty=1.2 if mix.penalties else 1.0, frequency_penalty=0.3 if mix.penalties and i % 2 else 0.0,
         )  # fmt: skip
-        submits.append(Submit(i, bench.prompts[i % len(TEXTS)], params))
+        share, priority = f"tenant {i % mix.tenants}", (i * 5) % 17 - 8 if mix.priorities else 0
+        weight = 1 + i % mix.tenants
+        submits.append(Submit(i, bench.prompts[i % len(TEXTS)], params, priority=priority, share=share, weight=weight))
     return submits
 
 
@@ -163,7 +170,9 @@ def engine_of(mix: Mix, bench: Bench) -> Engine:
     chain = bench.chain(mix.weights, mix.kv, mix.threads)
     arena = bench.arena(chain)
     swap = SwapOptions(MoveOptions(4 * POOL), slot_bytes(arena.page_bytes), mix.swap) if mix.swap != "recompute" else None
-    scheduling = SchedulingSettings(step_tokens=mix.step_tokens, prefix_reuse="on" if mix.reuse else "off")
+    scheduling = SchedulingSettings(
+        step_tokens=mix.step_tokens, prefix_reuse="on" if mix.reuse else "off", policy=mix.policy
+    )  # fmt: skip
     scheduler = make_scheduler(scheduling, mix.pages, chain, None, swap)
     moving = make_moving(scheduler, arena, bench.folder) if swap is not None else None
     config = bench.model.config
@@ -201,6 +210,7 @@ def expect_short_answers(engine: Engine, bench: Bench) -> None:
 
 def alone(submit: Submit, bench: Bench, mix: Mix) -> list[Answer]:
     """What the request gets by itself: prompt in one step, one thread, the same weights and pages. Run once and remembered."""
+    submit = msgspec.structs.replace(submit, priority=0, share="", weight=1)
     key = mix.weights, mix.kv, msgspec.json.encode(submit)
     if key not in bench.alone:
         engine = engine_of(Mix(threads=1, weights=mix.weights, kv=mix.kv), bench)

@@ -25,7 +25,7 @@ def scheduler_of(pages: int, policy: str = "priority", running: int = 8, *, swap
 
 
 def item_of(item_id: int, prompt: int, output: int, priority: int = 0) -> Item:
-    return Item(item_id, ItemKind.GENERATE, [1] * prompt, prompt, output, priority=priority)
+    return Item(item_id, ItemKind.GENERATE, [item_id] * prompt, prompt, output, priority=priority)
 
 
 def turn(scheduler: Scheduler) -> set[int]:
@@ -78,7 +78,7 @@ def test_first_come_first_served_sets_nobody_aside_but_queues_by_priority() -> N
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32), policy=st.sampled_from(("fcfs", "priority")), swap=st.booleans())
+@given(seed=st.integers(0, 2**32), policy=st.sampled_from(("fair", "fcfs", "priority")), swap=st.booleans())
 def test_an_item_is_passed_by_a_bounded_number_of_later_ones(seed: int, policy: str, swap: bool) -> None:
     """Whatever priorities come, also changing ones: less than 64·(8 − p) later items ever begin before one of priority p."""
     rng = random.Random(seed)

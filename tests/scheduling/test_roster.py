@@ -10,11 +10,11 @@ from headrace.scheduling.roster import Roster
 
 def enter(roster: Roster, order: int, computed: int) -> Item:
     """A running item of 10 tokens; a decode when 9 of them are computed."""
-    item = Item(order, ItemKind.GENERATE, [1] * 10, 10, 5, order=(order, order))
+    item = Item(order, ItemKind.GENERATE, [1] * 10, 10, 5, order=(order, order), account=roster.shares.enter("", 1))
     roster.items[order] = item
     roster.wait(item)
     assert roster.is_queued(item)
-    roster.admit_first()
+    roster.admit(item)
     item.computed = computed
     roster.caught_up()
     return item
@@ -29,7 +29,8 @@ def test_the_last_to_arrive_is_preempted_first_whatever_it_does(computed: tuple[
         roster.preempted(expected)
         assert expected.state is ItemState.WAITING
     assert roster.last_running() is None
-    assert roster.waiting == items
+    assert sorted(roster.waiting, key=lambda item: item.order) == items
+    assert roster.waiting.first() is items[0]
 
 
 def test_lists_keep_the_order_of_arrival() -> None:

@@ -38,6 +38,7 @@ class World:
         self.policy = policy
         self.memory: list[list[Cell]] = [[("nobody", -1)] * PAGE for _ in range(pages)]
         self.tenant = ""
+        self.share = ("", 1)
         self.prompts: dict[int, list[int]] = {}
         self.delivered: dict[int, list[int]] = {}
         self.next_id = 0
@@ -55,6 +56,8 @@ class World:
         deadline = self.now + self.random.uniform(0, 50) if self.random.random() < 0.2 else None
         item = Item(self.next_id, ItemKind.GENERATE, list(prompt), len(prompt), limit, self.now, deadline)
         item.tenant = self.tenant
+        item.share, item.weight = self.share
+        item.priority = self.random.choice((0, 0, 0, -8, 1, 8))
         return item
 
     def add(self) -> None:
@@ -64,6 +67,7 @@ class World:
         same = min(self.random.randint(0, 120), length, len(alike))
         prompt[:same] = alike[:same]
         self.tenant = self.random.choice(("", "other"))
+        self.share = self.random.choice((("", 1), ("other", 3), ("rare", 1000), (str(self.next_id), 1)))
         leader = self.new_item(prompt, self.random.choice((0, 1, self.random.randint(1, 120), 120)))
         choice = self.random.random()
         if choice < 0.1:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from headrace.errors import HeadraceError
-from headrace.scheduling.composer import POLICIES, first_come
+from headrace.scheduling.composer import POLICIES, by_share
 from headrace.scheduling.settings import SchedulingSettings
 
 
 def test_settings_take_their_choices_from_it() -> None:
-    assert POLICIES.get(SchedulingSettings().policy) is first_come
-    with pytest.raises(HeadraceError, match="policy must be one of fcfs, priority, prompts_whole_first"):
+    assert POLICIES.get(SchedulingSettings().policy) is by_share
+    with pytest.raises(HeadraceError, match="policy must be one of fair, fcfs, priority, prompts_whole_first"):
         SchedulingSettings(policy="lifo")
 
 

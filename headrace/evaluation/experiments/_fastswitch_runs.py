@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -12,13 +12,9 @@ from headrace.engine.loop import Engine
 from headrace.engine.wire import MoveGauges, Submit
 from headrace.evaluation.trials import Key, Trace
 from headrace.memory.free_runs import runs_of
-from headrace.scheduling.item import MOST_PRIORITY, Item, ItemState
+from headrace.scheduling.item import Item, ItemState
+from headrace.scheduling.priority_changes import PriorityChange, random_priorities
 from headrace.scheduling.scheduler import Scheduler
-
-Pattern = Callable[[Scheduler, Sequence[Item], random.Random], None]
-"""Disturbs a scheduler between two steps."""
-
-_STAY = 0.9
 
 
 @dataclass(slots=True)
@@ -51,26 +47,6 @@ class Run:
         return sum(map(len, self.times.values())) / self.seconds
 
 
-def random_priorities(scheduler: Scheduler, items: Sequence[Item], rng: random.Random) -> None:
-    """FastSwitch's random pattern: everybody gets a fresh rank."""
-    for item in items:
-        scheduler.set_priority(item, rng.randint(-MOST_PRIORITY, MOST_PRIORITY))
-
-
-def markov_priorities(scheduler: Scheduler, items: Sequence[Item], rng: random.Random) -> None:
-    """FastSwitch's Markov pattern: each is high or low and stays so with probability 0.9."""
-    for item in items:
-        high = item.priority > 0 if rng.random() < _STAY else item.priority <= 0
-        scheduler.set_priority(item, MOST_PRIORITY if high else -MOST_PRIORITY)
-
-
-def fair_priorities(scheduler: Scheduler, items: Sequence[Item], rng: random.Random) -> None:
-    """Virtual token counters: who was served least goes first (prompt tokens count once, generated ones twice)."""
-    ranked = sorted(items, key=lambda item: (min(item.computed, item.prompt_length) + 2 * item.generated, rng.random()))
-    for place, item in enumerate(ranked):
-        scheduler.set_priority(item, MOST_PRIORITY - 2 * MOST_PRIORITY * place // max(1, len(ranked) - 1))
-
-
 def preempt_some(scheduler: Scheduler, items: Sequence[Item], rng: random.Random) -> None:
     """A third of the running requests must go, needed or not."""
     running = [item for item in items if item.state is ItemState.RUNNING]
@@ -90,7 +66,7 @@ def preempt_all(scheduler: Scheduler, items: Sequence[Item], rng: random.Random)
         scheduler.preempt(item)
 
 
-def run(engine: Engine, submits: Sequence[Submit], pattern: Pattern | None, every: int, seed: int = 0) -> Run:
+def run(engine: Engine, submits: Sequence[Submit], pattern: PriorityChange | None, every: int, seed: int = 0) -> Run:
     """All requests at once, to their ends; the pattern disturbs each ``every`` steps. Closes the engine."""
     result, rng = Run(), random.Random(seed)
     for submit in submits:

@@ -16,6 +16,7 @@ from headrace.evaluation.experiments import _fastswitch_runs as runs
 from headrace.evaluation.experiments._fastswitch_runs import Run
 from headrace.evaluation.statistics import median_ratio
 from headrace.evaluation.trials import Bench, SwapVariant
+from headrace.scheduling.priority_changes import PriorityChange, least_served_first, markov_priorities, random_priorities
 from headrace.scheduling.settings import SchedulingSettings
 
 _RUNS = SwapVariant()
@@ -32,7 +33,7 @@ class _Load:
     submits: tuple[Submit, ...]
     needed: int
 
-    def run(self, pattern: runs.Pattern | None, swap: SwapVariant | None, every: int = _EVERY, share: float = 1 / 3) -> Run:
+    def run(self, pattern: PriorityChange | None, swap: SwapVariant | None, every: int = _EVERY, share: float = 1 / 3) -> Run:
         """One run on a pool that holds ``share`` of what the conversations need."""
         settings = SchedulingSettings(policy="priority")
         engine = self.bench.engine(settings, int(self.needed * share), swap)
@@ -78,7 +79,7 @@ def _switches(load: _Load) -> list[Claim]:
     """Random priorities every 25 steps on a third of the pages: runs beside steps, pages in line, and computing again."""
     quick = load.conditions.quick
     variants = [
-        partial(load.run, runs.random_priorities, swap, _QUICK_EVERY if quick else _EVERY) for swap in (_RUNS, _PAGE_BY_PAGE, None)
+        partial(load.run, random_priorities, swap, _QUICK_EVERY if quick else _EVERY) for swap in (_RUNS, _PAGE_BY_PAGE, None)
     ]
     report = partial(load.conditions.report, "changing priorities")
     ours, paged, again = interleave(variants, 1 if quick else 2, report)
@@ -129,9 +130,9 @@ def _rescue(load: _Load) -> list[Claim]:
 def _fair(load: _Load) -> list[Claim]:
     """Online priorities: who was served least goes first; leaving with the pages against computing again."""
     every = _QUICK_EVERY if load.conditions.quick else _EVERY
-    variants = [partial(load.run, runs.fair_priorities, swap, every) for swap in (SwapVariant("auto"), None)]
+    variants = [partial(load.run, least_served_first, swap, every) for swap in (SwapVariant("auto"), None)]
     if not load.conditions.quick:
-        variants += [partial(load.run, runs.markov_priorities, swap, every) for swap in (SwapVariant("auto"), None)]
+        variants += [partial(load.run, markov_priorities, swap, every) for swap in (SwapVariant("auto"), None)]
     found = interleave(variants, 1 if load.conditions.quick else 2, partial(load.conditions.report, "fair shares"))
     claims = []
     for name, what, ours, again in zip(
