@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from headrace import __version__
@@ -19,6 +20,7 @@ from headrace.engine.request import Limits
 from headrace.engine.settings import EngineSettings
 from headrace.engine.wire import Ready
 from headrace.errors import HeadraceError
+from headrace.kernels._native import ThreadPool, checksum
 from headrace.kernels.interface import KV_BITS, ChainRunner, KvFormat
 from headrace.kernels.sampler import Sampler
 from headrace.memory.arena import Arena
@@ -221,7 +223,7 @@ def swap_options(settings: EngineSettings, arena: Arena) -> SwapOptions | None:
 def make_moving(scheduler: Scheduler, arena: Arena, folder: Path, *, synchronous: bool = False) -> Moving:
     """The mover of a scheduler that swaps, over a file in ``folder``. Raises ``invalid_setting``."""
     assert scheduler.swapping is not None, "a mover needs a scheduler that swaps"
-    tier = DiskTier(arena, folder, scheduler.swapping.moves.options.slots)
+    tier = DiskTier(arena, folder, scheduler.swapping.moves.options.slots, partial(checksum, pool=ThreadPool(1)))
     return Moving(scheduler, Mover(tier), synchronous=synchronous)
 
 

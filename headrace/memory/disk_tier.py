@@ -7,13 +7,21 @@ import errno
 import mmap
 import os
 import tempfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from headrace.errors import HeadraceError
 from headrace.memory.arena import Arena
 
 _SECTOR = 4096  # offsets, lengths and addresses of direct I/O
 _GROW_BYTES = 64 * 2**20
+
+Checksum = Callable[[npt.NDArray[np.uint8]], int]
+"""At most 64 bits that tell a page's bytes from damaged ones; it releases the interpreter lock."""
 
 
 class DiskTier:
@@ -22,14 +30,17 @@ class DiskTier:
     The file has no name from the start (``O_TMPFILE``, or unlinked before its first byte), so that nothing is left behind
     however the process ends, and only this process can read what it holds. Space is taken from the file system in pieces of
     64 MiB when it is first needed. Direct I/O keeps pages out of the page cache, which would only be more RAM; where the file
-    system has none, written data are flushed and dropped from the cache. Raises HeadraceError ``invalid_setting``.
+    system has none, written data are flushed and dropped from the cache. Each page is summed before it is written and after it
+    was read: what comes back is what went, or an error. Raises HeadraceError ``invalid_setting``.
     """
 
-    def __init__(self, arena: Arena, folder: Path, slots: int) -> None:
+    def __init__(self, arena: Arena, folder: Path, slots: int, checksum: Checksum | None = None) -> None:
         self.slot_bytes = slot_bytes(arena.page_bytes)
         self.slots = slots
         self._arena = arena
         self._allocated = 0
+        self._checksum = checksum or _crc
+        self._sums = np.zeros(slots, np.uint64)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file, self.direct = _open_nameless(folder)
@@ -41,8 +52,9 @@ class DiskTier:
         """Copy adjacent pages to adjacent slots. Raises OSError, ``ENOSPC`` when the disk is full."""
         self._grow((slot + count) * self.slot_bytes)
         view, padded = self._view(page, count)
-        if padded:
-            for offset in range(count):
+        for offset in range(count):
+            self._sums[slot + offset] = self._checksum(self._arena.bytes[page + offset])
+            if padded:
                 start = offset * self.slot_bytes
                 view[start : start + self._arena.page_bytes] = self._arena.bytes[page + offset].data
         _whole(os.pwrite, self._file, view, slot * self.slot_bytes)
@@ -51,15 +63,17 @@ class DiskTier:
             os.posix_fadvise(self._file, slot * self.slot_bytes, len(view), os.POSIX_FADV_DONTNEED)
 
     def read(self, page: int, slot: int, count: int) -> None:
-        """Copy adjacent slots to adjacent pages. Raises OSError, ``EIO`` also for bytes that are not there."""
+        """Copy adjacent slots to adjacent pages. Raises OSError, ``EIO`` also for bytes that are not there or damaged."""
         view, padded = self._view(page, count)
         _whole(_pread_into, self._file, view, slot * self.slot_bytes)
-        if padded:
-            for offset in range(count):
-                start = offset * self.slot_bytes
-                self._arena.bytes[page + offset].data[:] = view[start : start + self._arena.page_bytes]
         if not self.direct:
             os.posix_fadvise(self._file, slot * self.slot_bytes, len(view), os.POSIX_FADV_DONTNEED)
+        for offset in range(count):
+            if padded:
+                start = offset * self.slot_bytes
+                self._arena.bytes[page + offset].data[:] = view[start : start + self._arena.page_bytes]
+            if self._checksum(self._arena.bytes[page + offset]) != self._sums[slot + offset]:
+                raise OSError(errno.EIO, "the swap file is damaged: a page did not come back as it went")
 
     def close(self) -> None:
         """Give the space back."""
@@ -109,6 +123,10 @@ def _open_nameless(folder: Path) -> tuple[int, bool]:
     handle, name = tempfile.mkstemp(prefix="headrace-swap-", dir=folder)
     os.unlink(name)
     return handle, False
+
+
+def _crc(page: npt.NDArray[np.uint8]) -> int:
+    return zlib.crc32(page)
 
 
 def _pread_into(file: int, view: memoryview, offset: int) -> int:

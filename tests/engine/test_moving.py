@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import logging
+import mmap
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -174,6 +177,35 @@ def test_a_bad_disk_costs_time_and_nothing_else(faults: Faults, tmp_path: Path) 
         moves = engine.gauges().moves
         assert moves is not None
         assert (moves.failures > 0) == bool(faults.every_write or faults.every_read)
+
+
+def test_a_flipped_bit_on_the_disk_costs_one_request_its_pages(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rng = random.Random(7)
+    with swapping_engine(tmp_path, Faults()) as (engine, arena):
+        moving = engine._moving
+        assert moving is not None
+        tier = moving.mover.tier
+        assert isinstance(tier, FaultyTier)
+        again = preempts(engine, 5)
+
+        def disturb(step: int) -> None:
+            again(step)
+            moving.settle()
+            slots = moving._moves.slots
+            stored = [slot for slot in range(slots.total) if slots.references(slot)]
+            if stored and step % 3 == 0:
+                with mmap.mmap(-1, 4096) as sector:
+                    slot = rng.choice(stored)
+                    assert os.preadv(tier._file, [sector], slot * 4096) == 4096
+                    sector[rng.randrange(4 * PAGE_TOKENS)] ^= 1 << rng.randrange(8)
+                    assert os.pwrite(tier._file, sector, slot * 4096) == 4096
+
+        with caplog.at_level(logging.WARNING):
+            assert run(engine, arena, disturb) == undisturbed()
+        gauges = engine.gauges().moves
+        assert gauges is not None
+        assert gauges.failures > 0
+        assert "did not come back as it went" in caplog.text
 
 
 def test_cancelled_requests_leave_nothing_behind(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import signal
 import subprocess
@@ -47,6 +48,31 @@ def test_what_was_never_written_can_not_be_read(tmp_path: Path) -> None:
             tier.read(0, 2, 1)
         assert caught.value.errno == errno.EIO
         tier.close()
+
+
+@pytest.mark.parametrize("page_bytes", [4096, 5000])
+def test_damaged_pages_are_not_taken_for_whole_ones(page_bytes: int, tmp_path: Path) -> None:
+    with Arena(4, page_bytes) as arena:
+        tier = DiskTier(arena, tmp_path, 4)
+        arena.bytes[:] = np.random.default_rng(2).integers(0, 256, arena.bytes.shape, np.uint8)
+        tier.write(0, 0, 4)
+        flip_bit(tier, tier.slot_bytes * 2 + 77)
+        tier.read(0, 0, 2)
+        with pytest.raises(OSError, match="did not come back") as caught:
+            tier.read(1, 1, 3)
+        assert caught.value.errno == errno.EIO
+        tier.write(0, 2, 1)
+        tier.read(1, 2, 1)
+        tier.close()
+
+
+def flip_bit(tier: DiskTier, offset: int) -> None:
+    """Change one bit of the swap file, on the disk itself."""
+    start = offset // 4096 * 4096
+    with mmap.mmap(-1, 4096) as sector:
+        assert os.preadv(tier._file, [sector], start) == 4096
+        sector[offset - start] ^= 4
+        assert os.pwrite(tier._file, sector, start) == 4096
 
 
 def test_a_file_system_without_nameless_files_or_direct_io_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
