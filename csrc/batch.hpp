@@ -13,6 +13,28 @@ struct Int32View {
     std::int32_t operator[](std::size_t i) const { return data[i]; }
 };
 
+// Linear modules that an adapter may change, in the order of its directory.
+enum AdapterModule : int { kModuleQ, kModuleK, kModuleV, kModuleO, kModuleGate, kModuleUp, kModuleDown };
+inline constexpr int kAdapterModules = 7;
+inline constexpr int kPlaceFields = 5;  // rank, page and byte of A, page and byte of B
+
+// An adapter that lies in pages of the pool: see AdapterDirectory in headrace/kernels/interface.py.
+struct AdapterView {
+    Int32View pages;
+    Int32View places;  // [layers · modules][fields]
+    const float* scales = nullptr;
+    std::size_t scale_count = 0;
+};
+
+// See StepAdapters there.
+struct AdaptersView {
+    Int32View starts;
+    Int32View ids;
+    const float* scales = nullptr;
+    std::size_t scale_count = 0;
+    std::vector<AdapterView> adapters;
+};
+
 // See StepBatch in headrace/kernels/interface.py for the meaning of the arrays.
 struct BatchView {
     Int32View token_ids;
@@ -21,6 +43,7 @@ struct BatchView {
     Int32View page_starts;
     Int32View page_ids;
     Int32View output_rows;
+    const AdaptersView* adapters = nullptr;  // null: none in this step
 
     int rows() const { return static_cast<int>(token_ids.size); }
     int slices() const { return static_cast<int>(slice_starts.size) - 1; }

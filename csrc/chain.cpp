@@ -46,12 +46,14 @@ void Chain::forward(const BatchView& batch, const PoolView& pages, int first, in
     check_batch(batch, pages, {shape_.vocab, shape_.context, page_bytes_}, stamps_);
     if (first > 0 && (gathered_ || residual_rows_ != batch.rows()))
         throw std::invalid_argument("token_ids differs in length from the span before, or that was the last");
+    if (batch.adapters) check_adapters(batch, pages, adapter_sides_, stamps_);
     table_ = &kernels();
     kept_rows_ = 0;
     reserve(batch.rows());
     const int reach = 1 + *std::max_element(batch.positions.data, batch.positions.data + batch.positions.size);
     for (const auto& rope : ropes_) rope->reach(reach);
     find_pages(batch);
+    adapters_.begin(batch, pages, adapter_sides_);
     if (first == 0) embed(batch);
     for (int i = first; i < last; ++i) {
         const Order& block = order_[static_cast<std::size_t>(i)];
@@ -79,6 +81,7 @@ void Chain::gather_outputs(const BatchView& batch) {
     float* residual = residual_.reserve(rows * hidden);
     if (rows > 0) std::memcpy(residual, kept, rows * hidden * sizeof(float));
     residual_rows_ = static_cast<int>(rows);
+    adapters_.gather(batch);
 }
 
 void Chain::embed(const BatchView& batch) {
@@ -109,12 +112,19 @@ void Chain::quantise_wide(int width, const PackedMatrix& next, int rows) {
     for_rows(rows, [&](int row, int) { activations_.fill(*table_, next, wide_.data() + product(row, static_cast<std::size_t>(width)), row); });
 }
 
+// What adapters add to a tile of a product with `matrix`: row m0 and panel0 stand at the beginning of `tile`.
+void Chain::add_adapters(const PackedMatrix& matrix, int m0, int panel0, int panel1, float* tile, std::size_t stride) {
+    static_assert(kStripeRows % kTileRows == 0, "a tile's rows must lie in one stripe");
+    if (adapters_.active()) adapters_.expand(*table_, matrix, m0, panel0, panel1, tile, stride);
+}
+
 // residual += x·W^T, normed on the way if the block has a post-norm.
 void Chain::product_onto_residual(const PackedMatrix& matrix, const Rows& x, const Gains& post_norm) {
     const auto hidden = static_cast<std::size_t>(shape_.hidden);
     if (!post_norm.empty()) {
         for_tiles(matrix, x.count, [&](int m0, int m1, int panel0, int panel1, int) {
             matmul_tile(*table_, matrix, x, m0, m1, panel0, panel1, normed_.data(), hidden);
+            add_adapters(matrix, m0, panel0, panel1, normed_.data() + product(m0, hidden) + panel0 * kPanelWidth, hidden);
         });
         for_rows(x.count, [&](int row, int) {
             float* values = normed_.data() + product(row, hidden);
@@ -127,6 +137,7 @@ void Chain::product_onto_residual(const PackedMatrix& matrix, const Rows& x, con
         float* local = scratch_.data() + product(worker, scratch_floats_);
         const int width = (panel1 - panel0) * kPanelWidth;
         matmul_tile_local(*table_, matrix, x, m0, m1, panel0, panel1, local, static_cast<std::size_t>(width));
+        add_adapters(matrix, m0, panel0, panel1, local, static_cast<std::size_t>(width));
         for (int row = m0; row < m1; ++row)
             table_->rows.add(local + (row - m0) * width, width, residual_.data() + product(row, hidden) + panel0 * kPanelWidth);
     });
@@ -135,16 +146,19 @@ void Chain::product_onto_residual(const PackedMatrix& matrix, const Rows& x, con
 void Chain::run_mlp(const MlpBlock& block, int rows) {
     norm_rows(block.norm, *block.gate_up, rows);
     const Rows x = activations_.rows(0, rows, normed_.data());
-    const auto inner = static_cast<std::size_t>(block.inner);
+    const auto inner = static_cast<std::size_t>(block.inner), hidden = static_cast<std::size_t>(shape_.hidden);
+    adapters_.shrink(*table_, *pool_, block.layer, kModuleGate, 2, normed_.data(), hidden);
     for_tiles(*block.gate_up, rows, [&](int m0, int m1, int panel0, int panel1, int worker) {
         float* local = scratch_.data() + product(worker, scratch_floats_);
         const int width = (panel1 - panel0) * kPanelWidth;
         matmul_tile_local(*table_, *block.gate_up, x, m0, m1, panel0, panel1, local, static_cast<std::size_t>(width));
+        add_adapters(*block.gate_up, m0, panel0, panel1, local, static_cast<std::size_t>(width));
         for (int row = m0; row < m1; ++row)
             table_->rows.gate(block.activation, local + (row - m0) * width, (panel1 - panel0) / 2,
                               wide_.data() + product(row, inner) + panel0 / 2 * kPanelWidth);
     });
     quantise_wide(block.inner, *block.down, rows);
+    adapters_.shrink(*table_, *pool_, block.layer, kModuleDown, 1, wide_.data(), inner);
     product_onto_residual(*block.down, activations_.rows(0, rows, wide_.data()), block.post_norm);
 }
 

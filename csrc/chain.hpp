@@ -5,6 +5,7 @@
 #include <mutex>
 #include <vector>
 
+#include "adapter.hpp"
 #include "attention.hpp"
 #include "batch.hpp"
 #include "buffer.hpp"
@@ -25,6 +26,7 @@ struct AttentionBlock {
     Matrix qkv;  // sources Q, K, V
     Matrix o;
     RopeTable* rope = nullptr;  // set by the chain
+    int layer = 0;              // set by the chain
 };
 
 struct MlpBlock {
@@ -33,6 +35,7 @@ struct MlpBlock {
     Gains norm, post_norm;
     Matrix gate_up;  // two sources, interleaved by panel
     Matrix down;
+    int layer = 0;   // set by the chain
 };
 
 struct ChainShape {
@@ -87,6 +90,7 @@ class Chain {
     void quantise_wide(int width, const PackedMatrix& next, int rows);
     void run_mlp(const MlpBlock& block, int rows);
     void gather_outputs(const BatchView& batch);
+    void add_adapters(const PackedMatrix& matrix, int m0, int panel0, int panel1, float* tile, std::size_t stride);
     void keep_outputs();
     Rows head_rows(int first, int count) const;
 
@@ -108,6 +112,8 @@ class Chain {
     Buffer<float> residual_, normed_, qkv_, wide_, final_, logits_, scratch_;
     RowBuffer activations_, final_activations_;
     AttentionRunner attention_runner_;
+    AdapterRunner adapters_;
+    std::vector<AdapterSides> adapter_sides_;
     std::vector<int> row_page_;
     std::vector<bool> stamps_;
     std::vector<float> best_value_;

@@ -16,14 +16,17 @@ void Chain::run_attention(const AttentionBlock& block, const BatchView& batch, c
     norm_rows(block.norm, *block.qkv, rows);
     const Rows x = activations_.rows(0, rows, normed_.data());
     const auto columns = static_cast<std::size_t>(block.qkv->columns());
+    adapters_.shrink(*table_, *pool_, block.layer, kModuleQ, 3, normed_.data(), static_cast<std::size_t>(shape_.hidden));
     for_tiles(*block.qkv, rows, [&](int m0, int m1, int panel0, int panel1, int) {
         matmul_tile(*table_, *block.qkv, x, m0, m1, panel0, panel1, qkv_.data(), columns);
+        add_adapters(*block.qkv, m0, panel0, panel1, qkv_.data() + product(m0, columns) + panel0 * kPanelWidth, columns);
     });
     finish_qkv(block, batch, pages);
     const auto stride = static_cast<std::size_t>(width);
     attention_runner_.run(*table_, *pool_, block.shape, batch, pages,
                           {qkv_.data() + block.qkv->column_starts()[0], columns, wide_.data(), stride});
     quantise_wide(width, *block.o, rows);
+    adapters_.shrink(*table_, *pool_, block.layer, kModuleO, 1, wide_.data(), stride);
     product_onto_residual(*block.o, activations_.rows(0, rows, wide_.data()), block.post_norm);
 }
 

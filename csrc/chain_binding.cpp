@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "adapter_binding.hpp"
 #include "chain.hpp"
 
 namespace nb = nanobind;
@@ -78,8 +79,9 @@ void add_mlp(Chain& chain, int inner, const std::string& kind, Matrix gate_up, M
 }
 
 void forward(Chain& chain, const Ints& token_ids, const Ints& positions, const Ints& slice_starts, const Ints& page_starts,
-             const Ints& page_ids, const Ints& output_rows, const Pages& pages, int first, int last) {
-    const BatchView batch = view_batch(token_ids, positions, slice_starts, page_starts, page_ids, output_rows);
+             const Ints& page_ids, const Ints& output_rows, const Pages& pages, int first, int last, const BoundAdapters* adapters) {
+    BatchView batch = view_batch(token_ids, positions, slice_starts, page_starts, page_ids, output_rows);
+    if (adapters != nullptr) batch.adapters = &adapters->view();
     const PoolView pool = view(pages);
     nb::gil_scoped_release release;
     chain.forward(batch, pool, first, last);
@@ -202,7 +204,8 @@ void bind_chain(nb::module_& m) {
         .def_prop_ro("blocks", &Chain::blocks)
         .def_prop_ro("page_bytes", &Chain::page_bytes)
         .def("forward", &forward, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "slice_starts"_a.noconvert(),
-             "page_starts"_a.noconvert(), "page_ids"_a.noconvert(), "output_rows"_a.noconvert(), "pages"_a.noconvert(), "first"_a, "last"_a)
+             "page_starts"_a.noconvert(), "page_ids"_a.noconvert(), "output_rows"_a.noconvert(), "pages"_a.noconvert(), "first"_a, "last"_a,
+             "adapters"_a.none() = nb::none())
         .def("resize_threads", &Chain::resize_threads, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
              "Compute with that many threads from the next call on; waits for the one under way.")
         .def("hidden", &hidden)

@@ -24,6 +24,14 @@ void check_matrix(const char* name, const Matrix& matrix, int inputs, const std:
     demand(matrix->source_rows() == sources, std::string(name) + " has not the outputs that the block describes");
 }
 
+int panels_of(int outputs) { return (outputs + kPanelWidth - 1) / kPanelWidth; }
+
+// The layer's sides, which exist from the first of its blocks on.
+AdapterSides& sides_of(std::vector<AdapterSides>& layers, int layer) {
+    layers.resize(std::max(layers.size(), static_cast<std::size_t>(layer) + 1));
+    return layers[static_cast<std::size_t>(layer)];
+}
+
 }  // namespace
 
 Chain::Chain(const ChainShape& shape, std::shared_ptr<ThreadPool> pool) : shape_(shape), pool_(std::move(pool)) {
@@ -64,6 +72,13 @@ void Chain::add_attention(AttentionBlock block, std::vector<float> inverse_frequ
     page_bytes_ += shape.layer_bytes();
     qkv_width_ = std::max(qkv_width_, static_cast<std::size_t>(block.qkv->columns()));
     wide_width_ = std::max(wide_width_, static_cast<std::size_t>(shape.heads * width));
+    block.layer = static_cast<int>(attention_.size());
+    AdapterSides& sides = sides_of(adapter_sides_, block.layer);
+    sides.inputs[kModuleQ] = sides.inputs[kModuleK] = sides.inputs[kModuleV] = shape_.hidden;
+    sides.panels[kModuleQ] = panels_of(shape.heads * width);
+    sides.panels[kModuleK] = sides.panels[kModuleV] = panels_of(shape.kv_heads * width);
+    sides.inputs[kModuleO] = shape.heads * width;
+    sides.panels[kModuleO] = panels_of(shape_.hidden);
     order_.push_back({true, static_cast<int>(attention_.size())});
     attention_.push_back(std::move(block));
 }
@@ -76,6 +91,12 @@ void Chain::add_mlp(MlpBlock block) {
     check_matrix("down", block.down, block.inner, {shape_.hidden});
     demand(block.gate_up->interleaved(), "gate_up must be interleaved");
     wide_width_ = std::max(wide_width_, static_cast<std::size_t>(block.inner));
+    block.layer = static_cast<int>(mlp_.size());
+    AdapterSides& sides = sides_of(adapter_sides_, block.layer);
+    sides.inputs[kModuleGate] = sides.inputs[kModuleUp] = shape_.hidden;
+    sides.panels[kModuleGate] = sides.panels[kModuleUp] = panels_of(block.inner);
+    sides.inputs[kModuleDown] = block.inner;
+    sides.panels[kModuleDown] = panels_of(shape_.hidden);
     order_.push_back({false, static_cast<int>(mlp_.size())});
     mlp_.push_back(std::move(block));
 }

@@ -24,6 +24,7 @@ void fill_portable(KernelTable& table) {
     portable::fill_integer(table);
     portable::fill_rows(table);
     portable::fill_peaks(table);
+    portable::fill_adapters(table);
 }
 
 #if defined(HEADRACE_HAS_avx2)
@@ -32,6 +33,7 @@ void fill_avx2(KernelTable& table) {
     avx2::fill_integer(table);
     avx2::fill_rows(table);
     avx2::fill_peaks(table);
+    avx2::fill_adapters(table);
 }
 #else
 constexpr Fill fill_avx2 = nullptr;
@@ -43,6 +45,7 @@ void fill_avx512(KernelTable& table) {
     avx512::fill_integer(table);
     avx512::fill_rows(table);
     avx512::fill_peaks(table);
+    avx512::fill_adapters(table);
 }
 #else
 constexpr Fill fill_avx512 = nullptr;

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "adapter_kernels.hpp"
 #include "formats.hpp"
 #include "row_kernels.hpp"
 
@@ -43,6 +44,7 @@ struct KernelTable {
     TileKernels tiles = {};
     PeakKernels peaks = {};
     RowKernels rows = {};              // norms, row quantisation, rotary positions, attention
+    AdapterKernels adapters = {};
 };
 
 struct IsaSupport {
@@ -54,9 +56,9 @@ struct IsaSupport {
 };
 
 // Fillers, one per ISA and kernel file; each sets its own entries only. Declared for every ISA, called if compiled in.
-namespace portable { void fill_matmul(KernelTable&); void fill_integer(KernelTable&); void fill_rows(KernelTable&); void fill_peaks(KernelTable&); }
-namespace avx2 { void fill_matmul(KernelTable&); void fill_integer(KernelTable&); void fill_rows(KernelTable&); void fill_peaks(KernelTable&); }
-namespace avx512 { void fill_matmul(KernelTable&); void fill_integer(KernelTable&); void fill_rows(KernelTable&); void fill_peaks(KernelTable&); }
+namespace portable { void fill_matmul(KernelTable&); void fill_integer(KernelTable&); void fill_rows(KernelTable&); void fill_peaks(KernelTable&); void fill_adapters(KernelTable&); }
+namespace avx2 { void fill_matmul(KernelTable&); void fill_integer(KernelTable&); void fill_rows(KernelTable&); void fill_peaks(KernelTable&); void fill_adapters(KernelTable&); }
+namespace avx512 { void fill_matmul(KernelTable&); void fill_integer(KernelTable&); void fill_rows(KernelTable&); void fill_peaks(KernelTable&); void fill_adapters(KernelTable&); }
 namespace amx { void fill_tiles(KernelTable&); }
 namespace amx_emulated { void fill_tiles(KernelTable&); }
 

@@ -4,6 +4,7 @@
 namespace nb = nanobind;
 
 namespace headrace {
+void bind_adapters(nb::module_& m);
 void bind_chain(nb::module_& m);
 void bind_matmul(nb::module_& m);
 void bind_sampler(nb::module_& m);
@@ -13,6 +14,7 @@ void bind_tiles(nb::module_& m);
 NB_MODULE(_native, m) {
     m.doc() = "headrace native kernels";
     headrace::bind_matmul(m);
+    headrace::bind_adapters(m);
     headrace::bind_chain(m);
     headrace::bind_sampler(m);
     headrace::bind_tiles(m);

@@ -44,6 +44,40 @@ def kv_head_bytes(kv: KvFormat, head_dim: int) -> int:
     return 2 * PAGE_TOKENS * head_dim * KV_BITS[kv] // 8 + (0 if kv == "bf16" else 4 * PAGE_TOKENS * 2)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AdapterDirectory:
+    """Where the numbers of an adapter begin, for each (layer, module) in the order of layers and of ``q k v o gate up down``.
+
+    ``places``: int32 [layers · 7, 5] of rank (0: the module is not changed), page and byte of A, page and byte of B; pages
+    count the adapter's own. ``scales``: float32 [layers · 7]. See :mod:`headrace.kernels.adapter_layout`.
+    """
+
+    places: Int32
+    scales: Float32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlacedAdapter:
+    """An adapter that lies in these ``pages`` of the pool (int32 [n])."""
+
+    pages: Int32
+    directory: AdapterDirectory
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepAdapters:
+    """Which adapters the slices of a step use: slice *s* those of ``ids[starts[s] : starts[s + 1]]``, in that order, each
+    multiplied by its ``scales`` entry. ``ids`` (int32) index ``adapters``; ``starts``: int32 [S + 1]; ``scales``: float32.
+
+    Sums of several adapters are added in the order of the list. Slices without any take no part.
+    """
+
+    starts: Int32
+    ids: Int32
+    scales: Float32
+    adapters: tuple[PlacedAdapter, ...]
+
+
 @dataclass(slots=True)
 class StepBatch:
     """A step flattened to arrays (all int32, C-contiguous, trimmed to their used length).
@@ -52,6 +86,7 @@ class StepBatch:
     ``page_starts``: [S + 1] offsets into ``page_ids``; slice *s* owns pages
     ``page_ids[page_starts[s] : page_starts[s + 1]]``, page *j* of it holding positions 16·j … 16·j + 15.
     ``output_rows``: [R] rows whose final hidden state is kept for the head (or as an embedding).
+    ``adapters``: what changes the weights for some of the slices (``None``: nothing for none).
     """
 
     token_ids: Int32
@@ -60,6 +95,7 @@ class StepBatch:
     page_starts: Int32
     page_ids: Int32
     output_rows: Int32
+    adapters: StepAdapters | None = None
 
 
 class ChainRunner(Protocol):

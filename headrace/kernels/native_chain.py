@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from headrace.errors import HeadraceError
 from headrace.kernels._native import AttentionShape, Chain, ThreadPool
-from headrace.kernels.interface import PAGE_TOKENS, Bytes, Float32, Int32, KvFormat, PageLayout, StepBatch
+from headrace.kernels._native import StepAdapters as NativeAdapters
+from headrace.kernels.interface import PAGE_TOKENS, Bytes, Float32, Int32, KvFormat, PageLayout, StepAdapters, StepBatch
 from headrace.kernels.packing import Matrices, pack_all
 from headrace.models.config import AttentionSpec, MlpSpec, ModelConfig
 from headrace.models.rope import inverse_frequencies
@@ -87,7 +88,7 @@ class NativeChain:
         if not pool.flags.writeable:
             raise ValueError("pool must be writable")
         places = (batch.slice_starts, batch.page_starts, batch.page_ids, batch.output_rows)
-        self._chain.forward(batch.token_ids, batch.positions, *places, pool, first, last)
+        self._chain.forward(batch.token_ids, batch.positions, *places, pool, first, last, _step_adapters(batch.adapters))
 
     def hidden(self) -> Float32:
         """The kept rows after the final norm, [R, hidden]: a read-only view, valid until the next forward."""
@@ -144,6 +145,15 @@ def _checked_threads(threads: int) -> int:
     if not 1 <= threads <= MAX_THREADS:
         raise HeadraceError("invalid_setting", f"threads must lie in 1 … {MAX_THREADS}, not {threads}", param="threads")
     return threads
+
+
+def _step_adapters(own: StepAdapters | None) -> NativeAdapters | None:
+    if own is None:
+        return None
+    for name, dtype in (("starts", np.int32), ("ids", np.int32), ("scales", np.float32)):
+        _check(f"adapters: {name}", getattr(own, name), np.dtype(dtype), 1)
+    placed = [(one.pages, one.directory.places, one.directory.scales) for one in own.adapters]
+    return NativeAdapters(own.starts, own.ids, own.scales, placed)
 
 
 def _check(name: str, array: npt.NDArray[np.generic], dtype: np.dtype[np.generic], dimensions: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from headrace.kernels.torch_adapters import Addition, no_addition
 from headrace.kernels.torch_pages import LayerPages
 from headrace.models.config import AttentionSpec, MlpSpec
 
@@ -71,6 +72,12 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return torch.cat((low * cosine - high * sine, high * cosine + low * sine), dim=-1)
 
 
+def linear(x: Tensor, module: str, weights: Mapping[str, Tensor], add: Addition) -> Tensor:
+    """Rows times the matrix ``module`` of a block, with its bias if it has one and what adapters add."""
+    out, more = F.linear(x, weights[module], weights.get(f"{module}_bias")), add(module, x)
+    return out if more is None else out + more
+
+
 class TorchAttention:
     """Norm, Q/K/V, rotary positions, grouped-query attention over pages, output, residual."""
 
@@ -82,23 +89,25 @@ class TorchAttention:
         names += ["post_norm"] if spec.post_norm else []
         self._weights = {name: read(name) for name in names}
 
-    def __call__(self, x: Tensor, places: BatchPlaces, pages: LayerPages, angles: tuple[Tensor, Tensor]) -> Tensor:
+    def __call__(
+        self, x: Tensor, places: BatchPlaces, pages: LayerPages, angles: tuple[Tensor, Tensor], add: Addition = no_addition
+    ) -> Tensor:
         """Residual stream [T, hidden] after the block. Writes K and V of all rows before any row reads them."""
         weights, spec = self._weights, self.spec
         normed = self._tap.rows("qkv", rms_norm(x, weights["norm"], self._eps))
-        query, key, value = (self._project(normed, name) for name in "qkv")
+        query, key, value = (self._project(normed, name, add) for name in "qkv")
         query, key = rotate(query, *angles), rotate(key, *angles)
         key, value = self._tap.cache(key, value)
         pages.write(places.page, places.slot, key, value)
         mixed = torch.cat([self._attend(query, places, rows, pages) for rows in places.slices])
-        out = F.linear(self._tap.rows("o", mixed), weights["o"])
+        out = linear(self._tap.rows("o", mixed), "o", weights, add)
         if spec.post_norm:
             out = rms_norm(out, weights["post_norm"], self._eps)
         return x + out
 
-    def _project(self, normed: Tensor, name: str) -> Tensor:
+    def _project(self, normed: Tensor, name: str, add: Addition) -> Tensor:
         """Q, K or V as [T, heads, head_dim]."""
-        rows = F.linear(normed, self._weights[name], self._weights.get(f"{name}_bias")).unflatten(-1, (-1, self.spec.head_dim))
+        rows = linear(normed, name, self._weights, add).unflatten(-1, (-1, self.spec.head_dim))
         gain = self._weights.get(f"{name}_norm")
         return rows if gain is None else rms_norm(rows, gain, self._eps)
 
@@ -129,14 +138,14 @@ class TorchMlp:
         names = ["norm", "gate", "up", "down", *(["post_norm"] if spec.post_norm else [])]
         self._weights = {name: read(name) for name in names}
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, add: Addition = no_addition) -> Tensor:
         """Residual stream [T, hidden] after the block."""
         weights = self._weights
         normed = self._tap.rows("gate_up", rms_norm(x, weights["norm"], self._eps))
-        gate = F.linear(normed, weights["gate"])
+        gate = linear(normed, "gate", weights, add)
         gate = F.silu(gate) if self._spec.activation == "silu" else F.gelu(gate, approximate="tanh")
-        inner = self._tap.rows("down", gate * F.linear(normed, weights["up"]))
-        out = F.linear(inner, weights["down"])
+        inner = self._tap.rows("down", gate * linear(normed, "up", weights, add))
+        out = linear(inner, "down", weights, add)
         if self._spec.post_norm:
             out = rms_norm(out, weights["post_norm"], self._eps)
         return x + out

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from headrace.errors import HeadraceError
 from headrace.kernels.interface import KV_BITS, PAGE_TOKENS, Bytes, Float32, Int32, KvFormat, PageLayout, StepBatch, kv_head_bytes
+from headrace.kernels.torch_adapters import TorchAdapters
 from headrace.kernels.torch_blocks import BatchPlaces, PagedRows, TorchAttention, TorchMlp, rms_norm
 from headrace.kernels.torch_pages import CodedPages, FloatPages, LayerPages, split_last
 from headrace.models.config import AttentionSpec, ModelConfig, RopeScaling
@@ -63,13 +64,13 @@ class TorchChain:
         angles = {key: self._angles(places.positions, frequency) for key, frequency in self._frequencies.items()}
         tokens = torch.from_numpy(batch.token_ids.astype(np.int64)).to(self._device)
         x = self._embedding[tokens] * self.config.embedding_scale
-        layer = 0
+        adapters, layer = TorchAdapters(self.config, batch, pool), -1
         for block in self._blocks:
             if isinstance(block, TorchAttention):
-                x = block(x, places, views[layer], angles[_rope_key(block.spec)])
                 layer += 1
+                x = block(x, places, views[layer], angles[_rope_key(block.spec)], adapters.layer(layer))
             else:
-                x = block(x)
+                x = block(x, adapters.layer(layer))
         rows = torch.from_numpy(batch.output_rows.astype(np.int64)).to(self._device)
         self._kept = rms_norm(x[rows], self._final_gain, self.config.norm_eps)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from headrace.models.families import expected_tensors
 from headrace.models.gguf_file import open_gguf
 from headrace.models.quantised_matrix import METADATA_KEY, MatrixForm, QuantisationInfo, QuantisedMatrix
 from headrace.models.safetensors_file import SINGLE_NAME
+from headrace.models.safetensors_writer import Array, replace_file, write_safetensors
 
 __all__ = ["METADATA_KEY", "MatrixForm", "QuantisationInfo", "QuantisedMatrix", "copy_tokenizer", "model_digest", "write_model"]
 
@@ -31,9 +31,6 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja",
     "tokenizer.gguf",
 )  # fmt: skip
-_KINDS = {"uint8": "U8", "int8": "I8", "int16": "I16", "float32": "F32"}
-
-Array = npt.NDArray[np.generic]
 
 
 def write_model(
@@ -61,10 +58,8 @@ def write_model(
     forms = {matrix.name: MatrixForm(matrix.group, matrix.activation_bits) for matrix in matrices}
     own = QuantisationInfo(info.method, info.group, info.activation_bits, info.source_digest, forms)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "config.json", json.dumps(config_fields(config), indent=2).encode(), [])
-    # Wide elements first: every array then begins at a multiple of its element.
-    ordered = dict(sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize))
-    _replace(folder / SINGLE_NAME, _header(ordered, {METADATA_KEY: own.to_json()}), list(ordered.values()))
+    replace_file(folder / "config.json", json.dumps(config_fields(config), indent=2).encode())
+    write_safetensors(folder / SINGLE_NAME, arrays, {METADATA_KEY: own.to_json()})
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
@@ -75,7 +70,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
         return
-    _replace(folder / "tokenizer.gguf", open_gguf(source).without_tensors(), [])
+    replace_file(folder / "tokenizer.gguf", open_gguf(source).without_tensors())
 
 
 def model_digest(source: Path) -> str:
@@ -86,29 +81,3 @@ def model_digest(source: Path) -> str:
             while chunk := file.read(1 << 22):
                 digest.update(chunk)
     return digest.hexdigest()
-
-
-def _header(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": dict(metadata)}
-    start = 0
-    for name, values in arrays.items():
-        end = start + values.nbytes
-        entries[name] = {"dtype": _KINDS[values.dtype.name], "shape": list(values.shape), "data_offsets": [start, end]}
-        start = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 64)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _replace(path: Path, header: bytes, arrays: Sequence[Array]) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as made:
-        made_path = Path(made.name)
-        try:
-            made.write(header)
-            for values in arrays:
-                made.write(np.ascontiguousarray(values).data)
-            made.flush()
-            made_path.chmod(0o644)
-            made_path.replace(path)
-        finally:
-            made_path.unlink(missing_ok=True)

@@ -1,0 +1,98 @@
+// Low-rank adapters of a step: rows grouped by the adapter they use, so that one pass over its numbers serves them all.
+//
+// As in Punica ("Multi-Tenant LoRA Serving", SGMV) rows of one adapter form a segment, and as in S-LoRA ranks are mixed
+// without padding; unlike both the second product is added inside the tile of the base product, while that is still in cache.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "batch.hpp"
+#include "buffer.hpp"
+#include "kernel_table.hpp"
+#include "packed_matrix.hpp"
+#include "threads.hpp"
+
+namespace headrace {
+
+inline constexpr int kStripeRows = 64;  // segments end at its multiples, where tiles of base products end too
+inline constexpr int kMaxAdapterRank = 4096;
+
+// Inputs and panels of outputs of each module of a layer, in the order of AdapterModule. 0 inputs: the layer has none.
+struct AdapterSides {
+    int inputs[kAdapterModules] = {};
+    int panels[kAdapterModules] = {};
+};
+
+// Throws std::invalid_argument naming the array at fault. `written`: pages that the step writes keys and values into.
+void check_adapters(const BatchView& batch, const PoolView& pool, const std::vector<AdapterSides>& sides,
+                    const std::vector<bool>& written);
+
+class AdapterRunner {
+  public:
+    // The step's rows; its arrays and pages must stay where they are until the next call. Cheap when it has no adapters.
+    void begin(const BatchView& batch, const PoolView& pool, const std::vector<AdapterSides>& sides);
+    // From here on rows are the step's output rows.
+    void gather(const BatchView& batch);
+
+    // The first product of modules first … first+count-1 of a layer with rows of x; `expand` adds the second one.
+    void shrink(const KernelTable& table, ThreadPool& threads, int layer, AdapterModule first, int count, const float* x,
+                std::size_t x_stride);
+
+    // Whether the modules of the last `shrink` are changed for any row.
+    bool active() const { return active_; }
+
+    // Adds what adapters give to rows m0 … m1-1 and panels panel0 … panel1-1 of a product with `matrix`, whose sources are
+    // the modules of the last `shrink`. `out` is row m0 of panel0. Rows of one tile lie in one stripe.
+    void expand(const KernelTable& table, const PackedMatrix& matrix, int m0, int panel0, int panel1, float* out,
+                std::size_t out_stride) const;
+
+  private:
+    // Entries first … first+count-1: rows of one stripe that use one adapter, each as the same one of its list.
+    struct Segment {
+        int adapter, first, count;
+        int width = 0;  // ranks of the group's modules together
+        std::size_t v = 0;
+    };
+    // Rows of A beside each other for all entries of a segment.
+    struct Piece {
+        int segment, module, rank, ranks;
+        const std::uint16_t* a;
+        std::size_t column;
+    };
+    struct Entry {
+        int stripe, turn, adapter, row;
+        float factor;
+    };
+    struct Place {
+        int rank;
+        std::int32_t a_page, a_offset, b_page, b_offset;
+        float scale;
+    };
+
+    void collect(const std::vector<int>& slices);
+    Place place(int adapter, int module) const;
+    const std::uint16_t* piece(int adapter, std::int32_t page, std::int32_t offset, std::size_t bytes, int index, int* adjacent) const;
+    void cut(const Segment& segment, int number);
+    class Queue;
+    void expand_module(Queue& queue, const Segment& segment, int module, std::size_t column, AdapterExpand task, int panel0,
+                       int panel1) const;
+
+    const AdaptersView* adapters_ = nullptr;
+    const std::vector<AdapterSides>* sides_ = nullptr;
+    PoolView pool_;
+    int layer_ = 0, first_module_ = 0, modules_ = 0;
+    bool active_ = false;
+
+    std::vector<Entry> entries_;
+    std::vector<int> rows_, row_slice_;
+    std::vector<float> factors_;
+    std::vector<Segment> segments_;
+    std::vector<int> stripe_segments_;  // segments of stripe s: from [s] to [s + 1]
+    std::vector<Piece> pieces_;
+    std::vector<int> tiles_;            // pieces of tile t: from [t] to [t + 1]
+    Buffer<float> v_;
+};
+
+}  // namespace headrace

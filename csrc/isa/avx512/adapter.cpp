@@ -1,0 +1,2 @@
+// Products of adapters, compiled for avx512.
+#include "adapter_impl.hpp"

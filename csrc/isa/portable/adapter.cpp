@@ -1,0 +1,2 @@
+// Products of adapters, compiled for portable.
+#include "adapter_impl.hpp"

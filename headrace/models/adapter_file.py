@@ -1,0 +1,178 @@
+"""Adapters as PEFT's folders: ``adapter_config.json`` beside ``adapter_model.safetensors``. Nothing in them is ever executed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from headrace.errors import HeadraceError
+from headrace.models.adapter import MODULES, Adapter, Codes, LowRank, Sides, decode_bf16, module_sides, round_bf16
+from headrace.models.adapter_config import ADAPTER_CONFIG, MODULE_KEYS, AdapterConfig, parse_adapter_config
+from headrace.models.config import ModelConfig
+from headrace.models.files import read_limited, refuse
+from headrace.models.safetensors_file import StoredTensor, open_safetensors, parse_json
+from headrace.models.safetensors_writer import replace_file, write_safetensors
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+MAX_CONFIG_BYTES = 1 << 20
+
+_PREFIX = "base_model.model."
+_TENSOR = re.compile(r"base_model\.model\.(?:model\.)?layers\.(\d{1,4})\.([a-z_.]{1,32})\.lora_([AB])\.weight")
+_SHORT_NAMES = {key: name for name, key in MODULE_KEYS.items()}
+
+# (layer, module, "A" or "B")
+_Place = tuple[int, str, str]
+
+
+def read_adapter(folder: Path, config: ModelConfig) -> Adapter:
+    """Open an adapter for a model of that ``config``; values that are not bfloat16 are rounded to it.
+
+    Matrices in bfloat16 stay views of the mapped file. Raises ``model_file`` naming what is wrong: a field or tensor that is
+    unsupported, missing or damaged, a matrix that fits another base model, a value that is no finite number.
+    """
+    path = folder / ADAPTER_CONFIG
+    settings = parse_adapter_config(parse_json(read_limited(path, MAX_CONFIG_BYTES), ADAPTER_CONFIG))
+    if not (folder / ADAPTER_WEIGHTS).is_file() and (folder / "adapter_model.bin").exists():
+        raise refuse(
+            f"the adapter has no {ADAPTER_WEIGHTS}; adapter_model.bin is a pickle, which is never read: save it as safetensors"
+        )
+    tensors = _by_place(open_safetensors(folder / ADAPTER_WEIGHTS))
+    sides = module_sides(config)
+    _check_layers(tensors, settings, len(sides))
+    layers = tuple(_read_layer(index, own, settings, tensors) for index, own in enumerate(sides))
+    if not any(layers):
+        raise refuse("the adapter changes no module of this model")
+    return Adapter(layers, settings.base_model)
+
+
+def write_adapter(folder: Path, adapter: Adapter, kind: str = "BF16") -> None:
+    """Write a folder that PEFT and :func:`read_adapter` open: the same numbers in ``BF16`` or, for older readers, ``F32``.
+
+    The folder is made if need be. Ranks and scales that differ between modules go into ``rank_pattern`` and ``alpha_pattern``.
+    """
+    if kind not in ("BF16", "F32"):
+        raise HeadraceError("invalid_value", f"adapters are written as BF16 or F32, not {kind[:32]!r}", param="kind")
+    arrays: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {}
+    for index, layer in enumerate(adapter.layers):
+        for name, part in layer.items():
+            for side, codes in (("A", part.a), ("B", part.b)):
+                arrays[f"{_PREFIX}{_key(index, name)}.lora_{side}.weight"] = codes if kind == "BF16" else decode_bf16(codes)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The config last: a folder that has one is whole.
+    write_safetensors(folder / ADAPTER_WEIGHTS, arrays, {"format": "pt"})
+    replace_file(folder / ADAPTER_CONFIG, json.dumps(_config_fields(adapter), indent=2).encode())
+
+
+def _key(layer: int, name: str) -> str:
+    return f"model.layers.{layer}.{MODULE_KEYS[name]}"
+
+
+def _by_place(tensors: Mapping[str, StoredTensor]) -> dict[_Place, StoredTensor]:
+    places: dict[_Place, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        match = _TENSOR.fullmatch(name)
+        if match is None or match[2] not in _SHORT_NAMES:
+            raise refuse(f"tensor {name[:128]!r} {_reason(name)}")
+        place = (int(match[1]), _SHORT_NAMES[match[2]], match[3])
+        if place in places:
+            raise refuse(f"tensor {name[:128]!r} stands in the file twice, under another prefix")
+        places[place] = tensor
+    return places
+
+
+def _reason(name: str) -> str:
+    if "lora_magnitude" in name:
+        return "is the magnitude of DoRA, which is not supported"
+    if "lora_embedding" in name or "embed_tokens" in name or "lm_head" in name:
+        return "changes the embedding or the head, which can't be adapted"
+    if name.endswith(".bias"):
+        return "is a bias, adapters that change biases are not supported"
+    return f"is none of the base model's {', '.join(MODULE_KEYS.values())} with lora_A or lora_B"
+
+
+def _check_layers(tensors: Mapping[_Place, StoredTensor], settings: AdapterConfig, layers: int) -> None:
+    for (layer, name, _), tensor in tensors.items():
+        if layer >= layers:
+            raise refuse(
+                f"tensor {tensor.name[:128]!r} is of layer {layer}, the model has {layers} layers; it was made for another base"
+                f" model ({settings.base_model[:64] or 'not named'})"
+            )
+        if not settings.targeted(_key(layer, name), layer):
+            raise refuse(f"tensor {tensor.name[:128]!r} belongs to a module that {ADAPTER_CONFIG} 'target_modules' leaves out")
+
+
+def _read_layer(
+    layer: int, sides: Mapping[str, Sides], settings: AdapterConfig, tensors: Mapping[_Place, StoredTensor]
+) -> dict[str, LowRank]:
+    found: dict[str, LowRank] = {}
+    for name in MODULES:
+        key = _key(layer, name)
+        if not settings.targeted(key, layer):
+            continue
+        inputs, outputs = sides[name]
+        rank = settings.rank_of(key)
+        a, b = tensors.get((layer, name, "A")), tensors.get((layer, name, "B"))
+        if a is None or b is None:
+            missing = f"{_PREFIX}{key}.lora_{'A' if a is None else 'B'}.weight"
+            raise refuse(f"tensor {missing!r} is missing, {ADAPTER_CONFIG} 'target_modules' asks for it")
+        scale = float(np.float32(settings.scale_of(key)))
+        found[name] = LowRank(_codes(a, (rank, inputs), settings), _codes(b, (outputs, rank), settings), scale)
+    return found
+
+
+def _codes(tensor: StoredTensor, shape: Sides, settings: AdapterConfig) -> Codes:
+    if tensor.shape != shape:
+        raise refuse(
+            f"tensor {tensor.name[:128]!r} has shape {list(tensor.shape)}, this model and {ADAPTER_CONFIG} ask for {list(shape)}; "
+            f"the adapter names the base model {settings.base_model[:64]!r}"
+        )
+    if tensor.kind not in ("F32", "F16", "BF16"):
+        raise refuse(f"tensor {tensor.name[:128]!r} is of kind {tensor.kind}, adapters are F32, F16 or BF16")
+    codes = _bf16(tensor).reshape(shape)
+    if ((codes & np.uint16(0x7F80)) == 0x7F80).any():
+        raise refuse(f"tensor {tensor.name[:128]!r} has a value that is infinite or not a number")
+    return codes
+
+
+def _bf16(tensor: StoredTensor) -> Codes:
+    """The values as codes of bfloat16: a view where the file has such. What is no number stays none."""
+    kind = {"BF16": "<u2", "F16": "<f2", "F32": "<f4"}[tensor.kind]
+    # A file may begin its words at an odd place.
+    data = tensor.data if tensor.data.ctypes.data % np.dtype(kind).itemsize == 0 else tensor.data.copy()
+    if tensor.kind == "BF16":
+        return np.asarray(data.view(np.uint16))
+    values = data.view(kind)
+    if not np.isfinite(values).all():  # rounding would carry some NaN into finite codes
+        return np.full(values.shape, 0x7FC0, np.uint16)
+    return round_bf16(values)
+
+
+def _config_fields(adapter: Adapter) -> dict[str, object]:
+    parts = {_key(index, name): part for index, layer in enumerate(adapter.layers) for name, part in layer.items()}
+    first = next(iter(parts.values()))
+    rank, alpha = first.rank, first.scale * first.rank
+    used = [name for name in MODULES if any(name in layer for layer in adapter.layers)]
+    whole = all(list(layer) == list(adapter.layers[0]) for layer in adapter.layers)
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.base_model,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "use_dora": False,
+        "use_rslora": False,
+        "modules_to_save": None,
+        # Without exceptions by the short names that PEFT uses itself, else one by one.
+        "target_modules": [MODULE_KEYS[name].rpartition(".")[2] for name in used] if whole else list(parts),
+        "rank_pattern": {key: part.rank for key, part in parts.items() if part.rank != rank},
+        "alpha_pattern": {key: part.scale * part.rank for key, part in parts.items() if part.scale * part.rank != alpha},
+    }
