@@ -119,11 +119,13 @@ class PagePool:
                 del cached[page]
             references[page] += 1
 
-    def keep(self, page: int) -> None:
-        """Mark what this held page holds as worth keeping: it will be cached and not blank when its last owner goes."""
-        if self._references[page] < 1:
-            raise ValueError(f"page {page} is not held and can't be kept")
-        self._marked[page] = 1
+    def keep(self, pages: Iterable[int]) -> None:
+        """Mark what these held pages hold as worth keeping: they will be cached and not blank when their last owners go."""
+        references, marked = self._references, self._marked
+        for page in pages:
+            if references[page] < 1:
+                raise ValueError(f"page {page} is not held and can't be kept")
+            marked[page] = 1
 
     def release(self, pages: Sequence[int]) -> int:
         """Take an owner from each of these pages; returns how many have none left.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from headrace.memory.prefix_index import KnownPage
 from headrace.scheduling.shares import Account
 
 NEVER = 2**62
@@ -60,8 +59,7 @@ class Item:
     ``scored`` the position up to which wanted logits were delivered, ``goal`` the positions that are ever computed,
     ``forks`` the items that wait for this one's prompt. ``found``: tokens whose pages were there when it was first admitted.
     ``shared``: those whose pages others held too. ``lost``: tokens that were computed when it was preempted. ``known``: pages
-    that are in the prefix index, and ``branch`` the last of them there; ``remember_at``: the position at which the next one is
-    full.
+    that are in the prefix index; ``remember_at``: the position at which the next one is full.
     """
 
     item_id: int
@@ -93,7 +91,6 @@ class Item:
     shared: int = 0
     lost: int = 0
     known: int = 0
-    branch: KnownPage | None = None
     remember_at: int = NEVER
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from headrace.memory.page_pool import PagePool
 from headrace.memory.page_table import fork_pages, is_private, put_page
-from headrace.memory.prefix_index import KnownPage, PrefixIndex
+from headrace.memory.prefix_index import PrefixIndex
 from headrace.scheduling.item import NEVER, Item, ItemKind, ItemState
 from headrace.scheduling.roster import Roster
 from headrace.scheduling.step import PageCopy
@@ -67,9 +67,8 @@ class Residency:
         pool, running = self.pool, self._roster.running
         if running and (running + 1 + len(item.forks) > self.max_running or item is self._refused or self._unserved):
             return None  # (unserved: pages on their way out are promised to streams that run)
-        found, held = self._find(item)
-        pages = [known.page for known in found]
-        own = self._own_need(item, len(found))
+        pages, held = self._find(item)
+        own = self._own_need(item, len(pages))
         needed = own + len(item.forks)
         if running and needed > pool.available - (len(pages) - held):  # cached pages that it takes won't be available
             return None
@@ -85,14 +84,13 @@ class Residency:
         item.reserved = needed
         reserved = pool.reserve(needed)
         assert reserved, "there is room"
-        return self._take_place(item, pages, found)
+        return self._take_place(item, pages)
 
     def remember(self, item: Item) -> None:
         """An item has filled pages: make them known, or take over those that others have filled alike meanwhile."""
         assert self.index is not None, "nothing is remembered without an index"
         full = item.computed // self.pool.page_tokens
-        after = item.branch if item.branch is not None else self.index.root(item.tenant)
-        item.branch = self.index.add(after, item.tokens, item.pages, item.known, full)
+        self.index.add(item.tenant, item.tokens, item.pages, item.known, full)
         item.known = full
         item.remember_at = (full + 1) * self.pool.page_tokens
 
@@ -190,7 +188,7 @@ class Residency:
         """``child`` shares the pages of the leader's prompt; both must copy a part-filled last page before writing."""
         child.pages = fork_pages(self.pool, leader.pages)
         child.computed = child.writable = child.shared = leader.writable = leader.computed
-        child.known, child.branch, child.remember_at = leader.known, leader.branch, leader.remember_at
+        child.known, child.remember_at = leader.known, leader.remember_at
         if leader.reserved:
             leader.reserved -= 1
             child.reserved = 1
@@ -199,7 +197,7 @@ class Residency:
         """``heir`` gets everything that ``item`` holds."""
         heir.pages, heir.reserved, heir.writable = item.pages, item.reserved, item.writable
         heir.computed, heir.scored, heir.found, heir.shared = item.computed, item.scored, item.found, item.shared
-        heir.known, heir.branch, heir.remember_at = item.known, item.branch, item.remember_at
+        heir.known, heir.remember_at = item.known, item.remember_at
         item.pages, item.reserved, item.writable = [], 0, 0
         if self.swapping is not None:
             self.swapping.moves.rename(item.item_id, heir.item_id)
@@ -221,7 +219,7 @@ class Residency:
         room = self.pool.available - (len(found) - held) + self._will_be_free()
         return running + 1 + len(item.forks) <= self.max_running and needed <= room and self._fits_later(item)
 
-    def _find(self, item: Item) -> tuple[list[KnownPage], int]:
+    def _find(self, item: Item) -> tuple[list[int], int]:
         """The pages that a waiting item may start behind, and how many of them others hold.
 
         Its last token's row is wanted in any case, and so may be earlier ones.
@@ -233,7 +231,7 @@ class Residency:
         if item.score_from is not None:
             most = min(most, max(item.score_from, item.scored))
         found = self.index.find(item.tenant, item.tokens, most // self.pool.page_tokens)
-        held = sum(self.pool.references(known.page) > 0 for known in found)
+        held = sum(self.pool.references(page) > 0 for page in found)
         item.shared = held * self.pool.page_tokens
         return found, held
 
@@ -241,7 +239,7 @@ class Residency:
         """Pages to reserve for a waiting item, beside those that are found or that it left behind."""
         return self.pool.pages_for(min(len(item.tokens) + 1, item.goal)) - self._resident(item) - found
 
-    def _start_behind(self, item: Item, pages: list[int], found: list[KnownPage]) -> None:
+    def _start_behind(self, item: Item, pages: list[int]) -> None:
         """An item that is admitted takes these pages of the index and goes on behind them."""
         item.pages = pages
         item.computed = item.writable = len(pages) * self.pool.page_tokens
@@ -251,7 +249,7 @@ class Residency:
         if not item.preemptions:
             item.found = item.computed
         if self.index is not None:
-            item.known, item.branch = len(found), found[-1] if found else None
+            item.known = len(pages)
             item.remember_at = item.computed + self.pool.page_tokens
             self.lookups += 1
             self.found_tokens += item.computed
@@ -260,13 +258,13 @@ class Residency:
         """The item holds nothing any more."""
         item.pages = []
         item.reserved = item.writable = item.shared = item.known = 0
-        item.branch, item.remember_at = None, NEVER
+        item.remember_at = NEVER
         self._refused = None
 
-    def _take_place(self, item: Item, pages: list[int], found: list[KnownPage]) -> ItemState:
+    def _take_place(self, item: Item, pages: list[int]) -> ItemState:
         """Let an admitted item take what is known of it or what it left behind, and start to bring back what lies below."""
         if self.swapping is None or self.swapping.moves.find(item.item_id) is None:
-            self._start_behind(item, pages, found)
+            self._start_behind(item, pages)
             return ItemState.RUNNING
         missing = self.swapping.moves.missing(item.item_id)
         fresh = self.pool.allocate_reserved(missing, *self._place(item, missing))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.memory.page_pool import PagePool
-from headrace.memory.prefix_index import NO_PAGE, KnownPage, PrefixIndex, chain_digest
+from headrace.memory.prefix_index import KnownRun, PrefixIndex
 
 SIZE = 4  # tokens a page
 Beginning = tuple[str, tuple[int, ...]]
@@ -30,28 +30,34 @@ class World:
     def known(self) -> dict[Beginning, int]:
         """Slow oracle: every known beginning, spelt from its page up to the root."""
         beginnings = {}
-        for known in self.index.known:
-            node = known
-            tokens: list[int] = []
-            while node is not None and node.page != NO_PAGE:
-                tokens = [*memoryview(node.key).cast("i"), *tokens]
-                tenant = node.parent.key.decode() if node.parent is not None else ""
-                node = node.parent
-            if known is not None:
-                beginnings[tenant, tuple(tokens)] = known.page
+        tenants = {root: tenant for tenant, root in self.index._roots.items()}
+        for page, known in enumerate(self.index.known):
+            if known is None:
+                continue
+            run = known
+            tokens = list(memoryview(run.tokens).cast("i")[: (run.pages.index(page) + 1) * SIZE])
+            while (above := run.parent) is not None:
+                run = above
+                tokens = [*memoryview(run.tokens).cast("i"), *tokens]
+            beginnings[tenants[run], tuple(tokens)] = page
         return beginnings
 
     def come(self) -> None:
         tenant = self.random.choice(("", "a", "b"))
         tokens = [self.random.randrange(2) for _ in range(SIZE * self.random.randint(1, 6))]  # few tokens: many are alike
         full = len(tokens) // SIZE
-        found = self.index.find(tenant, tokens, self.random.randint(0, full))
+        most = self.random.randint(0, full)
+        found = self.index.find(tenant, tokens, most)
         known = self.known()
         for level, one in enumerate(found, 1):
-            assert known[tenant, tuple(tokens[: level * SIZE])] == one.page
-            assert self.said[one.page] == (tenant, tuple(tokens[: level * SIZE]))
+            assert known[tenant, tuple(tokens[: level * SIZE])] == one
+            assert self.said[one] == (tenant, tuple(tokens[: level * SIZE]))
         self.hits += len(found)
-        table = [page.page for page in found]
+        longest = max(
+            (len(said) // SIZE for name, said in known if name == tenant and tuple(tokens[: len(said)]) == said), default=0
+        )
+        assert len(found) == min(most, longest)
+        table = list(found)
         self.pool.share(table)
         fresh = self.pool.allocate(full - len(table))
         if fresh is None:
@@ -60,9 +66,12 @@ class World:
         for level, page in enumerate(fresh, len(found) + 1):
             self.said[page] = (tenant, tuple(tokens[: level * SIZE]))
         table += fresh
-        last = self.index.add(found[-1] if found else self.index.root(tenant), tokens, table, len(found), full)
+        at = len(found)
+        while at < full:  # chunk by chunk, as prompts are computed
+            stop = self.random.randint(at + 1, full)
+            self.index.add(tenant, tokens, table, at, stop)
+            at = stop
         assert [self.said[page] for page in table] == [(tenant, tuple(tokens[: n * SIZE])) for n in range(1, full + 1)]
-        assert last.page == table[-1]
         self.tables.append(table)
 
     def fork(self) -> None:
@@ -106,7 +115,7 @@ def grown(index: PrefixIndex, pool: PagePool, tokens: list[int], tenant: str = "
     """A finished sequence: its pages are cached."""
     table = pool.allocate(len(tokens) // SIZE)
     assert table is not None
-    index.add(index.root(tenant), tokens, table, 0, len(table))
+    index.add(tenant, tokens, table, 0, len(table))
     pool.release(table)
     return table
 
@@ -116,7 +125,7 @@ def test_another_tenant_finds_nothing() -> None:
     index = PrefixIndex(pool)
     tokens = list(range(12))
     table = grown(index, pool, tokens, "mine")
-    assert [page.page for page in index.find("mine", tokens, 3)] == table
+    assert index.find("mine", tokens, 3) == table
     for stranger in ("", "Mine", "mine ", "other"):
         assert index.find(stranger, tokens, 3) == []
 
@@ -129,13 +138,16 @@ def test_equal_hashes_give_no_stranger_a_page(monkeypatch: pytest.MonkeyPatch) -
         def __getitem__(self, part: slice) -> bytes:  # type: ignore[override]
             return Colliding(super().__getitem__(part))
 
+        def __add__(self, more: bytes) -> bytes:  # type: ignore[override]
+            return Colliding(super().__add__(more))
+
     pool = PagePool(64, SIZE)
     index = PrefixIndex(pool)
     real = PrefixIndex.pack
     monkeypatch.setattr(PrefixIndex, "pack", lambda *arguments: Colliding(real(*arguments)))
     tables = {first: grown(index, pool, [first, *range(11)]) for first in range(12)}
     for first, table in tables.items():
-        assert [page.page for page in index.find("", [first, *range(11)], 3)] == table
+        assert index.find("", [first, *range(11)], 3) == table
     assert index.find("", [12, *range(11)], 3) == []
     assert len(index.find("", [3, *range(7), 99, 8, 9, 10], 3)) == 2
 
@@ -149,8 +161,8 @@ def test_the_oldest_ends_go_first_and_held_pages_never() -> None:
     assert pool.allocate(4) is None
     taken = pool.allocate(2)
     assert taken is not None
-    assert [page.page for page in index.find("", [1] * 12, 3)] == old[:1]
-    assert [page.page for page in index.find("", [2] * 12, 3)] == young
+    assert index.find("", [1] * 12, 3) == old[:1]
+    assert index.find("", [2] * 12, 3) == young
     assert index.evictions == 2
     pool.release(young)
     assert pool.allocate(1) == [old[0]]
@@ -175,8 +187,8 @@ def test_a_page_computed_twice_is_kept_once() -> None:
     first, second = pool.allocate(2), pool.allocate(2)
     assert first is not None
     assert second is not None
-    index.add(index.root(""), tokens, first, 0, 2)
-    index.add(index.root(""), tokens, second, 0, 2)
+    index.add("", tokens, first, 0, 2)
+    index.add("", tokens, second, 0, 2)
     assert second == first
     assert pool.held == 2
     pool.check_integrity([first, second])
@@ -188,7 +200,7 @@ def test_integrity_finds_faults() -> None:
     table = grown(index, pool, [1] * 12)
     index.check_integrity()
     node = index.known[table[0]]
-    assert node is not None
+    assert isinstance(node, KnownRun)
     index.known[table[0]] = None
     with pytest.raises(AssertionError, match="in the tree twice"):
         index.check_integrity()
@@ -204,7 +216,7 @@ def test_a_branch_goes_with_the_page_it_hangs_on() -> None:
     index = PrefixIndex(pool)
     table = pool.allocate(3)
     assert table is not None
-    index.add(index.root(""), [1] * 12, table, 0, 3)
+    index.add("", [1] * 12, table, 0, 3)
     pool.release(table[:1])
     pool.release(table[2:])
     assert pool.cached == 2
@@ -217,26 +229,45 @@ def test_a_branch_goes_with_the_page_it_hangs_on() -> None:
     assert pool.cached == 0
 
 
-def test_digests_name_tenant_and_all_tokens_before() -> None:
+def test_a_branch_in_the_middle_of_a_run_parts_it() -> None:
     pool = PagePool(16, SIZE)
     index = PrefixIndex(pool)
-    grown(index, pool, [1] * 8, "a")
-    grown(index, pool, [1] * 8, "b")
-    names = {page.digest for tenant in "ab" for page in index.find(tenant, [1] * 8, 2)}
-    assert len(names) == 4
-    first, second = index.find("a", [1] * 8, 2)
-    assert first.digest == chain_digest(chain_digest(None, b"a"), first.key)
-    assert second.digest == chain_digest(first.digest, second.key)
+    table = grown(index, pool, [1] * 24)
+    other = [*[1] * 12, *[2] * 12]
+    found = index.find("", other, 6)
+    assert found == table[:3]
+    pool.share(found)
+    branch = [*found, *(pool.allocate(3) or [])]
+    index.add("", other, branch, 3, 6)
+    index.check_integrity()
+    assert index.find("", [1] * 24, 6) == table
+    assert index.find("", other, 6) == branch
+    assert len({id(run) for run in index.known if run is not None}) == 3
+
+
+@pytest.mark.parametrize("pages", [1, 31, 32, 33, 100])
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+def test_long_runs_are_found_up_to_the_first_difference(pages: int, chunk: int) -> None:
+    pool = PagePool(2 * pages, SIZE)
+    index = PrefixIndex(pool)
+    tokens = list(range(pages * SIZE))
+    table = pool.allocate(pages) or []
+    for first in range(0, pages, chunk):
+        index.add("", tokens, table, first, min(pages, first + chunk))
+    index.check_integrity()
+    assert len({id(run) for run in index.known if run is not None}) == 1
+    for wrong in range(0, pages * SIZE, 11):
+        asked = [*tokens[:wrong], -1, *tokens[wrong + 1 :]]
+        assert index.find("", asked, pages) == table[: wrong // SIZE]
+    assert index.find("", [*tokens, 5], pages) == table
 
 
 def test_an_entry_is_small_beside_its_page() -> None:
-    pool = PagePool(2, 16)
+    pool = PagePool(128, 16)
     index = PrefixIndex(pool)
-    table = pool.allocate(2)
-    assert table is not None
-    node: KnownPage | None = index.add(index.root(""), list(range(32)), table, 0, 2)
-    size = 0
-    while node is not None and node.page != NO_PAGE:
-        size += sys.getsizeof(node) + sys.getsizeof(node.key) + (sys.getsizeof(node.children) if node.children else 0)
-        node = node.parent
-    assert size / 2 < 0.02 * 16 * 1024  # 2 % of a page of a very small model: 1 KiB a token
+    table = pool.allocate(128) or []
+    index.add("", list(range(2048)), table, 0, 128)
+    run = index.known[table[0]]
+    assert run is not None
+    size = sum(sys.getsizeof(part) for part in (run, run.pages, run.tokens)) + 128 * 8
+    assert size / 128 < 0.01 * 16 * 1024  # 1 % of a page of a very small model: 1 KiB a token
