@@ -21,11 +21,15 @@ _LONGEST_SLEEP = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A request to come: its prompt, the tokens that it generates (greedy, end tokens ignored), and when (``at`` seconds)."""
+    """A request to come: its prompt, the tokens that it generates (greedy, end tokens ignored), and when (``at`` seconds).
+
+    ``share``: who pays for it, and whose pages it may find.
+    """
 
     prompt: list[int]
     output: int
     at: float = 0.0
+    share: str = ""
 
 
 @dataclass(slots=True)
@@ -157,7 +161,7 @@ class LiveRun:
     def _send(self, planned: Planned, sent: float, client: int | None) -> None:
         request_id = len(self.timings) + 1
         params = SamplingParams(max_tokens=planned.output, temperature=0.0, ignore_eos=True)
-        self.engine.submit(Submit(request_id, planned.prompt, params))
+        self.engine.submit(Submit(request_id, planned.prompt, params, tenant=planned.share, share=planned.share))
         timing = Timing(planned, sent, client)
         self.timings.append(timing)
         self._live[request_id] = timing

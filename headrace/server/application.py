@@ -16,8 +16,9 @@ from headrace.errors import HeadraceError
 from headrace.server.auth import KeyRing
 from headrace.server.endpoint import Endpoint
 from headrace.server.gate import Gate
+from headrace.server.rate_limits import Claim
 from headrace.server.rendering import STATUS_HUNG_UP, error_response, internal_error, table_error
-from headrace.server.requests import TENANT, Call, ClientGone, HangupGuard, decoded
+from headrace.server.requests import TENANT, Call, ClientGone, HangupGuard, declared_length, decoded
 from headrace.server.routes import ENDPOINTS
 from headrace.server.service import Service
 
@@ -31,7 +32,7 @@ def create_app(service: Service, keys: KeyRing | None = None) -> ASGIApp:
         for path in endpoint.paths:
             app.add_route(path, handler, methods=[endpoint.method], include_in_schema=False)
     app.add_exception_handler(HTTPException, _http_exception)
-    app.add_exception_handler(HeadraceError, _refusal)
+    app.add_exception_handler(HeadraceError, _refusal(service))
     app.add_exception_handler(ClientGone, _hung_up)
     app.add_exception_handler(Exception, _bug)
     return Gate(app, service, keys)
@@ -42,19 +43,31 @@ def _handler(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaita
         request.scope["headrace.route"] = endpoint.path
         if not endpoint.probe:
             service.check_open()
-        body = await decoded(request, service.settings, endpoint.body) if endpoint.body is not None else None
-        call: Call[Any] = Call(body, request.path_params, request.scope["headrace.request_id"], request, request.scope[TENANT])
-        if endpoint.body is None:
-            return await endpoint.handler(service, call)
-        async with HangupGuard(request.receive):
-            return await endpoint.handler(service, call)
+        tenant = request.scope[TENANT]
+        # before anything is read: a flood beyond its limits costs next to nothing
+        claim = service.rate_limits.enter(tenant, declared_length(request)) if endpoint.metered else Claim()
+        try:
+            body = await decoded(request, service.settings, endpoint.body) if endpoint.body is not None else None
+            call: Call[Any] = Call(body, request.path_params, request.scope["headrace.request_id"], request, tenant, claim)
+            if endpoint.body is None:
+                return await endpoint.handler(service, call)
+            async with HangupGuard(request.receive):
+                return await endpoint.handler(service, call)
+        except BaseException:
+            claim.drop()
+            raise
 
     return handle
 
 
-async def _refusal(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HeadraceError)
-    return error_response(error, {"connection": "close"} if error.kind.status in (408, 413) else None)
+def _refusal(service: Service) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def refuse(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HeadraceError)
+        if error.code == "rate_limit_exceeded":
+            service.metrics.tenants.of(service.tenants.label(request.scope[TENANT])).limited.inc()
+        return error_response(error, {"connection": "close"} if error.kind.status in (408, 413) else None)
+
+    return refuse
 
 
 async def _hung_up(request: Request, error: Exception) -> Response:

@@ -5,26 +5,46 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from headrace.errors import HeadraceError
+from headrace.scheduling.item import MOST_PRIORITY
+from headrace.scheduling.shares import MOST_WEIGHT
 
 OPEN_PATHS = frozenset({"/livez"})
 """The only routes without a key: a liveness probe says nothing but that the process answers."""
 
 _MAX_KEY = 512
 _MAX_RULE = 1_000_000_000
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,32}\Z")
+_NUMBER = re.compile(r"-?[0-9]{1,10}\Z")
+OTHERS = "other"
+"""What metrics call all tenants that have no name of their own there."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRules:
-    """What the holder of a key may use; ``None``: no limit."""
+    """What the holder of a key may use; ``None``: no limit.
+
+    ``weight``: the share of the machine that the key is due beside others. ``max_priority``: the highest that its requests may
+    have. ``name``: what metrics call it; empty: the beginning of the tenant's name.
+    """
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    weight: int = 1
+    max_priority: int = 0
+    name: str = ""
+
+
+_BOUNDS = {
+    "requests_per_minute": (1, _MAX_RULE), "tokens_per_minute": (1, _MAX_RULE),
+    "weight": (1, MOST_WEIGHT), "max_priority": (-MOST_PRIORITY, MOST_PRIORITY),
+}  # fmt: skip
 
 
 class KeyRing:
@@ -41,7 +61,7 @@ class KeyRing:
         A line of the key ``*`` gives the rules of keys that have none of their own::
 
             * requests_per_minute=60
-            sk-of-the-lab requests_per_minute=600 tokens_per_minute=20000
+            sk-of-the-lab requests_per_minute=600 tokens_per_minute=20000 weight=3 max_priority=4 name=lab
 
         Raises ``invalid_setting`` for a file that can't be read, has no key, or a line that says anything else.
         """
@@ -60,6 +80,8 @@ class KeyRing:
                 raise _bad_line(number, "repeats a key")
             keys[key] = _key_rules(words, number) if words else None
         common = keys.pop("*", None) or KeyRules()
+        if common.name:
+            raise HeadraceError("invalid_setting", "the key file's line of '*' can't have a name", param="api_key_file")
         if not keys:
             raise HeadraceError("invalid_setting", "the key file holds no key", param="api_key_file")
         return cls({key: rules or common for key, rules in keys.items()})
@@ -74,16 +96,24 @@ class KeyRing:
 
 
 def _key_rules(words: list[str], line: int) -> KeyRules:
-    names = [field.name for field in fields(KeyRules)]
-    found: dict[str, int] = {}
+    numbers: dict[str, int] = {}
+    given = ""
     for word in words:
         name, equals, value = word.partition("=")
-        if name not in names or not equals:
-            raise _bad_line(line, f"may have only {' and '.join(names)} behind the key, as name=number")
-        if not (value.isascii() and value.isdigit() and len(value) <= 10 and 1 <= int(value) <= _MAX_RULE):
-            raise _bad_line(line, f"must give {name} as a whole number from 1 to {_MAX_RULE:,}")
-        found[name] = int(value)
-    return KeyRules(**found)
+        if not equals or (name not in _BOUNDS and name != "name"):
+            raise _bad_line(line, f"may have only {', '.join(_BOUNDS)} and name behind the key, as name=value")
+        if name == "name":
+            if _NAME.match(value) is None or value == OTHERS:
+                raise _bad_line(
+                    line, f"must give name as 1 to 32 letters, digits, points, dashes or underscores, but not '{OTHERS}'"
+                )
+            given = value
+            continue
+        least, most = _BOUNDS[name]
+        if not (value.isascii() and _NUMBER.match(value) and least <= int(value) <= most):
+            raise _bad_line(line, f"must give {name} as a whole number from {least:,} to {most:,}")
+        numbers[name] = int(value)
+    return KeyRules(**numbers, name=given)
 
 
 def _bad_line(number: int, problem: str) -> HeadraceError:

@@ -22,9 +22,10 @@ async def complete(service: Service, call: Call[ChatRequest]) -> ASGIApp:
     body = call.body
     service.check_model(body.model)
     _check(body)
+    standing = service.tenants.standing(call.tenant, body)
     prepared = await chat_prompt(service.language, body)
     job = _job(service, body, prepared)
-    generation = Generation(service, [job], call.tenant)
+    generation = Generation(service, [job], standing, call.claim)
     answer = ChatAnswer(service, body, generation, prepared.dialect)
     seed = str(job.params.seed)
     if body.stream:

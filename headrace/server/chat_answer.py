@@ -104,7 +104,7 @@ class ChatAnswer:
         ]
         return ChatCompletion(
             id=self._id, created=self._created, model=self._model, choices=choices, usage=self._usage(),
-            system_fingerprint=fingerprint(),
+            system_fingerprint=fingerprint(), service_tier=self._generation.tier,
             prompt_logprobs=msgspec.UNSET if known is None else prompt_logprobs(known, prompt, self._language),
         )  # fmt: skip
 
@@ -121,7 +121,7 @@ class ChatAnswer:
     def _chunk(self, choices: list[ChunkChoice], usage: Usage | msgspec.UnsetType | None) -> ChatChunk:
         return ChatChunk(
             id=self._id, created=self._created, model=self._model, choices=choices,
-            system_fingerprint=fingerprint(), usage=usage,
+            system_fingerprint=fingerprint(), usage=usage, service_tier=self._generation.tier,
         )  # fmt: skip
 
 

@@ -144,7 +144,7 @@ class CompletionAnswer:
     def _completion(self, choices: list[CompletionChoice], usage: Usage | msgspec.UnsetType | None) -> Completion:
         return Completion(
             id=self._id, created=self._created, model=self._model, choices=choices,
-            system_fingerprint=fingerprint(), usage=usage,
+            system_fingerprint=fingerprint(), usage=usage, service_tier=self._generation.tier,
         )  # fmt: skip
 
 

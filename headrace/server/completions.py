@@ -34,12 +34,13 @@ async def complete(service: Service, call: Call[CompletionRequest]) -> ASGIApp:
     body = call.body
     service.check_model(body.model)
     _check(body)
+    standing = service.tenants.standing(call.tenant, body)
     prompts = await service.language.prompts(body.prompt, "prompt", limits.MAX_PROMPTS)
     choices = body.best_of or body.n or 1
     if len(prompts) * choices > limits.MAX_SEQUENCES:
         raise HeadraceError("invalid_value", f"Prompts times choices must be at most {limits.MAX_SEQUENCES}.", param="n")
     jobs = _jobs(service, body, prompts, choices)
-    generation = Generation(service, jobs, call.tenant)
+    generation = Generation(service, jobs, standing, call.claim)
     answer = CompletionAnswer(service, body, prompts, generation)
     seeds = ",".join(str(seed) for seed in dict.fromkeys(job.params.seed for job in jobs))
     if body.stream:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 
+import msgspec
 import numpy as np
 from starlette.responses import Response
 
@@ -16,12 +17,14 @@ from headrace.server.protocol.embeddings import Embedding, EmbeddingList, Embedd
 from headrace.server.rendering import internal_error, json_response, table_error
 from headrace.server.requests import Call
 from headrace.server.service import Service
+from headrace.server.tenants import Standing
 
 
 async def embed(service: Service, call: Call[EmbeddingRequest]) -> Response:
     """``POST /embeddings``. With ``dimensions`` the first values are kept and made unit length again."""
     body = call.body
     service.check_model(body.model)
+    standing = service.tenants.standing(call.tenant, body)
     language = service.language
     hidden = service.engine.ready.hidden if service.engine.ready is not None else 0
     if body.dimensions is not None and body.dimensions > hidden:
@@ -33,23 +36,28 @@ async def embed(service: Service, call: Call[EmbeddingRequest]) -> Response:
             raise HeadraceError("context_length_exceeded", message, param=prompt.param)
     count = sum(len(prompt.ids) for prompt in prompts)
     deadline = body.deadline_ms / 1000 if body.deadline_ms is not None else None
-    with service.admitted(len(prompts), count, call.tenant):
-        vectors = await _run(service, prompts, deadline, call.tenant)
+    with service.admitted(len(prompts), count, call.claim):
+        vectors = await _run(service, prompts, deadline, standing)
     data = [
         Embedding(index=index, embedding=_encode(_shortened(vector, body.dimensions), body.encoding_format == "base64"))
         for index, vector in enumerate(vectors)
     ]
     service.metrics.prompt_tokens.inc(count)
-    return json_response(EmbeddingList(data=data, model=service.model_name, usage=EmbeddingUsage(count, count)))
+    service.metrics.tenants.of(standing.label).prompt_tokens.inc(count)
+    tier = standing.tier if standing.tier is not None else msgspec.UNSET
+    return json_response(EmbeddingList(data=data, model=service.model_name, usage=EmbeddingUsage(count, count), service_tier=tier))
 
 
-async def _run(service: Service, prompts: list[Prompt], deadline: float | None, tenant: str) -> list[np.ndarray]:
+async def _run(service: Service, prompts: list[Prompt], deadline: float | None, standing: Standing) -> list[np.ndarray]:
     engine = service.engine
     streams = []
     try:
         for prompt in prompts:
             params = SamplingParams(max_tokens=0)
-            submit = Submit(engine.new_request_id(), prompt.ids, params, deadline, embed=True, tenant=tenant, share=tenant)
+            submit = Submit(
+                engine.new_request_id(), prompt.ids, params, deadline, embed=True, priority=standing.priority,
+                tenant=standing.tenant, share=standing.tenant, weight=standing.weight,
+            )  # fmt: skip
             streams.append(engine.submit(submit))
         vectors = []
         for stream in streams:

@@ -16,7 +16,8 @@ Handler = Callable[[Any, Any], Awaitable[ASGIApp]]
 class Endpoint:
     """One operation. ``versioned`` ones exist as ``/v1/x`` and ``/x``; ``event`` is the struct of a stream's events.
 
-    ``probe``: answered whatever the server's state; others are refused while loading, draining or after a death.
+    ``metered`` ones take from the key's requests and tokens a minute. ``probe``: answered whatever the server's state; others are
+    refused while loading, draining or after a death.
     """
 
     method: str
@@ -28,6 +29,7 @@ class Endpoint:
     event: type[msgspec.Struct] | None = None
     versioned: bool = True
     probe: bool = False
+    metered: bool = False
 
     @property
     def paths(self) -> tuple[str, ...]:

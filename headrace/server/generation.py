@@ -9,13 +9,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
 
+import msgspec
+
 from headrace.engine.client import RequestStream
 from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.wire import Submit, TokenLogprob, TokenOutput
 from headrace.errors import HeadraceError
 from headrace.server.metrics import RequestClock
+from headrace.server.rate_limits import Claim
 from headrace.server.rendering import internal_error, table_error
 from headrace.server.service import Service
+from headrace.server.tenants import Standing
 from headrace.text.text_stream import TextStream
 
 
@@ -80,9 +84,11 @@ class Generation:
     block cancels whatever still runs. A turn that is cancelled (by a timeout) loses nothing.
     """
 
-    def __init__(self, service: Service, jobs: list[Job], tenant: str = "") -> None:
+    def __init__(self, service: Service, jobs: list[Job], standing: Standing, claim: Claim) -> None:
         self._service = service
-        self._tenant = tenant
+        self._standing = standing
+        self._claim = claim
+        self._counts = service.metrics.tenants.of(standing.label)
         self._metrics = service.metrics
         self._jobs = jobs
         self._admission = ExitStack()
@@ -93,7 +99,7 @@ class Generation:
 
     async def __aenter__(self) -> Generation:
         sequences = sum(job.params.n for job in self._jobs)
-        self._admission.enter_context(self._service.admitted(sequences, self.totals.prompt, self._tenant))
+        self._admission.enter_context(self._service.admitted(sequences, self.totals.prompt, self._claim))
         try:
             for job in self._jobs:
                 self._running.append(self._submit(job))
@@ -106,11 +112,9 @@ class Generation:
 
     def _submit(self, job: Job) -> _Running:
         engine = self._service.engine
-        stream = engine.submit(
-            Submit(engine.new_request_id(), job.prompt, job.params, job.deadline, tenant=self._tenant, share=self._tenant)
-        )
+        stream = engine.submit(_submit(engine.new_request_id(), job, self._standing))
         texts = [self._service.language.text_stream(job.stop, job.keep_special) for _ in range(job.params.n)]
-        return _Running(job, stream, RequestClock(self._metrics), texts, open=set(range(job.params.n)))
+        return _Running(job, stream, RequestClock(self._metrics, self._counts), texts, open=set(range(job.params.n)))
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._cancel_all()
@@ -127,6 +131,11 @@ class Generation:
                 running.open.clear()
             running.stream.cancel()
         self._admission.close()
+
+    @property
+    def tier(self) -> str | msgspec.UnsetType:
+        """The service tier that the answer names, when the call asked for one."""
+        return self._standing.tier if self._standing.tier is not None else msgspec.UNSET
 
     @property
     def done(self) -> bool:
@@ -207,7 +216,7 @@ class Generation:
         piece.tokens += output.tokens[:used]
         piece.offsets += [entry.offset for entry in delta.pieces]
         self.totals.completion += used
-        self._service.rate_limits.used(self._tenant, used)
+        self._service.rate_limits.used(self._standing.tenant, used)
         if output.logprobs is not None:
             piece.logprobs = [*(piece.logprobs or ()), *output.logprobs[:used]]
         if delta.finished_by_stop is not None:
@@ -232,3 +241,12 @@ class Generation:
         self._running[number].clock.end()
         self._metrics.prompt_tokens.inc(len(self._running[number].job.prompt))
         self._metrics.cached_tokens.inc(self._running[number].cached)
+        self._counts.prompt_tokens.inc(len(self._running[number].job.prompt))
+        self._counts.cached_tokens.inc(self._running[number].cached)
+
+
+def _submit(request_id: int, job: Job, standing: Standing) -> Submit:
+    return Submit(
+        request_id, job.prompt, job.params, job.deadline, priority=standing.priority, tenant=standing.tenant,
+        share=standing.tenant, weight=standing.weight,
+    )  # fmt: skip

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from headrace.engine.wire import Gauges, MoveGauges
 from headrace.server.loop_lag import LoopLag
+from headrace.server.tenant_metrics import TenantCounts, TenantMetrics
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0)
 _GAPS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
@@ -37,6 +38,7 @@ class Metrics:
         self.gap = Histogram("headrace_inter_token_seconds", "Between two tokens of a choice.", buckets=_GAPS, registry=registry)
         self.whole = Histogram("headrace_request_seconds", "From arrival to the last token.", buckets=_SECONDS, registry=registry)
         self.queue = Histogram("headrace_queue_seconds", "From arrival to the first step.", buckets=_SECONDS, registry=registry)
+        self.tenants = TenantMetrics(registry)
         for reason in FINISH_REASONS:
             self.finished.labels(reason)
         self.registry.register(_EngineCollector(gauges, lag, live))
@@ -110,8 +112,9 @@ def _moves(moves: MoveGauges) -> Iterator[Metric]:
 class RequestClock:
     """Times one generating request and writes its histograms."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, tenant: TenantCounts) -> None:
         self._metrics = metrics
+        self._tenant = tenant
         self._start = time.monotonic()
         self._last: dict[int, float] = {}
 
@@ -120,17 +123,21 @@ class RequestClock:
         now = time.monotonic()
         if queued is not None:
             self._metrics.queue.observe(queued)
+            self._tenant.queue_seconds.inc(queued)
         if not count:
             return
         if choice not in self._last:
             if not self._last:
                 self._metrics.first_token.observe(now - self._start)
+                self._tenant.requests.inc()
+                self._tenant.first_token_seconds.inc(now - self._start)
         else:
             gap = (now - self._last[choice]) / count
             for _ in range(count):
                 self._metrics.gap.observe(gap)
         self._last[choice] = now
         self._metrics.generated_tokens.inc(count)
+        self._tenant.generated_tokens.inc(count)
 
     def end(self) -> None:
         """The request's last token has been delivered."""

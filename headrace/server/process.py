@@ -121,10 +121,10 @@ class Runner:
         return True
 
     def _new_service(self) -> Service:
-        from headrace.server.rate_limits import RateLimits
         from headrace.server.service import Service
+        from headrace.server.tenants import Tenants
 
-        return Service(self._options, self._engine, RateLimits(self._keys.rules) if self._keys is not None else None)
+        return Service(self._options, self._engine, Tenants(self._keys.rules) if self._keys is not None else None)
 
     def _http_server(self) -> ApiServer:
         import uvicorn

@@ -11,6 +11,9 @@ from headrace.errors import HeadraceError
 from headrace.server.auth import KeyRules
 
 _MINUTE = 60.0
+_FIRST_TOKENS_A_BYTE = 1 / 8
+_SURELY = 0.5  # of the tokens that are likely
+_LEARNING = 0.2
 
 
 class Bucket:
@@ -33,22 +36,93 @@ class Bucket:
         """Use up ``amount``, whatever is there."""
         self._level = self.level(now) - amount
 
+    def give(self, amount: float, now: float) -> None:
+        """Give back what was taken and not used."""
+        self._level = min(float(self.limit), self.level(now) + amount)
+
     def wait(self, amount: float, now: float) -> float:
         """Seconds until ``amount`` (or all there can be) is at hand."""
         return max(0.0, (min(amount, float(self.limit)) - self.level(now)) * _MINUTE / self.limit)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Account:
+    """``tokens_a_byte``: how many tokens the prompts of this tenant had lately for each byte of a body."""
+
     requests: Bucket | None
     tokens: Bucket | None
+    tokens_a_byte: float = _FIRST_TOKENS_A_BYTE
+
+    def estimate(self, body_bytes: int) -> int:
+        """Tokens that a body of this size certainly has, as far as its tenant's others tell; no more than there can be."""
+        most = self.tokens.limit if self.tokens is not None else 0
+        return min(most, max(1, int(_SURELY * self.tokens_a_byte * body_bytes)))
+
+    def learn(self, body_bytes: int, tokens: int) -> None:
+        """A body of this size had so many."""
+        if body_bytes:
+            self.tokens_a_byte += _LEARNING * (tokens / body_bytes - self.tokens_a_byte)
+
+
+class Claim:
+    """What one request was let in with: one request, and an estimate of its tokens, until the prompt is known.
+
+    Without an account nothing is limited.
+    """
+
+    __slots__ = ("_account", "_body_bytes", "_clock", "_estimate")
+
+    def __init__(self, account: _Account | None = None, body_bytes: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._account = account
+        self._body_bytes = body_bytes
+        self._clock = clock
+        self._estimate = account.estimate(body_bytes) if account is not None else 0
+
+    def take(self) -> None:
+        """Take the request and the estimate. Raises ``rate_limit_exceeded`` with the time to wait; nothing is taken then."""
+        account, now = self._account, self._clock()
+        if account is None:
+            return
+        if account.requests is not None and (wait := account.requests.wait(1, now)) > 0:
+            limit = account.requests.limit
+            raise _exceeded(f"This key may send {limit:,} {'request' if limit == 1 else 'requests'} a minute", wait)
+        if account.tokens is not None:
+            if (wait := account.tokens.wait(self._estimate, now)) > 0:
+                more = f"; the prompt has about {self._estimate:,}" if self._estimate > 1 else " and has used them up"
+                raise _exceeded(f"This key may use {account.tokens.limit:,} tokens a minute{more}", wait)
+            account.tokens.take(self._estimate, now)
+        if account.requests is not None:
+            account.requests.take(1, now)
+
+    def settle(self, prompt_tokens: int) -> None:
+        """The prompt is known: take its tokens instead of the estimate.
+
+        Raises ``rate_limit_exceeded`` when they are not there; then nothing is taken, nor was.
+        """
+        self.drop()
+        account, now = self._account, self._clock()
+        if account is None or account.tokens is None:
+            return
+        account.learn(self._body_bytes, prompt_tokens)
+        if (wait := account.tokens.wait(prompt_tokens, now)) > 0:
+            if account.requests is not None:
+                account.requests.give(1, now)
+            raise _exceeded(f"This key may use {account.tokens.limit:,} tokens a minute; the prompt has {prompt_tokens:,}", wait)
+        account.tokens.take(prompt_tokens, now)
+
+    def drop(self) -> None:
+        """Give the estimate back. The request stays taken: one that was refused for what it asks counts as well."""
+        if self._account is not None and self._account.tokens is not None and self._estimate:
+            self._account.tokens.give(self._estimate, self._clock())
+        self._estimate = 0
 
 
 class RateLimits:
     """The allowances of all tenants. ``rules`` by tenant name; tenants without a rule are not limited.
 
-    A request is admitted when one request and its prompt's tokens are at hand; what it generates is taken as it comes, so
-    that a long answer is never cut off and the next request waits for it instead.
+    A request is let in when one request and an estimate of its prompt's tokens are at hand, before its body is read: a flood
+    beyond its limits costs next to nothing. The prompt's real tokens are taken when they are counted; what it generates is
+    taken as it comes, so that a long answer is never cut off and the next request waits for it instead.
     """
 
     def __init__(self, rules: Mapping[str, KeyRules], clock: Callable[[], float] = time.monotonic) -> None:
@@ -62,21 +136,11 @@ class RateLimits:
             for tenant, rule in rules.items()
         }
 
-    def admit(self, tenant: str, prompt_tokens: int) -> None:
-        """Take one request and its prompt. Raises ``rate_limit_exceeded`` with the time to wait; nothing is taken then."""
-        account = self._accounts.get(tenant)
-        if account is None:
-            return
-        now = self._clock()
-        if account.requests is not None and (wait := account.requests.wait(1, now)) > 0:
-            limit = account.requests.limit
-            raise _exceeded(f"This key may send {limit:,} {'request' if limit == 1 else 'requests'} a minute", wait)
-        if account.tokens is not None and (wait := account.tokens.wait(prompt_tokens, now)) > 0:
-            raise _exceeded(f"This key may use {account.tokens.limit:,} tokens a minute; the prompt has {prompt_tokens:,}", wait)
-        if account.requests is not None:
-            account.requests.take(1, now)
-        if account.tokens is not None:
-            account.tokens.take(prompt_tokens, now)
+    def enter(self, tenant: str, body_bytes: int) -> Claim:
+        """Let a request with a body of this size in, or raise ``rate_limit_exceeded`` with the time to wait."""
+        claim = Claim(self._accounts.get(tenant), body_bytes, self._clock)
+        claim.take()
+        return claim
 
     def used(self, tenant: str, tokens: int) -> None:
         """Take generated tokens."""

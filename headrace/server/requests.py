@@ -6,7 +6,7 @@ import asyncio
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +17,7 @@ from starlette.types import Receive
 from headrace.errors import HeadraceError
 from headrace.server.protocol.decode import decode_body
 from headrace.server.protocol.scan import JsonScan
+from headrace.server.rate_limits import Claim
 from headrace.server.settings import ServerSettings
 
 BodyType = TypeVar("BodyType")
@@ -27,7 +28,8 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 class Call(Generic[BodyType]):
     """One request as handlers see it: its decoded body, path parameters, id, and the connection (to notice a hang-up).
 
-    ``tenant`` names the API key's owner without saying the key: pages are reused under one name only.
+    ``tenant`` names the API key's owner without saying the key: pages are reused under one name only. ``claim``: what was taken
+    of the key's allowance before the body was read.
     """
 
     body: BodyType
@@ -35,6 +37,7 @@ class Call(Generic[BodyType]):
     request_id: str
     request: Request
     tenant: str = ""
+    claim: Claim = field(default_factory=Claim)
 
 
 def request_id_of(headers: list[tuple[bytes, bytes]]) -> str:
@@ -47,14 +50,19 @@ def request_id_of(headers: list[tuple[bytes, bytes]]) -> str:
     return secrets.token_hex(16)
 
 
+def declared_length(request: Request) -> int:
+    """Bytes of the body as its header says; 0 when it does not."""
+    declared = request.headers.get("content-length", "")
+    return int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
+
+
 async def read_body(request: Request, settings: ServerSettings) -> bytes:
     """Read a body of any framing, checking size, JSON depth and patience while it arrives.
 
     Raises ``body_too_large``, ``body_timeout`` or ``invalid_value`` as soon as the limit is passed.
     """
     limit = settings.max_body_kib * 1024
-    declared = request.headers.get("content-length")
-    if declared is not None and declared.isdigit() and int(declared[:20]) > limit:
+    if declared_length(request) > limit:
         raise _too_large(settings)
     scan = JsonScan(settings.max_json_depth)
     pieces: list[bytes] = []

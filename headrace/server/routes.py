@@ -33,9 +33,13 @@ async def describe(service: Service, call: Call[Any]) -> Response:
 
 
 ENDPOINTS: tuple[Endpoint, ...] = (
-    Endpoint("POST", "/chat/completions", chat.complete, "Answer a conversation.", ChatRequest, ChatCompletion, ChatChunk),
-    Endpoint("POST", "/completions", completions.complete, "Continue a text.", CompletionRequest, Completion, Completion),
-    Endpoint("POST", "/embeddings", embeddings.embed, "Vectors of texts.", EmbeddingRequest, EmbeddingList),
+    Endpoint(
+        "POST", "/chat/completions", chat.complete, "Answer a conversation.", ChatRequest, ChatCompletion, ChatChunk, metered=True
+    ),
+    Endpoint(
+        "POST", "/completions", completions.complete, "Continue a text.", CompletionRequest, Completion, Completion, metered=True
+    ),
+    Endpoint("POST", "/embeddings", embeddings.embed, "Vectors of texts.", EmbeddingRequest, EmbeddingList, metered=True),
     Endpoint("POST", "/chat/completions/render", chat.render, "The prompt of a conversation, not run.", ChatRequest, RenderedList),
     Endpoint("POST", "/completions/render", completions.render, "The prompts of a call, not run.", CompletionRequest, RenderedList),
     Endpoint("POST", "/tokenize", tokens.tokenize, "Token ids of a text.", TokenizeRequest, TokenizeAnswer),

@@ -14,18 +14,20 @@ from headrace.models.packages import aliases_of
 from headrace.server.language import Language
 from headrace.server.loop_lag import LoopLag
 from headrace.server.metrics import Metrics
-from headrace.server.rate_limits import RateLimits
+from headrace.server.rate_limits import Claim, RateLimits
 from headrace.server.rendering import table_error
 from headrace.server.settings import ServerSettings
+from headrace.server.tenants import Tenants
 
 
 class Service:
     """What handlers share. Created before the engine is up; :meth:`opened` is called when it is."""
 
-    def __init__(self, settings: ServerSettings, engine: EngineClient, rate_limits: RateLimits | None = None) -> None:
+    def __init__(self, settings: ServerSettings, engine: EngineClient, tenants: Tenants | None = None) -> None:
         self.settings = settings
         self.engine = engine
-        self.rate_limits = rate_limits or RateLimits({})
+        self.tenants = tenants or Tenants()
+        self.rate_limits = RateLimits(self.tenants.rules)
         self.lag = LoopLag(window=settings.lag_window)
         self.metrics = Metrics(lambda: engine.gauges, self.lag, lambda: engine.live)
         self.started = int(time.time())
@@ -72,15 +74,21 @@ class Service:
             raise HeadraceError("model_not_found", message, param="model")
 
     @contextmanager
-    def admitted(self, sequences: int, prompt_tokens: int, tenant: str) -> Iterator[None]:
+    def admitted(self, sequences: int, prompt_tokens: int, claim: Claim) -> Iterator[None]:
         """Hold room for so many sequences while the block runs. Raises ``queue_full`` or ``rate_limit_exceeded``.
+
+        ``claim``: what the call was let in with, before its prompt was known.
 
         A call that is larger than the whole limit runs when nothing else does, so that it is not refused for ever.
         """
-        self.check_open()
-        if self._weight and self._weight + sequences > self.settings.max_queue:
-            raise table_error("queue_full")
-        self.rate_limits.admit(tenant, prompt_tokens)
+        try:
+            self.check_open()
+            if self._weight and self._weight + sequences > self.settings.max_queue:
+                raise table_error("queue_full")
+        except HeadraceError:
+            claim.drop()
+            raise
+        claim.settle(prompt_tokens)
         self._weight += sequences
         self._idle.clear()
         try:

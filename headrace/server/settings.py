@@ -14,7 +14,7 @@ class ServerSettings:
     host: str = option("127.0.0.1", help="Address to listen on.")
     port: int = option(8080, minimum=0, maximum=65_535, help="TCP port; 0 takes a free one and prints it.")
     api_key_file: str | None = option(
-        None, help="File of API keys, each with its rate limits; every route but /livez then wants a key."
+        None, help="File of API keys, each with its limits, weight and priority; every route but /livez then wants a key."
     )
     served_name: str | None = option(None, help="Name of the model in the API (default: the model's own name).")
     max_queue: int = option(256, unit="requests", minimum=1, maximum=100_000, help="Requests in flight before new ones get 429.")

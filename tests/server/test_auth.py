@@ -73,9 +73,31 @@ def test_keys_open_the_door(locked: Running) -> None:
 
 def test_key_files(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    bad_rules = ("requests_per_minute=0", "requests_per_minute=-1", "requests_per_minute=1e3", "tokens_per_minute", "days=3")
+    bad_rules = (
+        "requests_per_minute=0",
+        "requests_per_minute=-1",
+        "requests_per_minute=1e3",
+        "tokens_per_minute",
+        "days=3",
+        "weight=0",
+        "weight=1001",
+        "max_priority=9",
+        "max_priority=-9",
+        "name=",
+        "name=a b",
+        "name=other",
+    )
     too_large = ("requests_per_minute=99999999999", "tokens_per_minute=10000000000")
-    texts = ["", "# only a comment\n", "two words\n", "k\u00e9y\n", "x" * 513, "a\na\n", "* requests_per_minute=3\n"]
+    texts = [
+        "",
+        "* name=all\na\n",
+        "# only a comment\n",
+        "two words\n",
+        "k\u00e9y\n",
+        "x" * 513,
+        "a\na\n",
+        "* requests_per_minute=3\n",
+    ]
     for text in (*texts, *(f"a {rule}\n" for rule in (*bad_rules, *too_large))):
         file.write_text(text)
         with pytest.raises(HeadraceError) as refused:
@@ -89,6 +111,8 @@ def test_key_files(tmp_path: Path) -> None:
     assert ring.admits("b")
     assert not ring.admits("")
     assert not ring.admits("a" * 600)
+    file.write_text("a weight=3 max_priority=-2 name=lab.1\n")
+    assert KeyRing.read(str(file)).rules == {tenant_name("a"): KeyRules(weight=3, max_priority=-2, name="lab.1")}
     file.write_text("* requests_per_minute=5\na\nb tokens_per_minute=7 requests_per_minute=9 \n")
     rules = KeyRing.read(str(file)).rules
     assert rules == {tenant_name("a"): KeyRules(5, None), tenant_name("b"): KeyRules(9, 7)}

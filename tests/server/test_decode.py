@@ -54,7 +54,7 @@ def outcome(body: bytes, kind: type[msgspec.Struct]) -> HeadraceError | None:
         ({"modalities": ["audio"]}, "unsupported_parameter", "modalities[0]", "text"),
         ({"web_search_options": {}}, "unsupported_parameter", "web_search_options", "network"),
         ({"store": True}, "unsupported_parameter", "store", "false"),
-        ({"service_tier": "flex"}, "unsupported_parameter", "service_tier", "auto"),
+        ({"service_tier": "scale"}, "unsupported_parameter", "service_tier", "flex"),
         ({"reasoning_effort": "high"}, "unsupported_parameter", "reasoning_effort", "none"),
         ({"tools": [{"type": "function", "function": {"nam": "x"}}]}, "unknown_parameter", "tools[0].function.nam", "name"),
         (
@@ -96,7 +96,7 @@ def test_a_body_that_is_no_object() -> None:
 
 def test_fields_that_mean_nothing_here_are_accepted() -> None:
     harmless = {
-        "user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "safety_identifier": "s",
+        "user": "u", "metadata": {"a": "b"}, "store": False, "safety_identifier": "s",
         "prompt_cache_key": "k", "prompt_cache_retention": "in_memory",
     }  # fmt: skip
     assert set(harmless) == set(IGNORED)

@@ -23,6 +23,11 @@ class Clock:
         return self.now
 
 
+def admit(limits: RateLimits, tenant: str, prompt_tokens: int) -> None:
+    """Let a request in whose size nobody knows before, and tell its prompt."""
+    limits.enter(tenant, 0).settle(prompt_tokens)
+
+
 def limits(requests: int | None, tokens: int | None) -> tuple[RateLimits, Clock]:
     clock = Clock()
     return RateLimits({"a": KeyRules(requests, tokens), "b": KeyRules(1, 1)}, clock), clock
@@ -31,64 +36,97 @@ def limits(requests: int | None, tokens: int | None) -> tuple[RateLimits, Clock]
 def test_requests_run_out_and_come_back_one_by_one() -> None:
     allowed, clock = limits(6, None)
     for _ in range(6):
-        allowed.admit("a", 100)
+        admit(allowed, "a", 100)
     with pytest.raises(HeadraceError, match=r"6 requests a minute. Try again in 10s") as caught:
-        allowed.admit("a", 1)
+        admit(allowed, "a", 1)
     assert caught.value.code == "rate_limit_exceeded"
     assert caught.value.retry_after == pytest.approx(10.0)
     clock.now += 10.0
-    allowed.admit("a", 1)
+    admit(allowed, "a", 1)
     with pytest.raises(HeadraceError):
-        allowed.admit("a", 1)
+        admit(allowed, "a", 1)
 
 
 def test_a_refusal_takes_nothing() -> None:
     allowed, _ = limits(100, 50)
-    allowed.admit("a", 50)
+    admit(allowed, "a", 50)
     for _ in range(10):
         with pytest.raises(HeadraceError, match="50 tokens a minute"):
-            allowed.admit("a", 10)
+            admit(allowed, "a", 10)
     assert dict(allowed.headers("a"))[b"x-ratelimit-remaining-requests"] == b"99"
 
 
 def test_generated_tokens_are_waited_off_later() -> None:
     allowed, clock = limits(None, 60)
-    allowed.admit("a", 10)
+    admit(allowed, "a", 10)
     allowed.used("a", 110)
     clock.now += 60.0
+    with pytest.raises(HeadraceError, match="has used them up") as caught:
+        admit(allowed, "a", 20)
+    assert caught.value.retry_after == pytest.approx(1.0), "nothing is known of the prompt yet"
+    clock.now += 1.0
     with pytest.raises(HeadraceError) as caught:
-        allowed.admit("a", 20)
-    assert caught.value.retry_after == pytest.approx(20.0)
-    clock.now += 20.0
-    allowed.admit("a", 20)
+        admit(allowed, "a", 20)
+    assert caught.value.retry_after == pytest.approx(19.0)
+    clock.now += 19.0
+    admit(allowed, "a", 20)
 
 
 def test_a_prompt_larger_than_the_allowance_runs_from_a_full_bucket() -> None:
     allowed, clock = limits(None, 60)
-    allowed.admit("a", 1000)
+    admit(allowed, "a", 1000)
     with pytest.raises(HeadraceError):
-        allowed.admit("a", 1)
+        admit(allowed, "a", 1)
     clock.now += 941.0
-    allowed.admit("a", 1)
+    admit(allowed, "a", 1)
 
 
 def test_tenants_are_apart_and_the_unlimited_stay_so() -> None:
     allowed, _ = limits(1, None)
-    allowed.admit("a", 1)
-    allowed.admit("b", 1)
+    admit(allowed, "a", 1)
+    admit(allowed, "b", 1)
     for _ in range(100):
-        allowed.admit("c", 10_000)
+        admit(allowed, "c", 10_000)
         allowed.used("c", 10_000)
     assert allowed.headers("c") == []
 
 
 def test_headers_tell_limit_remaining_and_reset() -> None:
     allowed, _ = limits(60, 6000)
-    allowed.admit("a", 600)
+    admit(allowed, "a", 600)
     assert dict(allowed.headers("a")) == {
         b"x-ratelimit-limit-requests": b"60", b"x-ratelimit-remaining-requests": b"59", b"x-ratelimit-reset-requests": b"1s",
         b"x-ratelimit-limit-tokens": b"6000", b"x-ratelimit-remaining-tokens": b"5400", b"x-ratelimit-reset-tokens": b"6s",
     }  # fmt: skip
+
+
+def test_a_large_body_is_refused_by_its_size_and_a_wrong_estimate_is_corrected() -> None:
+    allowed, clock = limits(None, 600)
+    claim = allowed.enter("a", 8000)  # about 500 tokens
+    assert dict(allowed.headers("a"))[b"x-ratelimit-remaining-tokens"] == b"100"
+    with pytest.raises(HeadraceError, match="600 tokens a minute; the prompt has about 500") as caught:
+        allowed.enter("a", 8000)
+    assert caught.value.retry_after == pytest.approx(40.0)
+    claim.settle(20)
+    assert dict(allowed.headers("a"))[b"x-ratelimit-remaining-tokens"] == b"580"
+    allowed.enter("a", 8000).drop()
+    assert dict(allowed.headers("a"))[b"x-ratelimit-remaining-tokens"] == b"580"
+    clock.now += 2.0
+    allowed.enter("a", 10**9).settle(10**6)  # larger than all there can be: runs from a full bucket
+    clock.now += 1e9
+    for _ in range(40):
+        clock.now += 60.0
+        allowed.enter("a", 8000).settle(5)  # this tenant's bodies hold few tokens: the estimate follows
+    assert dict(allowed.headers("a"))[b"x-ratelimit-remaining-tokens"] == b"595"
+    assert allowed.enter("a", 16_000)._estimate < 20
+
+
+def test_a_refused_body_counts_as_a_request_and_not_as_tokens() -> None:
+    allowed, _ = limits(10, 600)
+    allowed.enter("a", 1600).drop()
+    headers = dict(allowed.headers("a"))
+    assert headers[b"x-ratelimit-remaining-requests"] == b"9"
+    assert headers[b"x-ratelimit-remaining-tokens"] == b"600"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (0.2501, "251ms"), (7.5, "7.5s"), (63, "1m3s"), (59.99, "1m0s")])
@@ -104,7 +142,7 @@ def test_no_minute_sees_more_than_the_burst_and_the_refill(calls: list[tuple[flo
     for pause, prompt, output in calls:
         clock.now += pause
         try:
-            allowed.admit("a", prompt)
+            admit(allowed, "a", prompt)
         except HeadraceError:
             continue
         admitted += prompt
@@ -116,7 +154,7 @@ def test_no_minute_sees_more_than_the_burst_and_the_refill(calls: list[tuple[flo
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     path = tmp_path_factory.mktemp("keys") / "keys"
-    path.write_text("free\nfew requests_per_minute=2\nshort tokens_per_minute=50\n")
+    path.write_text("free\nfew requests_per_minute=2\nshort tokens_per_minute=50\nflood requests_per_minute=1 name=flood\n")
     running = launch_server(0.001, key="free", api_key_file=str(path))
     yield running
     assert running.stop() == 0
@@ -151,3 +189,16 @@ def test_streamed_tokens_count(limited: Running) -> None:
         assert sum(1 for _ in stream) > 1
     with pytest.raises(openai.RateLimitError, match="tokens a minute"):
         short.embeddings.create(model="echo", input=[[1, 2, 3]])
+
+
+@pytest.mark.server
+def test_a_flood_is_refused_before_its_bodies_are_read(limited: Running) -> None:
+    headers = {"authorization": "Bearer flood"}
+    with limited.http() as http:
+        assert http.post("/v1/completions", content=b"not json", headers=headers).status_code == 400
+        for path in ("/v1/completions", "/v1/chat/completions", "/v1/embeddings"):
+            answer = http.post(path, content=b"[" * 100_000, headers=headers)
+            assert answer.status_code == 429, "what the body says was never looked at"
+            assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+        assert http.post("/v1/tokenize", json={"text": "a"}, headers=headers).status_code == 200
+    assert limited.metric('headrace_tenant_limited_total{tenant="flood"}') == 3

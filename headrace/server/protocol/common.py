@@ -7,12 +7,15 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from headrace.scheduling.item import MOST_PRIORITY
 from headrace.server.protocol import limits
 
 Name = Annotated[str, Meta(min_length=1, max_length=limits.MAX_NAME_LENGTH)]
 StopString = Annotated[str, Meta(min_length=1, max_length=limits.MAX_STOP_LENGTH)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
+Priority = Annotated[int, Meta(ge=-MOST_PRIORITY, le=MOST_PRIORITY)]
+ServiceTier = Literal["auto", "default", "flex", "priority"]
 ShortText = Annotated[str, Meta(max_length=limits.MAX_NAME_LENGTH)]
 
 
@@ -59,7 +62,8 @@ class SamplingBody(Body, frozen=True, kw_only=True):
     user: ShortText | None = None
     metadata: dict[str, str] | None = None
     store: Literal[False] | None = None
-    service_tier: Literal["auto", "default"] | None = None
+    priority: Priority | None = None
+    service_tier: ServiceTier | None = None
     safety_identifier: ShortText | None = None
     prompt_cache_key: ShortText | None = None
     prompt_cache_retention: Literal["in_memory", "in-memory"] | None = None
@@ -69,7 +73,6 @@ IGNORED: dict[str, str] = {
     "user": "Accepted and not used: nothing here is kept per end user.",
     "metadata": "Accepted and not used: answers are not stored.",
     "store": "Only false: answers are never stored.",
-    "service_tier": "Only auto or default: there is one tier.",
     "safety_identifier": "Accepted and not used.",
     "prompt_cache_key": "Accepted and not used: pages of earlier prompts are found by their tokens.",
     "prompt_cache_retention": "Only in_memory: nothing is kept on disk.",
@@ -90,7 +93,7 @@ UNSUPPORTED: dict[str, str] = {
     "verbosity": 'the model has no such control; only "medium"',
     "web_search_options": "the server never fetches from the network",
     "store": "answers are never stored; only false",
-    "service_tier": 'there is one tier; only "auto" or "default"',
+    "service_tier": 'only "auto", "default", "flex" or "priority"',
     "prompt_cache_retention": 'only "in_memory"',
     "include_obfuscation": "only false",
 }

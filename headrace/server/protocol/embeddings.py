@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from headrace.server.protocol import limits
-from headrace.server.protocol.common import Body, Name, ShortText, TokenId
+from headrace.server.protocol.common import Body, Name, Priority, ServiceTier, ShortText, TokenId
 
 
 class EmbeddingRequest(Body, frozen=True, kw_only=True):
@@ -26,6 +26,8 @@ class EmbeddingRequest(Body, frozen=True, kw_only=True):
     encoding_format: Literal["float", "base64"] | None = None
     deadline_ms: Annotated[int, Meta(ge=1, le=limits.MAX_DEADLINE_MS)] | None = None
     user: ShortText | None = None
+    priority: Priority | None = None
+    service_tier: ServiceTier | None = None
 
 
 class Embedding(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,3 +52,4 @@ class EmbeddingList(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     usage: EmbeddingUsage
     object: str = "list"
+    service_tier: str | msgspec.UnsetType = msgspec.UNSET

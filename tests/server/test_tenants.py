@@ -1,0 +1,135 @@
+"""Who may go first: priorities, service tiers, what a key caps, and what metrics call whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import openai
+import pytest
+from conftest import Running, launch_server
+
+from headrace.errors import HeadraceError
+from headrace.server.auth import KeyRules
+from headrace.server.tenants import MOST_LABELS, Tenants
+
+
+@dataclass(frozen=True)
+class Wish:
+    priority: int | None = None
+    service_tier: str | None = None
+
+
+TENANTS = Tenants({"plain": KeyRules(), "vip": KeyRules(weight=5, max_priority=2, name="vip"), "low": KeyRules(max_priority=-3)})
+
+
+@pytest.mark.parametrize(
+    ("tenant", "wish", "priority", "tier"),
+    [
+        ("plain", Wish(), 0, None),
+        ("plain", Wish(service_tier="auto"), 0, "default"),
+        ("plain", Wish(service_tier="flex"), -4, "flex"),
+        ("plain", Wish(service_tier="priority"), 0, "default"),
+        ("plain", Wish(priority=-8), -8, None),
+        ("vip", Wish(service_tier="priority"), 2, "priority"),
+        ("vip", Wish(2, "default"), 2, "default"),
+        ("low", Wish(), -3, None),
+        ("low", Wish(service_tier="flex"), -4, "flex"),
+    ],
+)
+def test_what_a_call_is_served_as(tenant: str, wish: Wish, priority: int, tier: str | None) -> None:
+    standing = TENANTS.standing(tenant, wish)
+    assert (standing.priority, standing.tier) == (priority, tier)
+    assert standing.weight == TENANTS.rules[tenant].weight
+
+
+def test_without_keys_everybody_may_do_all() -> None:
+    standing = Tenants().standing("", Wish(service_tier="priority"))
+    assert (standing.priority, standing.tier, standing.label, standing.weight) == (4, "priority", "", 1)
+    assert Tenants().standing("", Wish(8)).priority == 8
+
+
+@pytest.mark.parametrize(
+    ("tenant", "wish", "code"),
+    [
+        ("plain", Wish(1), "permission_denied"),
+        ("vip", Wish(3), "permission_denied"),
+        ("low", Wish(-2), "permission_denied"),
+        ("vip", Wish(1, "flex"), "invalid_value"),
+        ("vip", Wish(1, "priority"), "invalid_value"),
+    ],
+)
+def test_what_is_refused(tenant: str, wish: Wish, code: str) -> None:
+    with pytest.raises(HeadraceError, match=r"'priority'") as refused:
+        TENANTS.standing(tenant, wish)
+    assert (refused.value.code, refused.value.param) == (code, "priority")
+
+
+def test_metrics_have_a_bounded_number_of_names() -> None:
+    many = Tenants({f"{number:032x}": KeyRules(name="first" if number == 0 else "") for number in range(1000)})
+    labels = [many.label(f"{number:032x}") for number in range(1000)]
+    assert labels[0] == "first"
+    assert len(set(labels)) <= MOST_LABELS + 1
+    assert labels[-1] == many.label("stranger") == "other"
+    assert many.label("") == ""
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    path.write_text("plain\nvip max_priority=8 weight=2 name=vip\n")
+    running = launch_server(0.001, key="plain", api_key_file=str(path))
+    yield running
+    assert running.stop() == 0
+
+
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Go."}], "max_tokens": 3}
+
+
+@pytest.mark.server
+def test_openai_clients_see_the_tier_that_served_them(keyed: Running) -> None:
+    for key, expected in (("plain", "default"), ("vip", "priority")):
+        client = openai.OpenAI(base_url=f"{keyed.url}/v1", api_key=key, max_retries=0, timeout=30.0)
+        whole = client.chat.completions.create(model="echo", service_tier="priority", **CHAT)
+        assert whole.service_tier == expected
+        stream = client.chat.completions.create(model="echo", service_tier="flex", stream=True, **CHAT)
+        assert {chunk.service_tier for chunk in stream} == {"flex"}
+        assert client.chat.completions.create(model="echo", **CHAT).service_tier is None
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", {"prompt": "Go."}), ("/v1/embeddings", {"input": "Go."})]
+)
+def test_every_endpoint_takes_and_caps_priorities(keyed: Running, path: str, body: dict[str, Any]) -> None:
+    with keyed.http() as http:
+        for key, extra, status, code in (
+            ("vip", {"priority": 8}, 200, None),
+            ("plain", {"priority": -8}, 200, None),
+            ("plain", {"priority": 1}, 403, "permission_denied"),
+            ("vip", {"priority": 9}, 400, "invalid_value"),
+            ("vip", {"priority": -9}, 400, "invalid_value"),
+            ("vip", {"priority": 1.5}, 400, "invalid_value"),
+            ("vip", {"service_tier": "scale"}, 400, "unsupported_parameter"),
+            ("vip", {"service_tier": "priority", "priority": 1}, 400, "invalid_value"),
+        ):
+            answer = http.post(path, json=body | extra, headers={"authorization": f"Bearer {key}"})
+            assert answer.status_code == status, (extra, answer.text)
+            if code is not None:
+                error = answer.json()["error"]
+                assert error["code"] == code
+                assert error["param"] == ("service_tier" if code == "unsupported_parameter" else "priority")
+        assert http.post(path, json=body | {"service_tier": "auto"}).json()["service_tier"] == "default"
+        assert "service_tier" not in http.post(path, json=body).json()
+
+
+@pytest.mark.server
+def test_each_key_has_its_metrics(keyed: Running) -> None:
+    before = keyed.metric('headrace_tenant_generated_tokens_total{tenant="vip"}')
+    with keyed.http() as http:
+        body = {"prompt": [1, 2, 3, 4], "max_tokens": 7}
+        assert http.post("/v1/completions", json=body, headers={"authorization": "Bearer vip"}).status_code == 200
+    assert keyed.metric('headrace_tenant_generated_tokens_total{tenant="vip"}') == before + 7
+    assert keyed.metric('headrace_tenant_prompt_tokens_total{tenant="vip"}') >= 4
+    assert keyed.metric('headrace_tenant_requests_total{tenant="vip"}') >= 1
