@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+BUILD ?= build/dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 export PIP_PROGRESS_BAR := off
 
@@ -13,7 +14,7 @@ SERVE_STAMP := $(VENV)/.stamp-serve
 MODEL_STAMP := $(VENV)/.stamp-model
 DEV_STAMP := $(VENV)/.stamp-dev
 
-.PHONY: help setup serve test check sanitize format bench docs native size clean
+.PHONY: help setup serve test check sanitize races format bench docs native size clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -34,7 +35,10 @@ check: $(DEV_STAMP)  ## lint, format, types and the size report
 	$(BIN)/python tools/size_report.py
 
 sanitize: $(DEV_STAMP)  ## the kernel tests with address and undefined-behaviour sanitizers, in a build folder of their own
-	tools/sanitize.sh $(BIN)/python $(or $(ARGS),tests/kernels)
+	tools/sanitize.sh memory $(BIN)/python $(or $(ARGS),tests/kernels)
+
+races: $(DEV_STAMP)  ## threads, chain and sampler under the thread sanitizer, in a build folder of its own
+	tools/sanitize.sh thread $(BIN)/python $(or $(ARGS),tests/kernels/test_threads.py tests/kernels/test_native_chain.py tests/kernels/test_sampler.py)
 
 format: $(DEV_STAMP)  ## apply the formatter and the safe fixes
 	$(BIN)/ruff check --fix headrace tests tools
@@ -86,5 +90,5 @@ native: $(VENV_STAMP)  ## rebuild the native kernels in place (developers)
 	@test -x $(BIN)/cmake -a -x $(BIN)/ninja || $(PIP) 'cmake>=3.24' ninja 'nanobind>=2.4'
 	@mkdir -p build
 	@flock build/.lock sh -c '\
-	  $(BIN)/cmake -S . -B build/dev -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python >build/configure.log 2>&1 || { cat build/configure.log; exit 1; }; \
-	  $(BIN)/cmake --build build/dev && cp -u --remove-destination build/dev/_native*.so headrace/kernels/'
+	  $(BIN)/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python >build/configure.log 2>&1 || { cat build/configure.log; exit 1; }; \
+	  $(BIN)/cmake --build $(BUILD) && cp -p --remove-destination $(BUILD)/_native*.so headrace/kernels/'

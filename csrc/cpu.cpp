@@ -1,7 +1,9 @@
 #include "cpu.hpp"
 
+#include <algorithm>
 #include <cstdint>
-#include <utility>
+#include <cstdlib>
+#include <stdexcept>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -14,7 +16,10 @@
 namespace headrace {
 namespace {
 
-using Present = std::pair<const char*, bool>;
+struct Feature {
+    const char* name;
+    bool here;
+};
 
 #if defined(__x86_64__)
 
@@ -42,43 +47,81 @@ bool system_grants_tiles() {
 #endif
 }
 
-const std::vector<Present>& present() {
-    static const std::vector<Present> features = {
-        {"avx2", __builtin_cpu_supports("avx2")},         {"fma", __builtin_cpu_supports("fma")},
-        {"f16c", __builtin_cpu_supports("f16c")},         {"avx512f", __builtin_cpu_supports("avx512f")},
-        {"avx512bw", __builtin_cpu_supports("avx512bw")}, {"avx512vl", __builtin_cpu_supports("avx512vl")},
-        {"avx512dq", __builtin_cpu_supports("avx512dq")}, {"avx512vnni", __builtin_cpu_supports("avx512vnni")},
-        {"amx-tile", has_amx(24)},                        {"amx-int8", has_amx(25)},
+// The builtin wants a literal, and counts as missing what the operating system does not save.
+#define HERE(name) {name, __builtin_cpu_supports(name) != 0}
+
+std::vector<Feature> probe() {
+    return {
+        HERE("avx2"),     HERE("fma"),      HERE("f16c"),       HERE("avx512f"), HERE("avx512bw"), HERE("avx512vl"),
+        HERE("avx512dq"), HERE("avx512vnni"), {"amx-tile", has_amx(24)}, {"amx-int8", has_amx(25)},
+        HERE("ssse3"),    HERE("sse4.2"),   HERE("popcnt"),
     };
-    return features;
 }
+
+#undef HERE
 
 #else
 
-const std::vector<Present>& present() {
-    static const std::vector<Present> features;
-    return features;
-}
+std::vector<Feature> probe() { return {}; }
 
 #endif
+
+constexpr std::size_t kForAvx2 = 3, kForAvx512 = 8, kForAmx = 10;  // the first so many; numpy's compiled parts need the rest
+
+// HEADRACE_CPU_WITHOUT: features, with commas between, that are to count as missing, as if this were an older CPU.
+void hide(std::vector<Feature>& features, const std::string& names) {
+    for (std::size_t from = 0; from <= names.size();) {
+        const std::size_t comma = std::min(names.find(',', from), names.size());
+        const std::string name = names.substr(from, comma - from);
+        bool known = name.empty();
+        for (Feature& feature : features)
+            if (name == feature.name) {
+                feature.here = false;
+                known = true;
+            }
+        if (!known) throw std::invalid_argument("HEADRACE_CPU_WITHOUT: no feature '" + name + "' chooses between kernels");
+        from = comma + 1;
+    }
+}
+
+const std::vector<Feature>& present() {
+    static const std::vector<Feature> features = [] {
+        std::vector<Feature> found = probe();
+        if (const char* names = std::getenv("HEADRACE_CPU_WITHOUT")) hide(found, names);
+        return found;
+    }();
+    return features;
+}
 
 // "this CPU has no …" with those of the features first … last-1 that are missing.
 std::string missing(std::size_t first, std::size_t last) {
     std::string names;
     if (present().empty()) return "this CPU is not an x86-64";
     for (std::size_t i = first; i < last; ++i)
-        if (!present()[i].second) names += (names.empty() ? "" : ", ") + std::string(present()[i].first);
+        if (!present()[i].here) names += (names.empty() ? "" : ", ") + std::string(present()[i].name);
     return names.empty() ? "" : "this CPU has no " + names;
+}
+
+// What it has instead.
+std::string had() {
+    std::string names;
+    for (const std::string& name : cpu_features()) names += (names.empty() ? "" : ", ") + name;
+    return " (it has " + (names.empty() ? "none of the known features" : names) + ")";
+}
+
+std::string lacking(std::size_t first, std::size_t last) {
+    const std::string names = missing(first, last);
+    return names.empty() ? "" : names + had();
 }
 
 }  // namespace
 
-std::string cpu_lacks_for_avx2() { return missing(0, 3); }
+std::string cpu_lacks_for_avx2() { return lacking(0, kForAvx2); }
 
-std::string cpu_lacks_for_avx512() { return missing(0, 8); }
+std::string cpu_lacks_for_avx512() { return lacking(0, kForAvx512); }
 
 std::string cpu_lacks_for_amx() {
-    if (std::string lacking = missing(0, 10); !lacking.empty()) return lacking;
+    if (std::string names = lacking(0, kForAmx); !names.empty()) return names;
 #if defined(__x86_64__)
     if (!system_saves_tiles()) return "the operating system does not save tile registers";
     if (!system_grants_tiles()) return "the operating system refuses this process tile registers";
@@ -86,10 +129,14 @@ std::string cpu_lacks_for_amx() {
     return "";
 }
 
+std::string cpu_lacks_for_anything() {
+    return present().empty() ? "" : missing(kForAmx, present().size());
+}
+
 std::vector<std::string> cpu_features() {
     std::vector<std::string> names;
-    for (const auto& [name, here] : present())
-        if (here) names.emplace_back(name);
+    for (std::size_t i = 0; i < kForAmx && i < present().size(); ++i)
+        if (present()[i].here) names.emplace_back(present()[i].name);
     return names;
 }
 

@@ -23,6 +23,7 @@ void fill_portable(KernelTable& table) {
     portable::fill_matmul(table);
     portable::fill_integer(table);
     portable::fill_rows(table);
+    portable::fill_scans(table);
     portable::fill_peaks(table);
     portable::fill_adapters(table);
 }
@@ -32,6 +33,7 @@ void fill_avx2(KernelTable& table) {
     avx2::fill_matmul(table);
     avx2::fill_integer(table);
     avx2::fill_rows(table);
+    avx2::fill_scans(table);
     avx2::fill_peaks(table);
     avx2::fill_adapters(table);
 }
@@ -44,6 +46,7 @@ void fill_avx512(KernelTable& table) {
     avx512::fill_matmul(table);
     avx512::fill_integer(table);
     avx512::fill_rows(table);
+    avx512::fill_scans(table);
     avx512::fill_peaks(table);
     avx512::fill_adapters(table);
 }

@@ -11,6 +11,7 @@
 #include "adapter_kernels.hpp"
 #include "formats.hpp"
 #include "row_kernels.hpp"
+#include "sampler_scans.hpp"
 
 namespace headrace {
 
@@ -45,6 +46,7 @@ struct KernelTable {
     PeakKernels peaks = {};
     RowKernels rows = {};              // norms, row quantisation, rotary positions, attention
     AdapterKernels adapters = {};
+    ScanKernels scans = {};            // passes of the sampler over logits
 };
 
 struct IsaSupport {
@@ -56,9 +58,30 @@ struct IsaSupport {
 };
 
 // Fillers, one per ISA and kernel file; each sets its own entries only. Declared for every ISA, called if compiled in.
-namespace portable { void fill_matmul(KernelTable&); void fill_integer(KernelTable&); void fill_rows(KernelTable&); void fill_peaks(KernelTable&); void fill_adapters(KernelTable&); }
-namespace avx2 { void fill_matmul(KernelTable&); void fill_integer(KernelTable&); void fill_rows(KernelTable&); void fill_peaks(KernelTable&); void fill_adapters(KernelTable&); }
-namespace avx512 { void fill_matmul(KernelTable&); void fill_integer(KernelTable&); void fill_rows(KernelTable&); void fill_peaks(KernelTable&); void fill_adapters(KernelTable&); }
+namespace portable {
+void fill_matmul(KernelTable&);
+void fill_integer(KernelTable&);
+void fill_rows(KernelTable&);
+void fill_scans(KernelTable&);
+void fill_peaks(KernelTable&);
+void fill_adapters(KernelTable&);
+}
+namespace avx2 {
+void fill_matmul(KernelTable&);
+void fill_integer(KernelTable&);
+void fill_rows(KernelTable&);
+void fill_scans(KernelTable&);
+void fill_peaks(KernelTable&);
+void fill_adapters(KernelTable&);
+}
+namespace avx512 {
+void fill_matmul(KernelTable&);
+void fill_integer(KernelTable&);
+void fill_rows(KernelTable&);
+void fill_scans(KernelTable&);
+void fill_peaks(KernelTable&);
+void fill_adapters(KernelTable&);
+}
 namespace amx { void fill_tiles(KernelTable&); }
 namespace amx_emulated { void fill_tiles(KernelTable&); }
 

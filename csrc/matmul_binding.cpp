@@ -182,6 +182,7 @@ void bind_tables(nb::module_& m) {
                 return table.tiles.panel[i] != nullptr ? "tiles from " + std::to_string(table.tiles.least) + " rows" : std::string("vectors");
         throw std::invalid_argument("no weight format '" + format + "'");
     }, nb::arg("isa"), nb::arg("format"), "What multiplies a weight format on a runnable instruction set.");
+    m.def("cpu_lacks", &cpu_lacks_for_anything, "What this CPU misses to run anything at all; empty: nothing.");
     m.def("cpu_features", &cpu_features, "Names of the CPU features that choose the kernels and are present here.");
     m.def("format_traits", [] {
         std::vector<std::tuple<std::string, int, int, int, bool, int>> rows;

@@ -5,13 +5,13 @@
 #include <cstring>
 #include <limits>
 
-#include "sampler_scans.hpp"
+#include "kernel_table.hpp"
 #include "threads.hpp"
 
 namespace headrace {
 namespace {
 
-using scans::kBlock;
+constexpr int kBlock = kScanBlock;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kGreedyBelow = 1e-6f;
 
@@ -157,7 +157,7 @@ float Sampler::Scratch::modify(const SampleBatch& batch, const SampleRequest& re
         modified[static_cast<std::size_t>(batch.bias_tokens[i])] += batch.bias_values[i];
     if (request.mask >= 0)
         apply_mask(modified.data(), batch.vocab, batch.masks + static_cast<std::size_t>(request.mask) * static_cast<std::size_t>(batch.mask_words));
-    scans::block_maxima(modified.data(), batch.vocab, maxima.data());
+    kernels().scans.block_maxima(modified.data(), batch.vocab, maxima.data());
     return *std::max_element(maxima.begin(), maxima.end());
 }
 
@@ -241,12 +241,12 @@ int Sampler::Scratch::draw(const SampleRequest& request) {
     double total = ordered_sum(sums.data(), blocks);
     if (by_rank || by_mass || request.min_p > 0.0f) {
         Candidate last{0.0f, n};
-        if (by_rank || by_mass) scans::block_maxima(weights.data(), blocks * kBlock, maxima.data());
+        if (by_rank || by_mass) kernels().scans.block_maxima(weights.data(), blocks * kBlock, maxima.data());
         if (by_rank) last = last_of_top_k(request);
         else if (by_mass) last = last_of_top_p(static_cast<double>(request.top_p), total);
         const Candidate floor{request.min_p, n};
         if (before(floor, last)) last = floor;
-        scans::cut(weights.data(), blocks * kBlock, last.weight, last.token, sums.data());
+        kernels().scans.cut(weights.data(), blocks * kBlock, last.weight, last.token, sums.data());
         total = ordered_sum(sums.data(), blocks);
     }
     const double goal = uniform(request) * total;
@@ -275,7 +275,7 @@ void Sampler::sample_row(const SampleBatch& batch, int row, Scratch& s) const {
     SampleResult& result = batch.results[row];
     const float* raw = batch.logits + static_cast<std::size_t>(request.row) * batch.stride;
     result = {-1, SampleStatus::ok, std::numeric_limits<float>::quiet_NaN(), 0};
-    const bool numbers = scans::block_maxima(raw, vocab_, s.raw_maxima.data());
+    const bool numbers = kernels().scans.block_maxima(raw, vocab_, s.raw_maxima.data());
     const float raw_top = *std::max_element(s.raw_maxima.begin(), s.raw_maxima.end());
     if (!numbers || std::isinf(raw_top)) {
         result.status = SampleStatus::not_a_number;
@@ -294,7 +294,7 @@ void Sampler::sample_row(const SampleBatch& batch, int row, Scratch& s) const {
         }
         const float* z = changed ? s.modified.data() : raw;
         if (draws) {
-            scans::weigh(z, vocab_, top, 1.0f / request.temperature, s.weights.data(), s.sums.data());
+            kernels().scans.weigh(z, vocab_, top, 1.0f / request.temperature, s.weights.data(), s.sums.data());
             if (!changed && request.temperature == 1.0f) total = ordered_sum(s.sums.data(), s.blocks);
             result.token = s.draw(request);
         } else {
@@ -305,7 +305,7 @@ void Sampler::sample_row(const SampleBatch& batch, int row, Scratch& s) const {
     }
     if (request.top_count < 0) return;
     if (total == 0.0) {
-        scans::exp_sums(raw, vocab_, raw_top, s.raw_sums.data());
+        kernels().scans.exp_sums(raw, vocab_, raw_top, s.raw_sums.data());
         total = ordered_sum(s.raw_sums.data(), s.blocks);
     }
     const double log_total = static_cast<double>(raw_top) + std::log(total);

@@ -4,20 +4,19 @@
 // depends on the row alone.
 #pragma once
 
-namespace headrace::scans {
+namespace headrace {
 
-inline constexpr int kBlock = 256;
+inline constexpr int kScanBlock = 256;
 
-// Largest value of each block; false when a value is NaN.
-bool block_maxima(const float* z, int n, float* maxima);
+struct ScanKernels {
+    // Largest value of each block; false when a value is NaN.
+    bool (*block_maxima)(const float* z, int n, float* maxima) = nullptr;
+    // w[i] = e^((z[i] - top) * inverse) for z[i] <= top, padded to whole blocks with 0, and each block's sum.
+    void (*weigh)(const float* z, int n, float top, float inverse, float* w, float* sums) = nullptr;
+    // The block sums of e^(z[i] - top) only.
+    void (*exp_sums)(const float* z, int n, float top, float* sums) = nullptr;
+    // Keeps weights above `least`, and those equal to it up to token `last`; the others become 0. Block sums are of what is kept.
+    void (*cut)(float* w, int padded, float least, int last, float* sums) = nullptr;
+};
 
-// w[i] = e^((z[i] - top) * inverse) for z[i] <= top, padded to whole blocks with 0, and each block's sum.
-void weigh(const float* z, int n, float top, float inverse, float* w, float* sums);
-
-// The block sums of e^(z[i] - top) only.
-void exp_sums(const float* z, int n, float top, float* sums);
-
-// Keeps weights above `least`, and those equal to it up to token `last`; the others become 0. Block sums are of what is kept.
-void cut(float* w, int padded, float least, int last, float* sums);
-
-}  // namespace headrace::scans
+}  // namespace headrace

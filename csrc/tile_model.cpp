@@ -40,6 +40,10 @@ TileModel& tile_model() {
     return model;
 }
 
+void configure_tile_model(const TileConfig& config) noexcept { tile_model().configure(config); }
+
+void release_tile_model() noexcept { tile_model().release(); }
+
 int tile_models_configured() { return configured_threads.load(); }
 
 long tile_model_shapes() { return shapes_loaded.load(); }

@@ -45,6 +45,10 @@ class TileModel {
 };
 
 TileModel& tile_model();       // of the calling thread
+// The same from where nothing may be thrown: a kernel's shape that breaks a rule ends the process. Defined in common code, so
+// that no compiler puts its own handler, a function that the linker may merge, into a file of one instruction set.
+void configure_tile_model(const TileConfig& config) noexcept;
+void release_tile_model() noexcept;
 int tile_models_configured();  // models (one a thread) that hold a shape: 0 between products
 long tile_model_shapes();      // shapes loaded since the start
 
@@ -56,8 +60,8 @@ long tile_model_shapes();      // shapes loaded since the start
 namespace headrace::HEADRACE_ISA {
 namespace {
 
-HEADRACE_INLINE void tile_configure(const TileConfig& config) { tile_model().configure(config); }
-HEADRACE_INLINE void tile_release() { tile_model().release(); }
+HEADRACE_INLINE void tile_configure(const TileConfig& config) { configure_tile_model(config); }
+HEADRACE_INLINE void tile_release() { release_tile_model(); }
 template <int t> HEADRACE_INLINE void tile_zero() { tile_model().zero(t); }
 template <int t> HEADRACE_INLINE void tile_load(const void* from, std::size_t stride) { tile_model().load(t, from, stride); }
 template <int t> HEADRACE_INLINE void tile_store(void* to, std::size_t stride) { tile_model().store(t, to, stride); }

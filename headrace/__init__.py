@@ -22,6 +22,10 @@ __all__ = ["LLM", "SamplingParams", "__version__"]
 
 def __getattr__(name: str) -> object:
     """Import what is asked for and nothing before: the command line must not pay for the engine."""
+    if name in __all__:
+        from headrace.kernels.cpu import require_cpu
+
+        require_cpu()
     if name == "LLM":
         from headrace.engine.llm import LLM
 

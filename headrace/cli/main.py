@@ -11,6 +11,7 @@ import click
 
 import headrace
 from headrace.errors import HeadraceError
+from headrace.kernels.cpu import require_cpu
 
 # verb → (module, attribute, one line of help). The module is imported only when its verb runs, so `--help` is instant.
 VERBS: dict[str, tuple[str, str, str]] = {
@@ -50,6 +51,7 @@ class LazyGroup(click.Group):
         """Import the verb's module, or ``None`` when there is no such verb."""
         if cmd_name not in VERBS:
             return None
+        require_cpu()
         module, attribute, _ = VERBS[cmd_name]
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)

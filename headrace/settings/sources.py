@@ -12,6 +12,7 @@ from headrace.settings.declaration import Option, check_value, options_of
 from headrace.settings.nearest import suggestion
 
 CONFIG_VARIABLE = "HEADRACE_CONFIG"
+_OTHER_VARIABLES = (CONFIG_VARIABLE, "HEADRACE_CPU_WITHOUT")  # not options; the second is for the kernels (csrc/cpu.cpp)
 _PREFIX = "HEADRACE_"
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
@@ -135,7 +136,7 @@ def _from_flags(flags: Mapping[str, Any], options: Mapping[str, Option]) -> Iter
 def _from_environment(environment: Mapping[str, str], options: Mapping[str, Option]) -> Iterable[tuple[str, str, Any]]:
     by_variable = {declared.environment: declared for declared in options.values()}
     for variable, text in environment.items():
-        if not variable.startswith(_PREFIX) or variable == CONFIG_VARIABLE:
+        if not variable.startswith(_PREFIX) or variable in _OTHER_VARIABLES:
             continue
         if variable not in by_variable:
             raise _unknown("environment variable", variable, by_variable, variable)

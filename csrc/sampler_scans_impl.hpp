@@ -1,20 +1,18 @@
-#include "sampler_scans.hpp"
+// Passes over a row of logits (sampler_scans.hpp), written once on vectors of sixteen and compiled per instruction set.
+#pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 
+#include "kernel_table.hpp"
+
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors of 64 bytes never cross a call: everything that takes them is inlined
 
-#if defined(__x86_64__)
-#define HEADRACE_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define HEADRACE_CLONES
-#endif
-
-namespace headrace::scans {
+namespace headrace::HEADRACE_ISA {
 namespace {
+
+constexpr int kBlock = kScanBlock;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -36,8 +34,8 @@ ALWAYS float lane_sum(const V16& v) {
     return a[0];
 }
 
-// e^x for x <= 0, exactly 1 at 0, 0 below -87. Only products and sums (the build never fuses them), so that every clone
-// gives the same bits.
+// e^x for x <= 0, exactly 1 at 0, 0 below -87. Only products and sums (the build never fuses them), so that every instruction
+// set gives the same bits.
 ALWAYS void exp_nonpositive(const V16& x, V16& result) {
     const V16 low = splat(-87.0f);
     const V16 clamped = x > low ? x : low;
@@ -63,14 +61,12 @@ ALWAYS void exp_nonpositive(const V16& x, V16& result) {
 // The last, incomplete block as a whole one padded with -inf; other blocks as they are.
 ALWAYS const float* whole_block(const float* z, int n, int first, float* padded) {
     if (first + kBlock <= n) return z + first;
-    std::fill(padded, padded + kBlock, -kInfinity);
+    for (int i = 0; i < kBlock; ++i) padded[i] = -kInfinity;
     std::memcpy(padded, z + first, sizeof(float) * static_cast<std::size_t>(n - first));
     return padded;
 }
 
-}  // namespace
-
-HEADRACE_CLONES bool block_maxima(const float* z, int n, float* maxima) {
+bool block_maxima(const float* z, int n, float* maxima) {
     float padded[kBlock];
     W16 magnitude = {};  // largest bits without sign: only NaN is beyond infinity (gcc takes other comparisons apart)
     for (int first = 0; first < n; first += kBlock) {
@@ -89,11 +85,11 @@ HEADRACE_CLONES bool block_maxima(const float* z, int n, float* maxima) {
         maxima[first / kBlock] = best;
     }
     std::int32_t largest = 0;
-    for (int i = 0; i < 16; ++i) largest = std::max(largest, magnitude[i]);
+    for (int i = 0; i < 16; ++i) largest = magnitude[i] > largest ? magnitude[i] : largest;
     return largest <= 0x7f800000;
 }
 
-HEADRACE_CLONES void weigh(const float* z, int n, float top, float inverse, float* w, float* sums) {
+void weigh(const float* z, int n, float top, float inverse, float* w, float* sums) {
     float padded[kBlock];
     for (int first = 0; first < n; first += kBlock) {
         const float* block = whole_block(z, n, first, padded);
@@ -108,7 +104,7 @@ HEADRACE_CLONES void weigh(const float* z, int n, float top, float inverse, floa
     }
 }
 
-HEADRACE_CLONES void exp_sums(const float* z, int n, float top, float* sums) {
+void exp_sums(const float* z, int n, float top, float* sums) {
     float padded[kBlock];
     for (int first = 0; first < n; first += kBlock) {
         const float* block = whole_block(z, n, first, padded);
@@ -122,7 +118,7 @@ HEADRACE_CLONES void exp_sums(const float* z, int n, float top, float* sums) {
     }
 }
 
-HEADRACE_CLONES void cut(float* w, int padded, float least, int last, float* sums) {
+void cut(float* w, int padded, float least, int last, float* sums) {
     for (int first = 0; first < padded; first += kBlock) {
         if (first <= last && last < first + kBlock) {  // ties with `least` are kept up to `last`, which lies in this block
             for (int i = first; i < first + kBlock; ++i)
@@ -142,4 +138,8 @@ HEADRACE_CLONES void cut(float* w, int padded, float least, int last, float* sum
     }
 }
 
-}  // namespace headrace::scans
+}  // namespace
+
+void fill_scans(KernelTable& table) { table.scans = {block_maxima, weigh, exp_sums, cut}; }
+
+}  // namespace headrace::HEADRACE_ISA

@@ -1,0 +1,2 @@
+// Passes over logits, compiled for portable.
+#include "sampler_scans_impl.hpp"
