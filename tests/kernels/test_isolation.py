@@ -24,7 +24,9 @@ pytestmark = [
 
 
 def objects(folder: Path) -> list[str]:
-    return [str(path) for path in sorted(folder.rglob("*.o"))]
+    """Of sources that still exist: what they leave behind when they go is not linked."""
+    found = sorted(folder.rglob("*.o"))
+    return [str(path) for path in found if (ROOT / path.relative_to(folder).with_suffix("")).exists()]
 
 
 def output(*words: str) -> str:
@@ -40,11 +42,13 @@ def shared_code(files: list[str]) -> set[str]:
 
 @pytest.mark.parametrize("build", BUILDS, ids=lambda path: path.parent.name)
 def test_code_of_an_instruction_set_has_its_name(build: Path) -> None:
-    folders = sorted(build.glob("headrace_*.dir"))
-    assert len(folders) >= 1
-    for folder in folders:
-        own = f"headrace::{folder.stem.removeprefix('headrace_')}::"
-        assert not [name for name in shared_code(objects(folder)) if own not in name], folder
+    looked_at = 0
+    for folder in build.glob("headrace_*.dir"):
+        if files := objects(folder):
+            own = f"headrace::{folder.stem.removeprefix('headrace_')}::"
+            assert not [name for name in shared_code(files) if own not in name], folder
+            looked_at += 1
+    assert looked_at
 
 
 @pytest.mark.parametrize("build", BUILDS, ids=lambda path: path.parent.name)
