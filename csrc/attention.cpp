@@ -9,6 +9,12 @@ constexpr int kAtomRows = 16;
 
 std::size_t product(int a, std::size_t b) { return static_cast<std::size_t>(a) * b; }
 
+PagePlaces places(const BatchView& batch, const PoolView& pool, std::size_t slice) {
+    const int first = batch.first_rows.size ? batch.first_rows[slice] : -1;
+    if (first >= 0) return {pool.data + product(first, pool.page_bytes), pool.page_bytes, nullptr};
+    return {pool.data, pool.page_bytes, batch.page_ids.data + batch.page_starts[slice]};
+}
+
 }  // namespace
 
 void AttentionRunner::plan(const AttentionShape& shape, const BatchView& batch) {
@@ -65,10 +71,8 @@ void AttentionRunner::run(const KernelTable& table, ThreadPool& threads, const A
         work.position = batch.positions[static_cast<std::size_t>(atom.row)];
         work.window = shape.window;
         work.format = shape.format;
-        work.pool = pages.data;
-        work.page_bytes = pages.page_bytes;
         work.head_offset = shape.page_offset + product(head, kv_head_bytes(shape.format, shape.head_dim));
-        work.pages = batch.page_ids.data + batch.page_starts[static_cast<std::size_t>(atom.slice)];
+        work.pages = places(batch, pages, static_cast<std::size_t>(atom.slice));
         work.scratch = scratch + product(worker, scratch_floats);
         if (atom.first_key < 0) {
             table.rows.attend(work);

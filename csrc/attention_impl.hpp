@@ -117,7 +117,7 @@ void visit_tiles(const AttentionTile& work, Query* queries, int count) {
         tile.first = key;
         for (int p = 0; p < kTilePages; ++p) {  // pages that nobody sees are replaced by one that exists
             const int page = larger(smaller(key / kPageTokens + p, last_page), first / kPageTokens);
-            Format::place(tile, p, work.pool + work.pages[page] * work.page_bytes + work.head_offset, width);
+            Format::place(tile, p, work.pages(page) + work.head_offset, width);
         }
         Query* active[kMaxQueries];
         int seeing = 0;

@@ -40,6 +40,17 @@ void check_slice(const BatchView& batch, std::size_t slice) {
         refuse("positions", last, batch.positions[last], "the slice has only " + std::to_string(pages) + " pages of 16");
 }
 
+// Pages that follow each other from a row of the pool on all lie in it.
+void check_first_rows(const BatchView& batch, const PoolView& pool) {
+    if (batch.first_rows.size == 0) return;
+    if (batch.first_rows.size != batch.slice_starts.size - 1) throw std::invalid_argument("first_rows needs one entry a slice");
+    for (std::size_t slice = 0; slice < batch.first_rows.size; ++slice) {
+        const long long first = batch.first_rows[slice], count = batch.page_starts[slice + 1] - batch.page_starts[slice];
+        if (first < -1 || first > static_cast<long long>(pool.pages) - count)
+            refuse("first_rows", slice, first, "the slice's pages would leave the pool");
+    }
+}
+
 // Two rows must never write the same place: a page that is written belongs to one slice, once.
 void check_written_pages(const BatchView& batch, std::size_t pages, std::vector<bool>& stamps) {
     stamps.assign(pages, false);
@@ -72,6 +83,7 @@ void check_batch(const BatchView& batch, const PoolView& pool, const BatchLimits
     check_offsets("slice_starts", batch.slice_starts, batch.slice_starts.size, batch.token_ids.size);
     check_offsets("page_starts", batch.page_starts, batch.slice_starts.size, batch.page_ids.size);
     for (int slice = 0; slice < batch.slices(); ++slice) check_slice(batch, static_cast<std::size_t>(slice));
+    check_first_rows(batch, pool);
     check_written_pages(batch, pool.pages, stamps);
 }
 

@@ -43,6 +43,7 @@ struct BatchView {
     Int32View page_starts;
     Int32View page_ids;
     Int32View output_rows;
+    Int32View first_rows;  // empty, or for each slice the row of the pool from which on its pages follow each other; -1: by its table
     const AdaptersView* adapters = nullptr;  // null: none in this step
 
     int rows() const { return static_cast<int>(token_ids.size); }

@@ -28,12 +28,12 @@ using MutableCodes = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::de
 using MutableInts = nb::ndarray<std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Kept = nb::ndarray<nb::numpy, const float, nb::ndim<2>>;
 
-Int32View view(const Ints& values) { return {values.data(), values.shape(0)}; }
+Int32View view(const Ints& values) { return values.is_valid() ? Int32View{values.data(), values.shape(0)} : Int32View{}; }
 PoolView view(const Pages& pages) { return {pages.data(), pages.shape(0), pages.shape(1)}; }
 
 BatchView view_batch(const Ints& token_ids, const Ints& positions, const Ints& slice_starts, const Ints& page_starts,
-                     const Ints& page_ids, const Ints& output_rows) {
-    return {view(token_ids), view(positions), view(slice_starts), view(page_starts), view(page_ids), view(output_rows)};
+                     const Ints& page_ids, const Ints& output_rows, const Ints& first_rows) {
+    return {view(token_ids), view(positions), view(slice_starts), view(page_starts), view(page_ids), view(output_rows), view(first_rows)};
 }
 
 Gains gains(const nb::dict& block, const char* name) {
@@ -79,8 +79,9 @@ void add_mlp(Chain& chain, int inner, const std::string& kind, Matrix gate_up, M
 }
 
 void forward(Chain& chain, const Ints& token_ids, const Ints& positions, const Ints& slice_starts, const Ints& page_starts,
-             const Ints& page_ids, const Ints& output_rows, const Pages& pages, int first, int last, const BoundAdapters* adapters) {
-    BatchView batch = view_batch(token_ids, positions, slice_starts, page_starts, page_ids, output_rows);
+             const Ints& page_ids, const Ints& output_rows, const Pages& pages, int first, int last, const BoundAdapters* adapters,
+             const Ints& first_rows) {
+    BatchView batch = view_batch(token_ids, positions, slice_starts, page_starts, page_ids, output_rows, first_rows);
     if (adapters != nullptr) batch.adapters = &adapters->view();
     const PoolView pool = view(pages);
     nb::gil_scoped_release release;
@@ -89,8 +90,9 @@ void forward(Chain& chain, const Ints& token_ids, const Ints& positions, const I
 
 // Attention alone: `q` is [rows, heads·head_dim], already scaled; keys and values are read from the pages.
 void attention(ThreadPool& threads, const AttentionShape& shape, const Ints& positions, const Ints& slice_starts,
-               const Ints& page_starts, const Ints& page_ids, const Pages& pages, const FloatRows& q, const MutableFloatRows& out) {
-    const BatchView batch{view(positions), view(positions), view(slice_starts), view(page_starts), view(page_ids), {}};
+               const Ints& page_starts, const Ints& page_ids, const Pages& pages, const FloatRows& q, const MutableFloatRows& out,
+               const Ints& first_rows) {
+    const BatchView batch{view(positions), view(positions), view(slice_starts), view(page_starts), view(page_ids), {}, view(first_rows)};
     const PoolView pool = view(pages);
     const auto width = static_cast<std::size_t>(shape.heads * shape.head_dim);
     if (q.shape(1) != width || out.shape(1) != width || q.shape(0) != positions.shape(0) || out.shape(0) != q.shape(0))
@@ -180,7 +182,8 @@ void bind_kernels(nb::module_& m) {
     m.def("store_kv", &store_kv, "shape"_a, "keys"_a.noconvert(), "values"_a.noconvert(), "slot"_a, "page"_a.noconvert(),
           "Write one token's keys and values into a slot of a page.");
     m.def("attention", &attention, "threads"_a, "shape"_a, "positions"_a.noconvert(), "slice_starts"_a.noconvert(),
-          "page_starts"_a.noconvert(), "page_ids"_a.noconvert(), "pages"_a.noconvert(), "q"_a.noconvert(), "out"_a.noconvert());
+          "page_starts"_a.noconvert(), "page_ids"_a.noconvert(), "pages"_a.noconvert(), "q"_a.noconvert(), "out"_a.noconvert(),
+          "first_rows"_a.noconvert().none() = nb::none());
     m.def("map", &map, "function"_a, "x"_a.noconvert(), "out"_a.noconvert(), "exp, silu or gelu_tanh of each value.");
     m.def("norm", &norm, "x"_a.noconvert(), "gain"_a.noconvert(), "eps"_a, "out"_a.noconvert(), "x / rms(x) · gain.");
     m.def("quantise", &quantise, "x"_a.noconvert(), "planes"_a.noconvert(), "sums16"_a.noconvert(), "sums32"_a.noconvert(),
@@ -205,7 +208,7 @@ void bind_chain(nb::module_& m) {
         .def_prop_ro("page_bytes", &Chain::page_bytes)
         .def("forward", &forward, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "slice_starts"_a.noconvert(),
              "page_starts"_a.noconvert(), "page_ids"_a.noconvert(), "output_rows"_a.noconvert(), "pages"_a.noconvert(), "first"_a, "last"_a,
-             "adapters"_a.none() = nb::none())
+             "adapters"_a.none() = nb::none(), "first_rows"_a.noconvert().none() = nb::none())
         .def("resize_threads", &Chain::resize_threads, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
              "Compute with that many threads from the next call on; waits for the one under way.")
         .def("hidden", &hidden)

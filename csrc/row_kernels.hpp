@@ -64,6 +64,17 @@ struct KvRow {
     int slot;
 };
 
+// Where a slice's pages are: by its table, or (table null) one behind the other.
+struct PagePlaces {
+    const std::uint8_t* first;
+    std::size_t page_bytes;
+    const std::int32_t* table;
+
+    const std::uint8_t* operator()(int page) const {
+        return first + static_cast<std::size_t>(table ? table[page] : page) * page_bytes;
+    }
+};
+
 // Attention of `rows` consecutive positions of one slice by the query heads that share one KV head.
 struct AttentionTile {
     const float* q;        // first row, first head of the group
@@ -76,11 +87,9 @@ struct AttentionTile {
     int position;          // of the first row
     int window;            // keys a row sees, itself included; 0: all
     KvFormat format;
-    const std::uint8_t* pool;
-    std::size_t page_bytes;
-    std::size_t head_offset;    // bytes from a page's start to this layer's and head's part
-    const std::int32_t* pages;  // of the slice
-    float* scratch;             // attention_scratch(head_dim) floats
+    PagePlaces pages;         // of the slice
+    std::size_t head_offset;  // bytes from a page's start to this layer's and head's part
+    float* scratch;           // attention_scratch(head_dim) floats
 };
 
 // One span of keys of one row, for long contexts split over threads: partial sums instead of the finished row.

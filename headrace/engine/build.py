@@ -18,16 +18,18 @@ from headrace.engine.machine import cpu_name, usable_cores, usable_memory
 from headrace.engine.moving import Moving
 from headrace.engine.request import Limits
 from headrace.engine.settings import EngineSettings
+from headrace.engine.viewing import Viewing
 from headrace.engine.wire import Ready
 from headrace.errors import HeadraceError
 from headrace.kernels._native import ThreadPool, checksum
-from headrace.kernels.interface import KV_BITS, ChainRunner, KvFormat
+from headrace.kernels.interface import KV_BITS, ChainRunner, TorchKv
 from headrace.kernels.sampler import Sampler
 from headrace.memory.arena import Arena
 from headrace.memory.disk_tier import DiskTier, lies_in_memory, slot_bytes
 from headrace.memory.mover import Mover
 from headrace.memory.moves import MoveOptions, Moves
 from headrace.memory.page_pool import PagePool
+from headrace.memory.views import Views, plan_views
 from headrace.models.catalog import OpenModel, find_model, open_model
 from headrace.models.config import ModelConfig
 from headrace.models.packages import Progress, cache_dir
@@ -75,10 +77,14 @@ class BuiltEngine:
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """How to build: ``progress`` is told of files being put together."""
+    """How to build: ``progress`` is told of files being put together.
+
+    ``views``: whether sequences are read as contiguous views; ``None``: where the chain gains by it, which is torch.
+    """
 
     scheduling: SchedulingSettings = field(default_factory=SchedulingSettings)
     progress: Progress | None = None
+    views: bool | None = None
 
 
 def build_engine(settings: EngineSettings, options: BuildOptions | None = None) -> BuiltEngine:
@@ -88,41 +94,57 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
     model = open_model(find_model(settings.model), options.progress)
     model = dataclasses.replace(model, weights=recode(model.weights, settings.weights))
     threads = settings.threads or usable_cores()
-    kv = kv_format(settings.kv)
+    kv = kv_format(settings.kv, settings.device)
     chain = make_chain(model, settings.device, threads, kv)
     context = context_length(model.config, settings)
-    arena = Arena(pool_pages(chain, context, settings), chain.page_layout.page_bytes)
+    arena, viewing = make_pool(chain, pool_pages(chain, context, settings), context, options)
     identity = {"model": model.name, "device": settings.device, "weights": settings.weights, "threads": threads, "kv": kv}
     calibration = _calibration(chain, arena, identity)
     swap = swap_options(settings, arena)
     scheduler = make_scheduler(options.scheduling, arena.pages, chain, calibration, swap)
     arena.touch_ahead(0)
     parts = EngineParts(
-        chain=chain, pages=arena.bytes, scheduler=scheduler, sampler=make_sampler(chain, threads),
+        chain=chain, pages=arena.rows, scheduler=scheduler, sampler=make_sampler(chain, threads),
         limits=Limits(
             model.config.vocab, min(context, arena.pages * chain.page_layout.tokens), model.config.eos_ids, settings.seed
         ),
         grammars=LazyGrammars(lambda: open_tokenizer(model.tokenizer_source), model.config.vocab),
         touch_ahead=arena.touch_ahead,
-        moving=make_moving(scheduler, arena, swap_folder(settings)) if swap is not None else None,
+        moving=make_moving(scheduler, arena, swap_folder(settings)) if swap is not None else None, viewing=viewing,
     )  # fmt: skip
     return BuiltEngine(Engine(parts), model, chain, arena, threads, calibration, time.perf_counter() - began)
 
 
-def kv_format(setting: str) -> KvFormat:
-    """The page format that the option ``kv`` names. Automatic is bf16: the others are smaller, and lose more than rounding."""
+def kv_format(setting: str, device: str) -> TorchKv:
+    """The page format that the option ``kv`` names.
+
+    Automatic is bf16 on the CPU: the others are smaller, and lose more than rounding. For torch it is fp32, as torch computes:
+    then attention reads pages as they are, where bf16 would have to be gathered and widened.
+    """
     for known in KV_BITS:
         if setting == known:
             return known
-    return "bf16"
+    return "fp32" if device == "torch" else "bf16"
 
 
-def make_chain(model: OpenModel, device: str, threads: int, kv: KvFormat = "bf16") -> ChainRunner:
+def make_pool(chain: ChainRunner, pages: int, context: int, options: BuildOptions) -> tuple[Arena, Viewing | None]:
+    """The memory of a pool of ``pages`` for sequences of up to ``context`` tokens, and their views where there are any."""
+    layout = chain.page_layout
+    if not (layout.kv == "fp32" if options.views is None else options.views):
+        return Arena(pages, layout.page_bytes, layout.strips), None
+    plan = plan_views(layout.page_bytes, layout.strips, -(-context // layout.tokens), options.scheduling.max_running)
+    arena = Arena(pages, layout.page_bytes, layout.strips, plan.rows)
+    return arena, Viewing(Views(arena, plan))
+
+
+def make_chain(model: OpenModel, device: str, threads: int, kv: TorchKv = "bf16") -> ChainRunner:
     """The chain of blocks: native kernels, or torch; ``kv`` is the format of its pages.
 
-    Raises ``invalid_setting`` when torch is asked for and not installed.
+    Raises ``invalid_setting`` when torch is asked for and not installed, and for fp32 pages on the CPU.
     """
     if device == "cpu":
+        if kv == "fp32":
+            raise HeadraceError("invalid_setting", "the native kernels have no fp32 pages; use bf16", param="kv")
         from headrace.kernels.native_chain import NativeChain
         from headrace.kernels.packed_cache import PackedCache
 

@@ -17,6 +17,7 @@ from headrace.engine.moving import Moving
 from headrace.engine.outbox import Outbox
 from headrace.engine.request import Choice, Grammar, Limits, LiveRequest, check_submit, make_choices, make_request
 from headrace.engine.sampling_params import GrammarSpec
+from headrace.engine.viewing import Viewing
 from headrace.engine.wire import FinishReason, Gauges, Refused, StepOutputs, Submit
 from headrace.errors import HeadraceError
 from headrace.kernels.interface import Bytes, ChainRunner
@@ -39,8 +40,9 @@ class GrammarSource(Protocol):
 class EngineParts:
     """What an engine is made of.
 
-    ``pages``: the pool's bytes, [pages, page_bytes]. ``touch_ahead`` is told before each step how many of the first pages
-    are in use. ``grammars``: ``None`` refuses grammars. ``moving``: for a scheduler that swaps.
+    ``pages``: the pool's bytes, [pages, page_bytes], with rows for aliases behind them where there is ``viewing``.
+    ``touch_ahead`` is told before each step how many of the first pages are in use. ``grammars``: ``None`` refuses grammars.
+    ``moving``: for a scheduler that swaps. ``viewing``: so that each sequence's pages can be read one after the other.
     """
 
     chain: ChainRunner
@@ -52,6 +54,7 @@ class EngineParts:
     clock: Callable[[], float] = time.monotonic
     touch_ahead: Callable[[int], object] = int
     moving: Moving | None = None
+    viewing: Viewing | None = None
 
 
 @dataclass(slots=True)
@@ -71,6 +74,7 @@ class Engine:
         self._touch_ahead = parts.touch_ahead
         self._grammars = parts.grammars
         self._moving = parts.moving
+        self._viewing = parts.viewing
         self._clock = parts.clock
         self._chooser = Chooser(parts.chain, parts.sampler)
         self._outbox = Outbox()
@@ -147,6 +151,8 @@ class Engine:
         self._touch_ahead(self.scheduler.pool.reach)
         assembly = assemble(step, self._choices)
         self._note_started(step)
+        if self._viewing is not None:
+            assembly.batch.first_rows = self._viewing.show(step, self._choices)
         assembled = time.perf_counter()
         for copy in step.copies:
             self._pages[copy.target] = self._pages[copy.source]
@@ -171,6 +177,7 @@ class Engine:
             moves=self._moving.gauges() if self._moving is not None else None,
             pages_cached=scheduler.pool.cached, prefix_lookups=counters.lookups, prefix_found_tokens=counters.found,
             prefix_evictions=scheduler.index.evictions if scheduler.index is not None else 0,
+            views=self._viewing.gauges() if self._viewing is not None else None,
         )  # fmt: skip
 
     def check_integrity(self) -> None:
@@ -178,6 +185,8 @@ class Engine:
         self.scheduler.check_integrity()
         open_items = {choice.item.item_id for request in self._requests.values() for choice in request.open.values()}
         assert open_items == set(self._choices), "open choices and live items differ"
+        if self._viewing is not None:
+            self._viewing.check_integrity()
         assert len(self._choices) == self.scheduler.live, "the scheduler and the engine disagree on who lives"
 
     def wait_compiled(self, seconds: float) -> None:
@@ -185,7 +194,9 @@ class Engine:
         wait([future for _, future in self._compiling.values()], timeout=seconds, return_when=FIRST_COMPLETED)
 
     def close(self) -> None:
-        """Stop the compiler's and the mover's threads. The engine must not be used afterwards."""
+        """Stop the threads of compiler, mover and views. The engine must not be used afterwards."""
+        if self._viewing is not None:
+            self._viewing.close()
         if self._moving is not None:
             self._moving.close()
         if self._compiler is not None:

@@ -31,7 +31,7 @@ class EngineSettings:
     )
     kv: str = option(
         "auto", choices=("auto", "bf16", "kv8", "kv4"),
-        help="How keys and values rest in pages: 16, 8 or 4 bits a value. auto: bf16. Fewer bits hold more tokens, less exactly.",
+        help="How keys and values rest in pages: 16, 8 or 4 bits a value. auto: bf16 (torch: fp32). Fewer bits hold more tokens.",
     )  # fmt: skip
     preempt: str = option(
         "auto",

@@ -101,11 +101,33 @@ class MoveGauges(msgspec.Struct, frozen=True):
     page_bytes: int = 0
 
 
+class ViewGauges(msgspec.Struct, frozen=True):
+    """Contiguous views. ``ranges`` (of live sequences) and ``maps`` (mappings of the system) go up and down, the others only grow.
+
+    ``shown_pages`` were shown when a step needed them, ``ahead_pages`` beside the step before; ``kept_pages`` stood in a new
+    sequence's range already. ``refused``: sequences read through their tables for want of a range or of mappings;
+    ``reclaimed``: resting ranges cleared for others. ``inline_seconds``: steps waited for their views, ``beside_seconds``: they
+    did not.
+    """
+
+    ranges: int = 0
+    maps: int = 0
+    shown_pages: int = 0
+    kept_pages: int = 0
+    ahead_pages: int = 0
+    refused: int = 0
+    reclaimed: int = 0
+    failures: int = 0
+    inline_seconds: float = 0.0
+    beside_seconds: float = 0.0
+
+
 class Gauges(msgspec.Struct, frozen=True):
     """The engine's state after a step, for metrics and health.
 
     Everything but running, waiting, pages_free and pages_cached only grows. ``step_seconds``: whole steps; ``overhead_seconds``:
-    the part of them outside the model (plan, assemble, sample, commit). ``moves``: ``None`` when nothing is ever swapped.
+    the part of them outside the model (plan, assemble, sample, commit). ``moves``: ``None`` when nothing is ever swapped;
+    ``views``: ``None`` when pages are read through tables only.
     """
 
     running: int = 0
@@ -124,6 +146,7 @@ class Gauges(msgspec.Struct, frozen=True):
     prefix_lookups: int = 0
     prefix_found_tokens: int = 0
     prefix_evictions: int = 0
+    views: ViewGauges | None = None
 
 
 class StepOutputs(msgspec.Struct, tag="outputs", frozen=True):

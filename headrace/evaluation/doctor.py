@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from headrace.evaluation.machine import Machine, inspect, package_versions, read_bandwidth
+from headrace.memory.address_space import map_limit
+from headrace.memory.arena import shared_huge_pages
 
 PACKAGES = ("numpy", "tokenizers", "gguf", "jinja2", "starlette", "uvicorn", "msgspec", "llguidance", "uvloop", "torch")
 _OPTIONAL = ("uvloop", "torch")
 _LOW_MEMORY_GIB = 1.0
 _LOW_FILES = 1024
+_LOW_MAPS = 65_530
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +43,28 @@ def _machine(machine: Machine) -> Iterator[Finding]:
     low = machine.available_gib < _LOW_MEMORY_GIB
     memory = f"{machine.available_gib:.1f} GiB free of {machine.memory_gib:.1f}"
     yield Finding("note" if low else "ok", "memory", memory, "set --pool-mib small" if low else "")
-    never = machine.huge_pages == "never"
-    advice = "'madvise' lets the page pool use huge pages (a few percent)" if never else ""
-    yield Finding("note" if never else "ok", "huge pages", machine.huge_pages, advice)
+    yield _huge_pages(machine)
+    yield _mappings()
     few = machine.open_files < _LOW_FILES
     advice = "raise it (ulimit -n 4096): each connection needs one" if few else ""
     yield Finding("note" if few else "ok", "open files", f"{machine.open_files:,}", advice)
+
+
+def _huge_pages(machine: Machine) -> Finding:
+    """The pool is shared memory, for which the system has a switch of its own."""
+    mode = shared_huge_pages()
+    huge = mode in ("always", "within_size", "advise")
+    advice = "" if huge else "'advise' in /sys/kernel/mm/transparent_hugepage/shmem_enabled: a few percent"
+    found = f"page pool: {'yes' if huge else 'no'} ({mode}), other memory: {machine.huge_pages}"
+    return Finding("ok" if huge else "note", "huge pages", found, advice)
+
+
+def _mappings() -> Finding:
+    """What contiguous views live on."""
+    limit = map_limit()
+    few = limit < _LOW_MAPS
+    advice = "raise it (sysctl vm.max_map_count): with --device torch each scattered sequence needs hundreds" if few else ""
+    return Finding("note" if few else "ok", "mappings", f"{limit:,} a process", advice)
 
 
 def _kernels(machine: Machine) -> Finding:

@@ -22,11 +22,13 @@ from headrace.engine.build import (
 from headrace.engine.grammars import LazyGrammars
 from headrace.engine.loop import Engine, EngineParts
 from headrace.engine.settings import EngineSettings
+from headrace.engine.viewing import Viewing
 from headrace.engine.wire import Submit, TokenLogprob, TokenOutput
 from headrace.evaluation.experiment import Conditions
 from headrace.evaluation.workload import passage
 from headrace.memory.disk_tier import slot_bytes
 from headrace.memory.moves import MoveOptions
+from headrace.memory.views import AHEAD_PAGES, ViewPlan, Views
 from headrace.models.packages import cache_dir
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.scheduling.swapping import SwapOptions
@@ -72,12 +74,12 @@ class SwapVariant:
 class Bench:
     """A loaded model on which engines with different settings are made; a context manager.
 
-    Only one engine made here may be in use at a time: they share the pages.
+    Only one engine made here may be in use at a time: they share the pages. ``views``: there is room for contiguous views.
     """
 
-    def __init__(self, conditions: Conditions, kv: str = "auto") -> None:
+    def __init__(self, conditions: Conditions, kv: str = "auto", *, views: bool | None = None) -> None:
         settings = EngineSettings(model=conditions.model, threads=conditions.threads, kv=kv)
-        self.built: BuiltEngine = build_engine(settings, BuildOptions(progress=None))
+        self.built: BuiltEngine = build_engine(settings, BuildOptions(views=views))
         self.tokenizer = open_tokenizer(self.built.model.tokenizer_source)
         self._grammars = LazyGrammars(lambda: self.tokenizer, self.built.model.config.vocab)
 
@@ -88,11 +90,16 @@ class Bench:
         self.built.close()
 
     def engine(
-        self, scheduling: SchedulingSettings | None = None, pages: int | None = None, swap: SwapVariant | None = None
+        self,
+        scheduling: SchedulingSettings | None = None,
+        pages: int | None = None,
+        swap: SwapVariant | None = None,
+        views: Views | None = None,
     ) -> Engine:
         """A fresh engine over the loaded chain; ``pages`` limits its pool (at most the pages that are mapped).
 
-        One with ``swap`` must be closed. Without, preempted requests are computed again.
+        One with ``swap`` or ``views`` must be closed. Without ``swap``, preempted requests are computed again; without ``views``
+        pages are read through tables.
         """
         built = self.built
         held = min(pages or built.arena.pages, built.arena.pages)
@@ -108,10 +115,16 @@ class Bench:
         limits = dataclasses.replace(built.engine.limits)
         sampler = make_sampler(built.chain, built.threads)
         parts = EngineParts(
-            built.chain, built.arena.bytes, scheduler, sampler, limits, self._grammars, touch_ahead=built.arena.touch_ahead,
-            moving=moving,
+            built.chain, built.arena.rows, scheduler, sampler, limits, self._grammars, touch_ahead=built.arena.touch_ahead,
+            moving=moving, viewing=Viewing(views) if views is not None else None,
         )  # fmt: skip
         return Engine(parts)
+
+    def views(self, ahead: int = AHEAD_PAGES) -> Views:
+        """Fresh views for one engine; the bench must have been made with ``views``."""
+        layout, limits = self.built.chain.page_layout, self.built.engine.limits
+        longest = -(-limits.context_length // layout.tokens)
+        return Views(self.built.arena, ViewPlan(self.built.arena.aliases // longest, longest), ahead=ahead)
 
     def prompt(self, tokens: int, rng: random.Random) -> list[int]:
         """Exactly that many tokens of running English text."""

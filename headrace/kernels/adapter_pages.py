@@ -12,12 +12,12 @@ from headrace.models.config import ModelConfig
 
 
 def place_adapter(adapter: Adapter, config: ModelConfig, pool: Bytes, pages: Int32) -> PlacedAdapter:
-    """Write the adapter into these ``pages`` of the pool (uint8 [pages, page_bytes]), as many as :func:`lay_out` says.
+    """Write the adapter into these ``pages`` of the pool ([pages, page_bytes], or in strips), as many as :func:`lay_out` says.
 
     Raises ``model_file`` when it does not fit the model, ValueError for a wrong number of pages.
     """
     check_fits(adapter, config)
-    layout = lay_out(config, adapter.ranks, pool.shape[1])
+    layout = lay_out(config, adapter.ranks, _page_bytes(pool))
     if len(pages) != layout.pages:
         raise ValueError(f"the adapter takes {layout.pages} pages, not {len(pages)}")
     scales: dict[tuple[int, str], float] = {}
@@ -59,13 +59,13 @@ def _panels(b: Codes) -> Codes:
 
 def _write(run: Run, codes: Codes, pool: Bytes, pages: Int32) -> None:
     pieces = np.ascontiguousarray(codes).view(np.uint8).reshape(run.count, run.piece_bytes)
-    for page, offset, first, count in run.spans(pool.shape[1]):
-        target = pool[pages[page], offset : offset + count * run.piece_bytes]
-        target[:] = pieces[first : first + count].reshape(-1)
+    for page, offset, first, count in run.spans(_page_bytes(pool)):
+        _bytes_of(pool, pages[page])[offset : offset + count * run.piece_bytes] = pieces[first : first + count].reshape(-1)
 
 
 def _read(run: Run, pool: Bytes, pages: Int32) -> npt.NDArray[np.uint16]:
-    parts = [pool[pages[page], offset : offset + count * run.piece_bytes] for page, offset, _, count in run.spans(pool.shape[1])]
+    spans = run.spans(_page_bytes(pool))
+    parts = [_bytes_of(pool, pages[page])[offset : offset + count * run.piece_bytes] for page, offset, _, count in spans]
     return np.concatenate(parts).view(np.uint16)
 
 
@@ -77,4 +77,14 @@ def _clear_rests(layout: AdapterLayout, pool: Bytes, pages: Int32) -> None:
             for page, offset, _, count in run.spans(layout.page_bytes):
                 ends[page] = max(ends[page], offset + count * run.piece_bytes)
     for page, end in zip(pages, ends, strict=True):
-        pool[page, end:] = 0
+        _bytes_of(pool, page)[end:] = 0
+
+
+def _page_bytes(pool: Bytes) -> int:
+    return pool[:1].size
+
+
+def _bytes_of(pool: Bytes, page: np.int32) -> Bytes | np.flatiter[Bytes]:
+    """A page's bytes in order, to be cut; an iterator over them where they lie in strips."""
+    mine: Bytes = pool[page]
+    return mine if mine.ndim == 1 else mine.flat

@@ -19,6 +19,8 @@ PAGE_TOKENS = 16  # positions of one KV page
 
 KvFormat = Literal["bf16", "kv8", "kv4"]
 KV_BITS: dict[KvFormat, int] = {"bf16": 16, "kv8": 8, "kv4": 4}
+TorchKv = KvFormat | Literal["fp32"]
+"""fp32: as torch computes, in rows that any attention can read (:class:`headrace.kernels.torch_pages.RowPages`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,8 @@ class PageLayout:
     """Shape of one KV page: all layers of ``tokens`` consecutive positions, keys and values in format ``kv``.
 
     A page holds everything that is needed to read it, so that a copy of its bytes is a copy of the keys and values.
+    ``strips``: equal parts of a page that lie apart in the pool, all pages' first parts side by side, then all second ones …
+
     Per layer and KV head: K and V as bf16, K as [head_dim, tokens], V as [tokens, head_dim]; or, in ``kv8`` and ``kv4``,
     codes of 8 or 4 bits and then, for each token, step and middle of its key and of its value (drawn in csrc/kv_format.hpp).
 
@@ -36,7 +40,8 @@ class PageLayout:
 
     tokens: int
     page_bytes: int
-    kv: KvFormat = "bf16"
+    kv: TorchKv = "bf16"
+    strips: int = 1
 
 
 def kv_head_bytes(kv: KvFormat, head_dim: int) -> int:
@@ -87,6 +92,8 @@ class StepBatch:
     ``page_ids[page_starts[s] : page_starts[s + 1]]``, page *j* of it holding positions 16·j … 16·j + 15.
     ``output_rows``: [R] rows whose final hidden state is kept for the head (or as an embedding).
     ``adapters``: what changes the weights for some of the slices (``None``: nothing for none).
+    ``first_rows``: ``None``, or [S]: where all pages of slice *s* can be read one after the other, the row of the pool at which
+    the first one is, else −1. Rows are written where ``page_ids`` says.
     """
 
     token_ids: Int32
@@ -96,6 +103,7 @@ class StepBatch:
     page_ids: Int32
     output_rows: Int32
     adapters: StepAdapters | None = None
+    first_rows: Int32 | None = None
 
 
 class ChainRunner(Protocol):
@@ -106,6 +114,8 @@ class ChainRunner(Protocol):
 
     def forward(self, batch: StepBatch, pool: Bytes) -> None:
         """Run every block over the batch; write K and V of each row into ``pool`` ([pages, page_bytes]), then read.
+
+        Rows of ``pool`` behind the pages show some of these again, read-only, for slices with a first row.
 
         Keeps the normed final hidden state of ``output_rows`` for :meth:`hidden` and :meth:`logits`.
         """

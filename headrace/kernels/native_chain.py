@@ -84,11 +84,14 @@ class NativeChain:
         """Run blocks ``first … last - 1`` of the same batch; spans must be run in order, beginning at block 0."""
         for name in _BATCH_ARRAYS:
             _check(name, getattr(batch, name), np.dtype(np.int32), 1)
+        if batch.first_rows is not None:
+            _check("first_rows", batch.first_rows, np.dtype(np.int32), 1)
         _check("pool", pool, np.dtype(np.uint8), 2)
         if not pool.flags.writeable:
             raise ValueError("pool must be writable")
         places = (batch.slice_starts, batch.page_starts, batch.page_ids, batch.output_rows)
-        self._chain.forward(batch.token_ids, batch.positions, *places, pool, first, last, _step_adapters(batch.adapters))
+        adapters = _step_adapters(batch.adapters)
+        self._chain.forward(batch.token_ids, batch.positions, *places, pool, first, last, adapters, batch.first_rows)
 
     def hidden(self) -> Float32:
         """The kept rows after the final norm, [R, hidden]: a read-only view, valid until the next forward."""

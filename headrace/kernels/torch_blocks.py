@@ -11,20 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headrace.kernels.torch_adapters import Addition, no_addition
-from headrace.kernels.torch_pages import LayerPages
+from headrace.kernels.torch_pages import LayerPages, PagedRows
 from headrace.models.config import AttentionSpec, MlpSpec
 
 ReadTensor = Callable[[str], Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class PagedRows:
-    """Where one slice's rows and keys are: ``rows`` first and end in the batch, ``pages`` of the item, ``keys`` so far."""
-
-    first: int
-    end: int
-    pages: Tensor
-    keys: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,19 +105,21 @@ class TorchAttention:
         """One slice's rows over its own pages: [t, heads · head_dim]."""
         spec, count = self.spec, rows.end - rows.first
         # Slots behind the newest key hold whatever was there before, NaN perhaps: they are cut off and not just masked.
-        keys, values = (part.to(query) for part in pages.read(rows.pages, rows.keys))
-        # [t, heads, d] → [kv_heads, group · t, d]
+        keys, values = (part.to(query) for part in pages.read(rows))
+        # [t, heads, d] → [kv_heads, group · t, d]: the heads of a group are rows that see the same keys
         grouped = query[rows.first : rows.end].unflatten(1, (spec.kv_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2)
-        scores = (grouped @ keys * spec.scale).unflatten(1, (-1, count))
-        scores = scores.masked_fill(self._hidden_keys(places.positions[rows.first : rows.end], rows.keys), -torch.inf)
-        mixed = torch.softmax(scores, dim=-1).flatten(1, 2) @ values
+        seen = None
+        if count > 1 or (spec.window is not None and rows.keys > spec.window):
+            visible = self._visible_keys(places.positions[rows.first : rows.end], rows.keys)
+            seen = visible.repeat(spec.heads // spec.kv_heads, 1)
+        mixed = F.scaled_dot_product_attention(grouped[None], keys[None], values[None], seen, scale=spec.scale)[0]
         return mixed.unflatten(1, (-1, count)).permute(2, 0, 1, 3).flatten(1)
 
-    def _hidden_keys(self, positions: Tensor, keys: int) -> Tensor:
-        """True where a row may not look: later keys and keys that have left its window. [t, keys]."""
+    def _visible_keys(self, positions: Tensor, keys: int) -> Tensor:
+        """True where a row may look: not at later keys, nor at keys that have left its window. [t, keys]."""
         distance = positions[:, None] - torch.arange(keys, device=positions.device)
-        hidden = distance < 0
-        return hidden if self.spec.window is None else hidden | (distance >= self.spec.window)
+        visible = distance >= 0
+        return visible if self.spec.window is None else visible & (distance < self.spec.window)
 
 
 class TorchMlp:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,23 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headrace.errors import HeadraceError
-from headrace.kernels.interface import KV_BITS, PAGE_TOKENS, Bytes, Float32, Int32, KvFormat, PageLayout, StepBatch, kv_head_bytes
+from headrace.kernels.interface import KV_BITS, PAGE_TOKENS, Bytes, Float32, Int32, PageLayout, StepBatch, TorchKv, kv_head_bytes
 from headrace.kernels.torch_adapters import TorchAdapters
-from headrace.kernels.torch_blocks import BatchPlaces, PagedRows, TorchAttention, TorchMlp, rms_norm
-from headrace.kernels.torch_pages import CodedPages, FloatPages, LayerPages, split_last
+from headrace.kernels.torch_blocks import BatchPlaces, TorchAttention, TorchMlp, rms_norm
+from headrace.kernels.torch_pages import CodedPages, FloatPages, LayerPages, PagedRows, RowPages, split_last
 from headrace.models.config import AttentionSpec, ModelConfig, RopeScaling
 from headrace.models.rope import inverse_frequencies
 from headrace.models.weights import WeightSource, dequantise
 
-TorchKv = KvFormat | Literal["fp32"]
 _RopeKey = tuple[float, int, RopeScaling | None]
 
 
 class TorchChain:
     """A :class:`~headrace.kernels.interface.ChainRunner` on dequantised weights in ``dtype`` on ``device``.
 
-    ``kv``: how keys and values rest in pages, as in the other runners; ``"fp32"`` keeps them exact, in twice the size of bf16.
-    The pool stays in the host's memory, so a device other than the CPU gathers its pages for every layer.
+    ``kv``: how keys and values rest in pages, as in the other runners; ``"fp32"`` keeps them exact, in twice the size of bf16 and
+    in rows that attention reads in place where a slice has its pages one after the other (:class:`StepBatch`, ``first_rows``).
+    The pool stays in the host's memory, so a device other than the CPU takes its pages over for every layer.
     """
 
     def __init__(
@@ -42,8 +41,7 @@ class TorchChain:
         self._device, self._dtype, self._kv = torch.device(device), dtype, kv
         if kv in ("kv8", "kv4") and any(spec.head_dim % 32 for spec in config.attention_blocks):
             raise HeadraceError("invalid_setting", f"kv {kv} needs head_dim in multiples of 32; use bf16", param="kv")
-        page_bytes = sum(_layer_bytes(spec, kv) for spec in config.attention_blocks)
-        self.page_layout = PageLayout(PAGE_TOKENS, page_bytes, "bf16" if kv == "fp32" else kv)
+        self.page_layout = _layout(config, kv)
         self._weights = weights
         self._blocks = self._build_blocks()
         self._embedding = self._read("embedding")
@@ -59,7 +57,7 @@ class TorchChain:
 
         ``pool``: writable, C-contiguous [pages, page_bytes].
         """
-        views = self._views(pool)
+        layers = self._layers(pool)
         places = self._places(batch)
         angles = {key: self._angles(places.positions, frequency) for key, frequency in self._frequencies.items()}
         tokens = torch.from_numpy(batch.token_ids.astype(np.int64)).to(self._device)
@@ -68,7 +66,7 @@ class TorchChain:
         for block in self._blocks:
             if isinstance(block, TorchAttention):
                 layer += 1
-                x = block(x, places, views[layer], angles[_rope_key(block.spec)], adapters.layer(layer))
+                x = block(x, places, layers[layer], angles[_rope_key(block.spec)], adapters.layer(layer))
             else:
                 x = block(x, adapters.layer(layer))
         rows = torch.from_numpy(batch.output_rows.astype(np.int64)).to(self._device)
@@ -108,14 +106,22 @@ class TorchChain:
     def _reader(self, prefix: str) -> Callable[[str], Tensor]:
         return lambda name: self._read(prefix + name)
 
-    def _views(self, pool: Bytes) -> list[LayerPages]:
+    def _layers(self, pool: Bytes) -> list[LayerPages]:
         """Each layer's K and V inside the pool, sharing its memory."""
-        if pool.dtype != np.uint8 or pool.ndim != 2 or pool.shape[1] != self.page_layout.page_bytes or not pool.flags.c_contiguous:
-            raise HeadraceError("internal_error", f"the pool must be uint8 [pages, {self.page_layout.page_bytes}], C-contiguous")
+        layout, specs = self.page_layout, self.config.attention_blocks
+        if pool.dtype != np.uint8 or pool.ndim not in (2, 3) or pool[:1].size != layout.page_bytes:
+            raise HeadraceError(
+                "internal_error", f"the pool must be uint8 [pages, {layout.page_bytes}], C-contiguous, or in strips"
+            )
+        if self._kv == "fp32":
+            strips = torch.from_numpy(pool.reshape(len(pool), layout.strips, -1)).view(torch.float32)
+            rows = split_last(strips.transpose(0, 1), PAGE_TOKENS, -1)
+            heads = specs[0].kv_heads
+            return [RowPages(layer.view(torch.Size((2, heads, *layer.shape[1:])))) for layer in torch.split(rows, 2 * heads)]
         memory = torch.from_numpy(pool)
         views: list[LayerPages] = []
         start = 0
-        for spec in self.config.attention_blocks:
+        for spec in specs:
             size = _layer_bytes(spec, self._kv)
             views.append(_layer_pages(split_last(memory[:, start : start + size], spec.kv_heads, -1), spec, self._kv))
             start += size
@@ -132,7 +138,8 @@ class TorchChain:
             own = batch.page_ids[batch.page_starts[index] : batch.page_starts[index + 1]].astype(np.int64)
             here = batch.positions[first:end]
             pages[first:end] = own[here // PAGE_TOKENS]
-            slices.append(PagedRows(first, end, torch.from_numpy(own), int(here.max()) + 1))
+            row = -1 if batch.first_rows is None else int(batch.first_rows[index])
+            slices.append(PagedRows(first, end, torch.from_numpy(own), int(here.max()) + 1, row))
         positions = torch.from_numpy(batch.positions.astype(np.int64))
         return BatchPlaces(positions.to(self._device), torch.from_numpy(pages), positions % PAGE_TOKENS, tuple(slices))
 
@@ -145,15 +152,29 @@ def _rope_key(spec: AttentionSpec) -> _RopeKey:
     return spec.rope_theta, spec.head_dim, spec.rope_scaling
 
 
+def _layout(config: ModelConfig, kv: TorchKv) -> PageLayout:
+    """Pages of all layers; fp32 ones have a strip for the keys, and one for the values, of each head."""
+    specs = config.attention_blocks
+    if kv != "fp32":
+        return PageLayout(PAGE_TOKENS, sum(_layer_bytes(spec, kv) for spec in specs), kv)
+    shapes = {(spec.kv_heads, spec.head_dim) for spec in specs}
+    if len(shapes) > 1:
+        raise HeadraceError("invalid_setting", "kv fp32 needs layers with equal heads; use bf16", param="kv")
+    heads, width = shapes.pop()
+    strips = 2 * heads * len(specs)
+    return PageLayout(PAGE_TOKENS, strips * PAGE_TOKENS * width * 4, kv, strips)
+
+
 def _layer_bytes(spec: AttentionSpec, kv: TorchKv) -> int:
-    """K and V of one layer in one page."""
-    return spec.kv_heads * (2 * kv_head_bytes("bf16", spec.head_dim) if kv == "fp32" else kv_head_bytes(kv, spec.head_dim))
+    """K and V of one layer in one page as the native kernels lay them out."""
+    assert kv != "fp32"
+    return spec.kv_heads * kv_head_bytes(kv, spec.head_dim)
 
 
 def _layer_pages(memory: Tensor, spec: AttentionSpec, kv: TorchKv) -> LayerPages:
     """One layer's K and V in ``memory`` [pages, heads, bytes of a head]."""
     if kv in ("kv8", "kv4"):
         return CodedPages(memory, spec.head_dim, KV_BITS[kv])
-    both = split_last(memory.view(torch.float32 if kv == "fp32" else torch.bfloat16), 2, spec.head_dim * PAGE_TOKENS)
+    both = split_last(memory.view(torch.bfloat16), 2, spec.head_dim * PAGE_TOKENS)
     keys, values = both.unbind(2)
     return FloatPages(split_last(keys, spec.head_dim, PAGE_TOKENS), split_last(values, PAGE_TOKENS, spec.head_dim))

@@ -1,4 +1,4 @@
-"""Keys and values in pages, in torch: bf16 or fp32 as they are, or coded as csrc/kv_format.hpp draws it."""
+"""Keys and values in pages, in torch: fp32 in rows, bf16 as the native kernels have it, or coded as csrc/kv_format.hpp draws it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,47 @@ from headrace.kernels.interface import PAGE_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
+class PagedRows:
+    """Where one slice's rows and keys are: ``rows`` first and end in the batch, ``pages`` of the item, ``keys`` so far.
+
+    ``first_row``: where in the pool these pages stand one after the other, −1 for nowhere.
+    """
+
+    first: int
+    end: int
+    pages: Tensor
+    keys: int
+    first_row: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class RowPages:
+    """One layer's part of a pool whose strips are single heads: ``rows`` [keys or values, heads, pages, 16, head_dim].
+
+    Pages that stand one after the other are one array [keys or values, heads, tokens, head_dim], which attention reads in place.
+    Others are gathered.
+    """
+
+    rows: Tensor
+
+    def write(self, page: Tensor, slot: Tensor, key: Tensor, value: Tensor) -> None:
+        """Keys and values [T, heads, head_dim] of rows into their pages and slots [T]."""
+        self.rows[0][:, page, slot] = key.transpose(0, 1).to(self.rows)
+        self.rows[1][:, page, slot] = value.transpose(0, 1).to(self.rows)
+
+    def read(self, where: PagedRows) -> tuple[Tensor, Tensor]:
+        """Keys and values [heads, keys, head_dim] of the first ``where.keys`` positions."""
+        if where.first_row >= 0:
+            mine = self.rows[:, :, where.first_row : where.first_row + len(where.pages)]
+        else:
+            mine = self.rows.index_select(2, where.pages)
+        keys, values = mine.flatten(2, 3)[:, :, : where.keys]
+        return keys, values
+
+
+@dataclass(frozen=True, slots=True)
 class FloatPages:
-    """One layer's part of the pool as views: ``keys`` [pages, heads, head_dim, 16], ``values`` [pages, heads, 16, head_dim]."""
+    """One layer's part of a pool of the native kernels: ``keys`` [pages, heads, head_dim, 16], ``values`` […, 16, head_dim]."""
 
     keys: Tensor
     values: Tensor
@@ -22,10 +61,10 @@ class FloatPages:
         self.keys[page, :, :, slot] = key.to(self.keys)
         self.values[page, :, slot] = value.to(self.values)
 
-    def read(self, pages: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Keys [heads, head_dim, count] and values [heads, count, head_dim] of the first ``count`` positions."""
-        keys = self.keys[pages].permute(1, 2, 0, 3).flatten(2)[..., :count]
-        return keys, self.values[pages].transpose(0, 1).flatten(1, 2)[:, :count]
+    def read(self, where: PagedRows) -> tuple[Tensor, Tensor]:
+        """Keys and values [heads, keys, head_dim] of the first ``where.keys`` positions."""
+        keys = self.keys[where.pages].permute(1, 0, 3, 2).flatten(1, 2)[:, : where.keys]
+        return keys, self.values[where.pages].transpose(0, 1).flatten(1, 2)[:, : where.keys]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +97,10 @@ class CodedPages:
         parameters = split_last(self.memory[..., 2 * size :].view(torch.bfloat16), 4, PAGE_TOKENS)
         parameters[page, :, :, slot] = torch.stack([k_step, k_middle, v_step, v_middle], dim=-1)
 
-    def read(self, pages: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Keys [heads, head_dim, count] and values [heads, count, head_dim] of the first ``count`` positions."""
-        mine = CodedPages(self.memory[pages].contiguous(), self.width, self.bits)
+    def read(self, where: PagedRows) -> tuple[Tensor, Tensor]:
+        """Keys and values [heads, keys, head_dim] of the first ``where.keys`` positions."""
+        count = where.keys
+        mine = CodedPages(self.memory[where.pages].contiguous(), self.width, self.bits)
         lines, vectors = mine._keys(), mine._values()
         if self.bits == 4:
             lines = torch.stack([lines & 15, lines >> 4], dim=3).flatten(2, 3)
@@ -71,8 +111,7 @@ class CodedPages:
         values = vectors.permute(1, 0, 2, 5, 3, 4).flatten(4).flatten(1, 3)[:, :count]
         k_step, k_middle, v_step, v_middle = parameters.permute(2, 1, 0, 3).flatten(2)[..., :count, None]
         half = 2 ** (self.bits - 1)
-        keys = _turn((keys.float() - half) * k_step + k_middle)
-        return keys.transpose(1, 2), _turn((values.float() - half) * v_step + v_middle)
+        return _turn((keys.float() - half) * k_step + k_middle), _turn((values.float() - half) * v_step + v_middle)
 
     def _keys(self) -> Tensor:
         """[pages, heads, line, token, 4]: a view."""
@@ -83,7 +122,7 @@ class CodedPages:
         return split_last(self.memory[..., self._size : 2 * self._size], PAGE_TOKENS // 4, -1, 16, 4)
 
 
-LayerPages = FloatPages | CodedPages
+LayerPages = RowPages | FloatPages | CodedPages
 
 
 def split_last(x: Tensor, *sizes: int) -> Tensor:

@@ -53,10 +53,11 @@ class DiskTier:
         self._grow((slot + count) * self.slot_bytes)
         view, padded = self._view(page, count)
         for offset in range(count):
-            self._sums[slot + offset] = self._checksum(self._arena.bytes[page + offset])
+            whole = self._page(page + offset)
+            self._sums[slot + offset] = self._checksum(whole)
             if padded:
                 start = offset * self.slot_bytes
-                view[start : start + self._arena.page_bytes] = self._arena.bytes[page + offset].data
+                view[start : start + self._arena.page_bytes] = whole.data
         _whole(os.pwrite, self._file, view, slot * self.slot_bytes)
         if not self.direct:
             os.fdatasync(self._file)
@@ -71,17 +72,22 @@ class DiskTier:
         for offset in range(count):
             if padded:
                 start = offset * self.slot_bytes
-                self._arena.bytes[page + offset].data[:] = view[start : start + self._arena.page_bytes]
-            if self._checksum(self._arena.bytes[page + offset]) != self._sums[slot + offset]:
+                here = self._arena.bytes[page + offset]
+                here[...] = np.frombuffer(view[start : start + self._arena.page_bytes], np.uint8).reshape(here.shape)
+            if self._checksum(self._page(page + offset)) != self._sums[slot + offset]:
                 raise OSError(errno.EIO, "the swap file is damaged: a page did not come back as it went")
 
     def close(self) -> None:
         """Give the space back."""
         os.close(self._file)
 
+    def _page(self, page: int) -> npt.NDArray[np.uint8]:
+        """A page's bytes; a copy of them when they lie in strips."""
+        return np.ascontiguousarray(self._arena.bytes[page]).reshape(-1)
+
     def _view(self, page: int, count: int) -> tuple[memoryview, bool]:
         """Memory to move from or to; True when it is not the pages themselves but a buffer beside them."""
-        if self.slot_bytes == self._arena.page_bytes:
+        if self.slot_bytes == self._arena.page_bytes and self._arena.strips == 1:
             return self._arena.bytes[page : page + count].reshape(-1).data, False
         size = count * self.slot_bytes
         if self._bounce is None or len(self._bounce) < size:
@@ -126,7 +132,7 @@ def _open_nameless(folder: Path) -> tuple[int, bool]:
 
 
 def _crc(page: npt.NDArray[np.uint8]) -> int:
-    return zlib.crc32(page)
+    return zlib.crc32(page.data)
 
 
 def _pread_into(file: int, view: memoryview, offset: int) -> int:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headrace.kernels.torch_blocks import BatchPlaces, OpenTap, PagedRows, Tap, TorchAttention, TorchMlp
-from headrace.kernels.torch_pages import FloatPages
+from headrace.kernels.torch_blocks import BatchPlaces, OpenTap, Tap, TorchAttention, TorchMlp
+from headrace.kernels.torch_pages import FloatPages, PagedRows
 from headrace.models.config import AttentionSpec, MlpSpec
 from headrace.models.rope import inverse_frequencies
 from headrace.quantization.grid import Float32

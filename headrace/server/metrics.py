@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from headrace.engine.wire import Gauges, MoveGauges
+from headrace.engine.wire import Gauges, MoveGauges, ViewGauges
 from headrace.server.loop_lag import LoopLag
 from headrace.server.tenant_metrics import TenantCounts, TenantMetrics
 
@@ -90,6 +90,7 @@ class _EngineCollector(Collector):
         ):
             yield CounterMetricFamily(name, text, value=amount)
         yield from _moves(state.moves or MoveGauges())
+        yield from _views(state.views or ViewGauges())
 
 
 def _moves(moves: MoveGauges) -> Iterator[Metric]:
@@ -105,6 +106,22 @@ def _moves(moves: MoveGauges) -> Iterator[Metric]:
         ("headrace_swap_rescues", "Sequences that came back before they had left.", moves.rescues),
         ("headrace_swap_failures", "Pieces that could not be carried.", moves.failures),
         ("headrace_swap_wait_seconds", "Time in which the engine waited for pages.", moves.wait_seconds),
+    ):
+        yield CounterMetricFamily(name, text, value=amount)
+
+
+def _views(views: ViewGauges) -> Iterator[Metric]:
+    yield GaugeMetricFamily("headrace_view_ranges", "Sequences whose pages are mapped one after the other.", value=views.ranges)
+    yield GaugeMetricFamily("headrace_view_maps", "Mappings of the system that views take.", value=views.maps)
+    for name, text, amount in (
+        ("headrace_view_pages_mapped", "Pages mapped when a step needed them.", views.shown_pages),
+        ("headrace_view_pages_ahead", "Pages mapped beside the step before.", views.ahead_pages),
+        ("headrace_view_pages_kept", "Pages that a new sequence found mapped.", views.kept_pages),
+        ("headrace_view_refusals", "Sequences read through their tables for want of mappings.", views.refused),
+        ("headrace_view_reclaims", "Resting ranges cleared for others.", views.reclaimed),
+        ("headrace_view_failures", "Mappings that the system refused.", views.failures),
+        ("headrace_view_wait_seconds", "Time in which steps waited for views.", views.inline_seconds),
+        ("headrace_view_beside_seconds", "Time of mapping beside steps.", views.beside_seconds),
     ):
         yield CounterMetricFamily(name, text, value=amount)
 

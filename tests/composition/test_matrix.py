@@ -18,13 +18,15 @@ from headrace.engine.grammars import LazyGrammars
 from headrace.engine.loop import Engine, EngineParts
 from headrace.engine.request import Limits
 from headrace.engine.sampling_params import GrammarSpec, SamplingParams
+from headrace.engine.viewing import Viewing
 from headrace.engine.wire import Submit, TokenLogprob, TokenOutput
-from headrace.kernels.interface import KvFormat
+from headrace.kernels.interface import KvFormat, TorchKv
 from headrace.kernels.native_chain import NativeChain
 from headrace.kernels.sampler import Sampler
 from headrace.memory.arena import Arena
 from headrace.memory.disk_tier import slot_bytes
 from headrace.memory.moves import MoveOptions
+from headrace.memory.views import ViewPlan, Views
 from headrace.models.catalog import OpenModel, find_model, open_model
 from headrace.models.recoding import recode
 from headrace.scheduling.settings import SchedulingSettings
@@ -43,6 +45,7 @@ TEXTS = (
 SCHEMA = '{"type":"object","properties":{"name":{"type":"string","maxLength":8}},"required":["name"],"additionalProperties":false}'
 OUTPUT, LONG_OUTPUT = 10, 36
 POOL, STARVED, THIRD = 256, 12, 9  # pages; eight requests need 27
+VIEWS = ViewPlan(40, 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Mix:
     tenants: int = 1
     priorities: bool = False
     policy: str = "fair"
+    views: bool = False
 
 
 MECHANISMS: dict[str, dict[str, int | bool | str]] = {
@@ -85,6 +89,7 @@ MECHANISMS: dict[str, dict[str, int | bool | str]] = {
     "prefix reuse": {"reuse": True},
     "fair shares": {"tenants": 3},
     "priorities": {"priorities": True, "policy": "priority"},
+    "views": {"views": True},
 }
 
 
@@ -94,7 +99,7 @@ class Bench:
 
     model: OpenModel
     chains: dict[tuple[str, KvFormat], NativeChain]
-    arenas: dict[KvFormat, Arena]
+    arenas: dict[TorchKv, Arena]
     grammars: LazyGrammars
     prompts: list[list[int]]
     alone: dict[tuple[str, KvFormat, bytes], list[Answer]]
@@ -116,7 +121,7 @@ class Bench:
         """A pool of pages as the chain lays them out."""
         layout = chain.page_layout
         if layout.kv not in self.arenas:
-            self.arenas[layout.kv] = Arena(POOL, layout.page_bytes)
+            self.arenas[layout.kv] = Arena(POOL, layout.page_bytes, aliases=VIEWS.rows)
         return self.arenas[layout.kv]
 
 
@@ -177,8 +182,10 @@ def engine_of(mix: Mix, bench: Bench) -> Engine:
     moving = make_moving(scheduler, arena, bench.folder) if swap is not None else None
     config = bench.model.config
     limits = Limits(config.vocab, config.context_length, config.eos_ids)
-    pages = arena.bytes[: mix.pages]
-    return Engine(EngineParts(chain, pages, scheduler, Sampler(config.vocab, mix.threads), limits, bench.grammars, moving=moving))
+    pages = arena.rows if mix.views else arena.bytes[: mix.pages]
+    viewing = Viewing(Views(arena, VIEWS)) if mix.views else None
+    sampler = Sampler(config.vocab, mix.threads)
+    return Engine(EngineParts(chain, pages, scheduler, sampler, limits, bench.grammars, moving=moving, viewing=viewing))
 
 
 def run(engine: Engine, submits: list[Submit], arrivals: random.Random | None) -> dict[int, list[Answer]]:
@@ -245,6 +252,10 @@ def test_pair(first: str, second: str, bench: Bench) -> None:
     assert mix.swap != "swap" or (moves is not None and moves.written_pages > 0), "nothing was swapped"
     if mix.pages < POOL:
         assert engine.gauges().preemptions > 0, "the pool was meant to be too small"
+    views = engine.gauges().views
+    if mix.views and mix.kv == "bf16" and (mix.forks or mix.reuse or mix.pages < POOL):
+        assert views is not None
+        assert views.shown_pages + views.kept_pages > 0, "no pages had to be mapped one after the other"
     if mix.reuse:
         assert engine.gauges().prefix_found_tokens > 0
     engine.close()

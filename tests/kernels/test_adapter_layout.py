@@ -75,11 +75,17 @@ def test_rank_wider_than_a_page_is_refused() -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.dictionaries(st.sampled_from(MODULES), st.integers(1, 70), min_size=1), st.integers(1, 2), st.integers(0, 99))
-def test_numbers_come_back_from_scattered_pages(wanted: dict[str, int], every: int, seed: int) -> None:
+@given(
+    st.dictionaries(st.sampled_from(MODULES), st.integers(1, 70), min_size=1),
+    st.integers(1, 2),
+    st.integers(0, 99),
+    st.sampled_from([1, 8]),
+)
+def test_numbers_come_back_from_scattered_pages(wanted: dict[str, int], every: int, seed: int, strips: int) -> None:
     adapter = random_adapter(CONFIG, Shape(wanted, every), seed)
     layout = lay_out(CONFIG, adapter.ranks, 4096)
-    pool = np.full((layout.pages + 5, 4096), 0xFF, np.uint8)
+    in_strips = np.full((strips, layout.pages + 5, 4096 // strips), 0xFF, np.uint8).transpose(1, 0, 2)
+    pool = in_strips if strips > 1 else in_strips[:, 0]
     pages = np.random.default_rng(seed).permutation(len(pool))[: layout.pages].astype(np.int32)
     placed = place_adapter(adapter, CONFIG, pool, pages)
     others = np.setdiff1d(np.arange(len(pool)), pages)

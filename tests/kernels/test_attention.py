@@ -88,14 +88,18 @@ def build(shape: Heads, lengths: list[int], seed: int) -> tuple[list[Sequence], 
 
 
 def attend(
-    shape: Heads, pool: npt.NDArray[np.uint8], parts: list[tuple[Sequence, int, int]], threads: int = 2
+    shape: Heads,
+    pool: npt.NDArray[np.uint8],
+    parts: list[tuple[Sequence, int, int]],
+    threads: int = 2,
+    first_rows: npt.NDArray[np.int32] | None = None,
 ) -> list[npt.NDArray[np.float32]]:
     """Results of rows first … last - 1 of each sequence, all in one call."""
     batch = make_batch([Piece([0] * (last - first), first, sequence.pages) for sequence, first, last in parts])
     queries = np.ascontiguousarray(np.concatenate([sequence.queries[first:last] for sequence, first, last in parts]))
     out = np.full_like(queries, np.nan)
     places = (batch.positions, batch.slice_starts, batch.page_starts, batch.page_ids)
-    _native.attention(_native.ThreadPool(threads), shape.native, *places, pool, queries, out)
+    _native.attention(_native.ThreadPool(threads), shape.native, *places, pool, queries, out, first_rows)
     return np.split(out, batch.slice_starts[1:-1])
 
 
@@ -152,6 +156,36 @@ def test_ragged_batches_agree_with_float64(shape: Heads) -> None:
         # Coded formats take queries and weights in 14 bits.
         np.testing.assert_allclose(result, exact, rtol=0, atol=2e-5 if shape.kv == "bf16" else 4e-3)
         assert np.abs(result - exact).mean() < 3e-4
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shape", EVERY[:6])
+def test_pages_in_a_row_are_read_as_by_the_table(shape: Heads, isa: str) -> None:
+    _native.set_isa(isa)
+    sequences, pool = build(shape, [1, 33, 130, 700], 1)
+    parts = [(sequence, max(0, sequence.length - 20), sequence.length) for sequence in sequences]
+    by_table = attend(shape, pool, parts)
+    rows, firsts = [pool], []
+    for sequence in sequences:
+        firsts.append(sum(map(len, rows)))
+        rows.append(pool[sequence.pages])
+    firsts[1] = -1
+    space = np.concatenate(rows)
+    for sequence, first in zip(sequences, firsts, strict=True):
+        if first >= 0:
+            space[sequence.pages] = 0xFF  # not read there
+    for one, other in zip(by_table, attend(shape, space, parts, first_rows=np.array(firsts, np.int32)), strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize(("value", "problem"), [(-2, "is -2"), (3, "is 3"), (2**30, "is 1073741824")])
+def test_rows_outside_the_pool_are_refused(value: int, problem: str) -> None:
+    shape = SHAPES[0]
+    (sequence,), pool = build(shape, [40], 1)
+    with pytest.raises(ValueError, match=rf"first_rows\[0\] {problem}"):
+        attend(shape, pool, [(sequence, 39, 40)], first_rows=np.array([value], np.int32))
+    with pytest.raises(ValueError, match="one entry a slice"):
+        attend(shape, pool, [(sequence, 39, 40)], first_rows=np.array([0, 0], np.int32))
 
 
 @pytest.mark.parametrize("shape", EVERY)

@@ -109,17 +109,47 @@ def test_bf16_pages_are_half_as_large_and_nearly_as_good(tmp_path: Path) -> None
 
 
 def test_page_bytes_follow_the_layout(tmp_path: Path) -> None:
-    """K^T then V, per layer and head: what the layout says is where the bytes are."""
+    """A strip for the keys of each head and one for its values: what the layout says is where the bytes are."""
     build("llama", tmp_path)
     chain = TorchChain(*load_folder(tmp_path), kv="fp32")
     pool = np.zeros((2, chain.page_layout.page_bytes), dtype=np.uint8)
     chain.forward(StepBatch(int32([5]), int32([3]), int32([0, 1]), int32([0, 1]), int32([1]), int32([0])), pool)
     assert not pool[0].any()
-    page = pool[1].view(np.float32).reshape(3, 2, 2, 12 * 16)  # layer, head, K or V
-    keys, values = page[:, :, 0].reshape(3, 2, 12, 16), page[:, :, 1].reshape(3, 2, 16, 12)
-    assert np.count_nonzero(keys[..., 3]) == keys[..., 3].size
-    assert np.count_nonzero(values[:, :, 3]) == values[:, :, 3].size
-    assert np.count_nonzero(page) == keys[..., 3].size * 2
+    assert chain.page_layout.strips == 3 * 2 * 2
+    page = pool[1].view(np.float32).reshape(3, 2, 2, 16, 12)  # layer, K or V, head
+    assert np.count_nonzero(page) == np.count_nonzero(page[:, :, :, 3]) == 3 * 2 * 2 * 12
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma3"])
+@pytest.mark.parametrize("step_tokens", [1, 7, 50])
+def test_pages_in_a_row_are_the_same_bits_as_gathered_ones(case: str, step_tokens: int, tmp_path: Path) -> None:
+    """Sequences that stand one page after the other in the pool, as aliases behind it, and nowhere."""
+    build(case, tmp_path)
+    chain = TorchChain(*load_folder(tmp_path), kv="fp32")
+    layout = chain.page_layout
+    pages = {1: [3, 4, 5, 6], 2: [7, 0, 2, 1], 3: [8, 9, 10, 11]}
+    steps = [(start, min(50, start + step_tokens)) for start in range(0, 50, step_tokens)]
+    seen = []
+    for placed in (False, True):
+        rows = np.full((layout.strips, 16, layout.page_bytes // layout.strips), 255, np.uint8).transpose(1, 0, 2)
+        for start, end in steps:
+            for owner, own in pages.items():
+                first = {1: 3, 2: 12, 3: -1}[owner] if placed else -1
+                if placed and owner == 2:  # what an alias would show, once the step has written
+                    _forward(chain, rows, start, end, own, -1)
+                    rows[12:16] = rows[own]
+                seen.append(_forward(chain, rows, start, end, own, first))
+    half = len(seen) // 2
+    assert all((one == other).all() for one, other in zip(seen[:half], seen[half:], strict=True))
+
+
+def _forward(chain: TorchChain, rows: np.ndarray, start: int, end: int, pages: list[int], first: int) -> np.ndarray:
+    tokens = int32(np.random.default_rng(sum(pages)).integers(4, VOCAB, 50))[start:end]
+    ends = int32([0, end - start])
+    batch = StepBatch(tokens, int32(range(start, end)), ends, int32([0, 4]), int32(pages), int32([end - start - 1]))
+    batch.first_rows = int32([first])
+    chain.forward(batch, rows)
+    return np.array(chain.logits(0, 1))
 
 
 def test_a_pool_of_another_shape_is_refused(tmp_path: Path) -> None:

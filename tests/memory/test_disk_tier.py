@@ -23,9 +23,9 @@ from headrace.memory.moves import MoveOptions, Moves
 from headrace.memory.page_pool import PagePool
 
 
-@pytest.mark.parametrize("page_bytes", [16, 4096, 5000, 368_640])
-def test_runs_come_back_as_they_went(page_bytes: int, tmp_path: Path) -> None:
-    with Arena(12, page_bytes) as arena:
+@pytest.mark.parametrize(("page_bytes", "strips"), [(16, 1), (4096, 1), (5000, 1), (5000, 4), (368_640, 1), (368_640, 90)])
+def test_runs_come_back_as_they_went(page_bytes: int, strips: int, tmp_path: Path) -> None:
+    with Arena(12, page_bytes, strips) as arena:
         tier = DiskTier(arena, tmp_path, 8)
         arena.bytes[:] = np.random.default_rng(1).integers(0, 256, arena.bytes.shape, np.uint8)
         before = arena.bytes.copy()
