@@ -70,9 +70,16 @@ class Claim:
     Without an account nothing is limited.
     """
 
-    __slots__ = ("_account", "_body_bytes", "_clock", "_estimate")
+    __slots__ = ("_account", "_body_bytes", "_clock", "_estimate", "tenant")
 
-    def __init__(self, account: _Account | None = None, body_bytes: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        tenant: str = "",
+        account: _Account | None = None,
+        body_bytes: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.tenant = tenant
         self._account = account
         self._body_bytes = body_bytes
         self._clock = clock
@@ -138,7 +145,7 @@ class RateLimits:
 
     def enter(self, tenant: str, body_bytes: int) -> Claim:
         """Let a request with a body of this size in, or raise ``rate_limit_exceeded`` with the time to wait."""
-        claim = Claim(self._accounts.get(tenant), body_bytes, self._clock)
+        claim = Claim(tenant, self._accounts.get(tenant), body_bytes, self._clock)
         claim.take()
         return claim
 

@@ -36,6 +36,7 @@ class Service:
         self._model_name = ""
         self._known_names: frozenset[str] = frozenset()
         self._weight = 0
+        self._weights: dict[str, int] = {}  # of it, what each tenant has in flight
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -79,24 +80,37 @@ class Service:
 
         ``claim``: what the call was let in with, before its prompt was known.
 
-        A call that is larger than the whole limit runs when nothing else does, so that it is not refused for ever.
+        A call that is larger than the whole limit runs when nothing else does, so that it is not refused for ever. When others
+        have filled the queue, a tenant is still let in up to an equal part of it: nobody can shut the door on the others.
         """
+        tenant = claim.tenant
         try:
             self.check_open()
-            if self._weight and self._weight + sequences > self.settings.max_queue:
+            if self._is_full(sequences, tenant):
                 raise table_error("queue_full")
         except HeadraceError:
             claim.drop()
             raise
         claim.settle(prompt_tokens)
         self._weight += sequences
+        self._weights[tenant] = self._weights.get(tenant, 0) + sequences
         self._idle.clear()
         try:
             yield
         finally:
             self._weight -= sequences
+            self._weights[tenant] -= sequences
+            if not self._weights[tenant]:
+                del self._weights[tenant]
             if not self._weight:
                 self._idle.set()
+
+    def _is_full(self, sequences: int, tenant: str) -> bool:
+        most, own = self.settings.max_queue, self._weights.get(tenant, 0)
+        if not self._weight or self._weight + sequences <= most:
+            return False
+        tenants = len(self._weights) + (own == 0)
+        return tenants == 1 or own + sequences > most // tenants
 
     @property
     def in_flight(self) -> int:

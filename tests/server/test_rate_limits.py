@@ -166,29 +166,30 @@ def _client(server: Running, key: str) -> openai.OpenAI:
 
 @pytest.mark.server
 def test_the_client_sees_its_limits_and_a_refusal_it_understands(limited: Running) -> None:
-    few = _client(limited, "few").completions.with_raw_response
-    first = few.create(model="echo", prompt=[1, 2, 3], max_tokens=2)
-    assert first.headers["x-ratelimit-limit-requests"] == "2"
-    assert first.headers["x-ratelimit-remaining-requests"] == "1"
-    assert first.headers["x-ratelimit-reset-requests"] in ("30s", "29.9s", "29.8s")
-    assert "x-ratelimit-limit-tokens" not in first.headers
-    few.create(model="echo", prompt=[1, 2, 3], max_tokens=2)
-    with pytest.raises(openai.RateLimitError) as refused:
+    with _client(limited, "few") as client, _client(limited, "free") as unlimited:
+        few = client.completions.with_raw_response
+        first = few.create(model="echo", prompt=[1, 2, 3], max_tokens=2)
+        assert first.headers["x-ratelimit-limit-requests"] == "2"
+        assert first.headers["x-ratelimit-remaining-requests"] == "1"
+        assert first.headers["x-ratelimit-reset-requests"] in ("30s", "29.9s", "29.8s")
+        assert "x-ratelimit-limit-tokens" not in first.headers
         few.create(model="echo", prompt=[1, 2, 3], max_tokens=2)
-    assert refused.value.code == "rate_limit_exceeded"
-    assert 25 <= int(refused.value.response.headers["retry-after"]) <= 30
-    assert refused.value.response.headers["x-ratelimit-remaining-requests"] == "0"
-    unlimited = _client(limited, "free").completions.with_raw_response.create(model="echo", prompt=[1], max_tokens=2)
-    assert not any(name.startswith("x-ratelimit") for name in unlimited.headers)
+        with pytest.raises(openai.RateLimitError) as refused:
+            few.create(model="echo", prompt=[1, 2, 3], max_tokens=2)
+        assert refused.value.code == "rate_limit_exceeded"
+        assert 25 <= int(refused.value.response.headers["retry-after"]) <= 30
+        assert refused.value.response.headers["x-ratelimit-remaining-requests"] == "0"
+        answer = unlimited.completions.with_raw_response.create(model="echo", prompt=[1], max_tokens=2)
+        assert not any(name.startswith("x-ratelimit") for name in answer.headers)
 
 
 @pytest.mark.server
 def test_streamed_tokens_count(limited: Running) -> None:
-    short = _client(limited, "short")
-    with short.completions.create(model="echo", prompt="one two three", max_tokens=60, stream=True) as stream:
-        assert sum(1 for _ in stream) > 1
-    with pytest.raises(openai.RateLimitError, match="tokens a minute"):
-        short.embeddings.create(model="echo", input=[[1, 2, 3]])
+    with _client(limited, "short") as short:
+        with short.completions.create(model="echo", prompt="one two three", max_tokens=60, stream=True) as stream:
+            assert sum(1 for _ in stream) > 1
+        with pytest.raises(openai.RateLimitError, match="tokens a minute"):
+            short.embeddings.create(model="echo", input=[[1, 2, 3]])
 
 
 @pytest.mark.server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,12 @@ import openai
 import pytest
 from conftest import Running, launch_server
 
+from headrace.engine.client import EngineClient
 from headrace.errors import HeadraceError
 from headrace.server.auth import KeyRules
+from headrace.server.rate_limits import Claim
+from headrace.server.service import Service
+from headrace.server.settings import ServerSettings
 from headrace.server.tenants import MOST_LABELS, Tenants
 
 
@@ -75,6 +80,38 @@ def test_metrics_have_a_bounded_number_of_names() -> None:
     assert many.label("") == ""
 
 
+def test_nobody_can_shut_the_door_on_others() -> None:
+    """A tenant fills the queue; others still get in, each up to an equal part of it, and the sum stays below twice the limit."""
+    service = Service(ServerSettings(max_queue=12), EngineClient())
+    service.check_open = lambda: None  # type: ignore[method-assign]  # no engine is needed to count
+
+    def enter(tenant: str, sequences: int = 1) -> None:
+        held.enter_context(service.admitted(sequences, 1, Claim(tenant)))
+
+    def is_full(tenant: str, sequences: int = 1) -> bool:
+        with pytest.raises(HeadraceError) as refused:
+            enter(tenant, sequences)
+        return refused.value.code == "queue_full"
+
+    with ExitStack() as held:
+        for _ in range(12):
+            enter("heavy")
+        assert is_full("heavy")
+        assert is_full("light", 7)
+        enter("light", 6)
+        assert is_full("light")
+        assert is_full("third", 5)
+        enter("third", 4)
+        assert is_full("third")
+        assert service.in_flight == 22
+    assert service.in_flight == 0
+    with ExitStack() as held:
+        enter("", 100)
+        assert is_full("")
+        enter("light", 6)
+    assert not service._weights
+
+
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     path = tmp_path_factory.mktemp("keys") / "keys"
@@ -90,12 +127,12 @@ CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Go."}], "max_t
 @pytest.mark.server
 def test_openai_clients_see_the_tier_that_served_them(keyed: Running) -> None:
     for key, expected in (("plain", "default"), ("vip", "priority")):
-        client = openai.OpenAI(base_url=f"{keyed.url}/v1", api_key=key, max_retries=0, timeout=30.0)
-        whole = client.chat.completions.create(model="echo", service_tier="priority", **CHAT)
-        assert whole.service_tier == expected
-        stream = client.chat.completions.create(model="echo", service_tier="flex", stream=True, **CHAT)
-        assert {chunk.service_tier for chunk in stream} == {"flex"}
-        assert client.chat.completions.create(model="echo", **CHAT).service_tier is None
+        with openai.OpenAI(base_url=f"{keyed.url}/v1", api_key=key, max_retries=0, timeout=30.0) as client:
+            whole = client.chat.completions.create(model="echo", service_tier="priority", **CHAT)
+            assert whole.service_tier == expected
+            stream = client.chat.completions.create(model="echo", service_tier="flex", stream=True, **CHAT)
+            assert {chunk.service_tier for chunk in stream} == {"flex"}
+            assert client.chat.completions.create(model="echo", **CHAT).service_tier is None
 
 
 @pytest.mark.server
