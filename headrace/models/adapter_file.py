@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,8 +27,34 @@ _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"base_model\.model\.(?:model\.)?layers\.(\d{1,4})\.([a-z_.]{1,32})\.lora_([AB])\.weight")
 _SHORT_NAMES = {key: name for name, key in MODULE_KEYS.items()}
 
+
+class _Pair(NamedTuple):
+    """Both tensors of one module."""
+
+    a: StoredTensor
+    b: StoredTensor
+    scale: float
+
+
 # (layer, module, "A" or "B")
 _Place = tuple[int, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterOutline:
+    """What an adapter's files say without their numbers: ``ranks`` by layer and module, parameters, the base model's name."""
+
+    ranks: tuple[Mapping[str, int], ...]
+    parameters: int
+    base_model: str
+
+
+def outline_adapter(folder: Path, config: ModelConfig) -> AdapterOutline:
+    """Check everything of an adapter but its values, which are not read: cheap, for registering many."""
+    layers, settings = _find(folder, config)
+    ranks = tuple({name: pair.a.shape[0] for name, pair in layer.items()} for layer in layers)
+    numbers = sum(math.prod(tensor.shape) for layer in layers for pair in layer.values() for tensor in (pair.a, pair.b))
+    return AdapterOutline(ranks, numbers, settings.base_model)
 
 
 def read_adapter(folder: Path, config: ModelConfig) -> Adapter:
@@ -34,19 +63,9 @@ def read_adapter(folder: Path, config: ModelConfig) -> Adapter:
     Matrices in bfloat16 stay views of the mapped file. Raises ``model_file`` naming what is wrong: a field or tensor that is
     unsupported, missing or damaged, a matrix that fits another base model, a value that is no finite number.
     """
-    path = folder / ADAPTER_CONFIG
-    settings = parse_adapter_config(parse_json(read_limited(path, MAX_CONFIG_BYTES), ADAPTER_CONFIG))
-    if not (folder / ADAPTER_WEIGHTS).is_file() and (folder / "adapter_model.bin").exists():
-        raise refuse(
-            f"the adapter has no {ADAPTER_WEIGHTS}; adapter_model.bin is a pickle, which is never read: save it as safetensors"
-        )
-    tensors = _by_place(open_safetensors(folder / ADAPTER_WEIGHTS))
-    sides = module_sides(config)
-    _check_layers(tensors, settings, len(sides))
-    layers = tuple(_read_layer(index, own, settings, tensors) for index, own in enumerate(sides))
-    if not any(layers):
-        raise refuse("the adapter changes no module of this model")
-    return Adapter(layers, settings.base_model)
+    layers, settings = _find(folder, config)
+    read = tuple({name: LowRank(_codes(pair.a), _codes(pair.b), pair.scale) for name, pair in layer.items()} for layer in layers)
+    return Adapter(read, settings.base_model)
 
 
 def write_adapter(folder: Path, adapter: Adapter, kind: str = "BF16") -> None:
@@ -65,6 +84,21 @@ def write_adapter(folder: Path, adapter: Adapter, kind: str = "BF16") -> None:
     # The config last: a folder that has one is whole.
     write_safetensors(folder / ADAPTER_WEIGHTS, arrays, {"format": "pt"})
     replace_file(folder / ADAPTER_CONFIG, json.dumps(_config_fields(adapter), indent=2).encode())
+
+
+def _find(folder: Path, config: ModelConfig) -> tuple[tuple[dict[str, _Pair], ...], AdapterConfig]:
+    """The tensors of every changed module, checked but for their values, and the settings."""
+    path = folder / ADAPTER_CONFIG
+    settings = parse_adapter_config(parse_json(read_limited(path, MAX_CONFIG_BYTES), ADAPTER_CONFIG))
+    if not (folder / ADAPTER_WEIGHTS).is_file() and (folder / "adapter_model.bin").exists():
+        raise refuse(f"the adapter has no {ADAPTER_WEIGHTS}; adapter_model.bin is a pickle, which is never read: save it as safetensors")
+    tensors = _by_place(open_safetensors(folder / ADAPTER_WEIGHTS))
+    sides = module_sides(config)
+    _check_layers(tensors, settings, len(sides))
+    layers = tuple(_find_layer(index, own, settings, tensors) for index, own in enumerate(sides))
+    if not any(layers):
+        raise refuse("the adapter changes no module of this model")
+    return layers, settings
 
 
 def _key(layer: int, name: str) -> str:
@@ -105,10 +139,10 @@ def _check_layers(tensors: Mapping[_Place, StoredTensor], settings: AdapterConfi
             raise refuse(f"tensor {tensor.name[:128]!r} belongs to a module that {ADAPTER_CONFIG} 'target_modules' leaves out")
 
 
-def _read_layer(
+def _find_layer(
     layer: int, sides: Mapping[str, Sides], settings: AdapterConfig, tensors: Mapping[_Place, StoredTensor]
-) -> dict[str, LowRank]:
-    found: dict[str, LowRank] = {}
+) -> dict[str, _Pair]:
+    found: dict[str, _Pair] = {}
     for name in MODULES:
         key = _key(layer, name)
         if not settings.targeted(key, layer):
@@ -119,12 +153,13 @@ def _read_layer(
         if a is None or b is None:
             missing = f"{_PREFIX}{key}.lora_{'A' if a is None else 'B'}.weight"
             raise refuse(f"tensor {missing!r} is missing, {ADAPTER_CONFIG} 'target_modules' asks for it")
-        scale = float(np.float32(settings.scale_of(key)))
-        found[name] = LowRank(_codes(a, (rank, inputs), settings), _codes(b, (outputs, rank), settings), scale)
+        _check_tensor(a, (rank, inputs), settings)
+        _check_tensor(b, (outputs, rank), settings)
+        found[name] = _Pair(a, b, float(np.float32(settings.scale_of(key))))
     return found
 
 
-def _codes(tensor: StoredTensor, shape: Sides, settings: AdapterConfig) -> Codes:
+def _check_tensor(tensor: StoredTensor, shape: Sides, settings: AdapterConfig) -> None:
     if tensor.shape != shape:
         raise refuse(
             f"tensor {tensor.name[:128]!r} has shape {list(tensor.shape)}, this model and {ADAPTER_CONFIG} ask for {list(shape)}; "
@@ -132,7 +167,10 @@ def _codes(tensor: StoredTensor, shape: Sides, settings: AdapterConfig) -> Codes
         )
     if tensor.kind not in ("F32", "F16", "BF16"):
         raise refuse(f"tensor {tensor.name[:128]!r} is of kind {tensor.kind}, adapters are F32, F16 or BF16")
-    codes = _bf16(tensor).reshape(shape)
+
+
+def _codes(tensor: StoredTensor) -> Codes:
+    codes = _bf16(tensor).reshape(tensor.shape)
     if ((codes & np.uint16(0x7F80)) == 0x7F80).any():
         raise refuse(f"tensor {tensor.name[:128]!r} has a value that is infinite or not a number")
     return codes

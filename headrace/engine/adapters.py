@@ -1,0 +1,93 @@
+"""Adapters of a running engine: folders checked and registered, their numbers brought into pages, steps told where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from headrace.errors import HeadraceError
+from headrace.kernels.adapter_layout import lay_out
+from headrace.kernels.adapter_pages import place_adapter
+from headrace.kernels.interface import Bytes, PlacedAdapter, StepAdapters
+from headrace.memory.adapter_store import AdapterRecord, AdapterStore
+from headrace.models.adapter_file import ADAPTER_WEIGHTS, outline_adapter, read_adapter
+from headrace.models.config import ModelConfig
+from headrace.models.files import FileIdentity, identify
+
+Use = tuple[int, float]
+"""A generation and what its sum is multiplied by."""
+
+
+class Adapters:
+    """Between the accounting of a :class:`~headrace.memory.adapter_store.AdapterStore` and the bytes of its ``pool``.
+
+    Nothing of an adapter but a few facts stays in memory when it is not resident. ``pool``: uint8 [pages, page_bytes].
+    """
+
+    def __init__(self, config: ModelConfig, store: AdapterStore, pool: Bytes) -> None:
+        self.store = store
+        self._config, self._pool = config, pool
+        self._files: dict[int, tuple[Path, FileIdentity]] = {}
+        self._placed: dict[int, PlacedAdapter] = {}
+        store.on_evict = self._forget
+
+    def register(self, name: str, folder: Path) -> AdapterRecord:
+        """Check a folder and give it the name. Its values are read when it is loaded.
+
+        Raises ``model_file`` for what is wrong with it, ``invalid_value`` when the whole pool could not hold it.
+        """
+        identity = identify(folder / ADAPTER_WEIGHTS)
+        outline = outline_adapter(folder, self._config)
+        size = lay_out(self._config, outline.ranks, self._pool.shape[1]).pages
+        record = self.store.register(name, size)
+        self._files[record.generation] = folder, identity
+        if len(self._files) > 2 * len(self.store) + 16:
+            live = {one.generation for one in self.store}
+            self._files = {generation: files for generation, files in self._files.items() if generation in live}
+        return record
+
+    def load(self, generation: int, ahead: bool = False) -> bool:
+        """Bring it into pages now; ``False`` when there is no room (see :meth:`AdapterStore.begin_load`).
+
+        Raises ``model_file`` when its files are damaged, gone or no longer those that were registered; its pages are free again.
+        """
+        pages = self.store.begin_load(generation, ahead)
+        if pages is None:
+            return False
+        try:
+            self.fill(generation)
+        except BaseException:
+            self.store.abandon_load(generation)
+            raise
+        self.store.finish_load(generation)
+        return True
+
+    def fill(self, generation: int) -> None:
+        """Read its files into the pages that a load has begun with: the slow part, which touches no accounting."""
+        folder, identity = self._files[generation]
+        adapter = read_adapter(folder, self._config)
+        if identify(folder / ADAPTER_WEIGHTS) != identity:
+            name = self.store.get(generation).name
+            raise HeadraceError("model_file", f"adapter {name[:64]!r} has changed since it was registered; register it again")
+        pages = np.asarray(self.store.get(generation).pages, np.int32)
+        self._placed[generation] = place_adapter(adapter, self._config, self._pool, pages)
+
+    def step(self, uses: Sequence[Sequence[Use]]) -> StepAdapters | None:
+        """For the slices of a step, what each uses; ``None`` when none uses any. All of them must be resident (and pinned)."""
+        index: dict[int, int] = {}
+        ids: list[int] = []
+        starts, scales = [0], []
+        for own in uses:
+            for generation, scale in own:
+                ids.append(index.setdefault(generation, len(index)))
+                scales.append(scale)
+            starts.append(len(ids))
+        if not ids:
+            return None
+        placed = tuple(self._placed[generation] for generation in index)
+        return StepAdapters(np.array(starts, np.int32), np.array(ids, np.int32), np.array(scales, np.float32), placed)
+
+    def _forget(self, record: AdapterRecord) -> None:
+        self._placed.pop(record.generation, None)
