@@ -10,6 +10,8 @@ namespace headrace {
 namespace {
 
 constexpr int kUnitBytes = 32;           // sixteen values: every row and panel is a multiple, and begins at one
+constexpr int kAhead = 4;                 // stretches of panels whose numbers are on their way while others are added
+constexpr std::size_t kMostFetched = 4096; // values of one stretch that are asked for at once
 constexpr std::size_t kTileWork = 49152; // bytes of a tile of shrinking, times a quarter of the rows that meet them
 
 std::size_t unsign(int value) { return static_cast<std::size_t>(value); }
@@ -128,44 +130,47 @@ void AdapterRunner::collect(const std::vector<int>& slices) {
     for (std::size_t i = 1; i < stripe_segments_.size(); ++i) stripe_segments_[i] += stripe_segments_[i - 1];
 }
 
-AdapterRunner::Place AdapterRunner::place(int adapter, int module) const {
-    const AdapterView& view = adapters_->adapters[unsign(adapter)];
-    const std::size_t row = unsign(layer_) * kAdapterModules + unsign(module);
-    const std::int32_t* fields = view.places.data + row * kPlaceFields;
-    return {fields[0], fields[1], fields[2], fields[3], fields[4], view.scales[row]};
+AdapterRunner::Run AdapterRunner::run(std::int32_t page, std::int32_t offset, std::size_t bytes) const {
+    return {page, offset, bytes, static_cast<int>((pool_.page_bytes - unsign(offset)) / bytes), static_cast<int>(pool_.page_bytes / bytes)};
 }
 
 // Piece `index` of a run, and how many pieces from it on lie beside each other.
-const std::uint16_t* AdapterRunner::piece(int adapter, std::int32_t page, std::int32_t offset, std::size_t bytes, int index,
-                                          int* adjacent) const {
-    const auto fit = static_cast<int>((pool_.page_bytes - unsign(offset)) / bytes);
-    int slot = index;
-    if (index >= fit) {
-        const auto each = static_cast<int>(pool_.page_bytes / bytes);
-        page += 1 + (index - fit) / each;
-        slot = (index - fit) % each;
+const std::uint16_t* AdapterRunner::piece(int adapter, const Run& run, int index, int* adjacent) const {
+    std::int32_t page = run.page, offset = run.offset;
+    int slot = index, room = run.fit;
+    if (index >= run.fit) {
+        page += 1 + (index - run.fit) / run.each;
+        slot = (index - run.fit) % run.each;
         offset = 0;
-        *adjacent = each - slot;
-    } else {
-        *adjacent = fit - slot;
+        room = run.each;
     }
+    *adjacent = room - slot;
     const std::int32_t id = adapters_->adapters[unsign(adapter)].pages[unsign(page)];
-    return reinterpret_cast<const std::uint16_t*>(pool_.data + unsign(id) * pool_.page_bytes + unsign(offset) + unsign(slot) * bytes);
+    return reinterpret_cast<const std::uint16_t*>(pool_.data + unsign(id) * pool_.page_bytes + unsign(offset) + unsign(slot) * run.bytes);
 }
 
-void AdapterRunner::cut(const Segment& segment, int number) {
+// The segment's parts for the modules at hand, and its rows of A cut into pieces.
+void AdapterRunner::prepare(Segment& segment, int number) {
+    const AdapterView& view = adapters_->adapters[unsign(segment.adapter)];
     const int most = segment.count > 8 ? 4 : 8;  // ranks of a piece: their rows of A stay in the innermost cache
-    std::size_t column = 0;
-    for (int module = first_module_; module < first_module_ + modules_; ++module) {
-        const Place own = place(segment.adapter, module);
-        const std::size_t bytes = unsign((*sides_)[unsign(layer_)].inputs[module]) * 2;
-        for (int rank = 0, ranks = 0; rank < own.rank; rank += ranks) {
-            int adjacent = 0;
-            const std::uint16_t* a = piece(segment.adapter, own.a_page, own.a_offset, bytes, rank, &adjacent);
-            ranks = std::min({own.rank - rank, adjacent, most});
-            pieces_.push_back({number, module, rank, ranks, a, column + unsign(rank)});
+    segment.width = 0;
+    for (int module = 0; module < modules_; ++module) {
+        const std::size_t row = unsign(layer_) * kAdapterModules + unsign(first_module_ + module);
+        const std::int32_t* place = view.places.data + row * kPlaceFields;
+        const int inputs = (*sides_)[unsign(layer_)].inputs[first_module_ + module];
+        if (place[0] == 0) {
+            parts_.push_back({});
+            continue;
         }
-        column += unsign(own.rank);
+        parts_.push_back({place[0], segment.width, view.scales[row], run(place[3], place[4], unsign(place[0]) * kUnitBytes)});
+        segment.width += place[0];
+        const Run a = run(place[1], place[2], unsign(inputs) * 2);
+        for (int rank = 0, ranks = 0; rank < place[0]; rank += ranks) {
+            int adjacent = 0;
+            const std::uint16_t* begin = piece(segment.adapter, a, rank, &adjacent);
+            ranks = std::min({place[0] - rank, adjacent, most});
+            pieces_.push_back({number, number * modules_ + module, rank, ranks, inputs, begin});
+        }
     }
 }
 
@@ -176,22 +181,20 @@ void AdapterRunner::shrink(const KernelTable& table, ThreadPool& threads, int la
     layer_ = layer;
     first_module_ = first;
     modules_ = count;
+    parts_.clear();
     pieces_.clear();
     tiles_.assign(1, 0);
     std::size_t total = 0, work = 0;
     for (std::size_t i = 0; i < segments_.size(); ++i) {
         Segment& segment = segments_[i];
-        segment.width = 0;
-        for (int module = first; module < first + count; ++module) segment.width += place(segment.adapter, module).rank;
+        std::size_t next = pieces_.size();
+        prepare(segment, static_cast<int>(i));
         segment.v = total;
         total += unsign(segment.width) * unsign(segment.count);
-        std::size_t done = pieces_.size();
-        cut(segment, static_cast<int>(i));
-        for (; done < pieces_.size(); ++done) {
-            const Piece& piece = pieces_[done];
-            work += unsign(piece.ranks) * unsign((*sides_)[unsign(layer)].inputs[piece.module]) * 2 * unsign((segment.count + 3) / 4);
+        for (; next < pieces_.size(); ++next) {
+            work += unsign(pieces_[next].ranks) * unsign(pieces_[next].inputs) * 2 * unsign((segment.count + 3) / 4);
             if (work < kTileWork) continue;
-            tiles_.push_back(static_cast<int>(done) + 1);
+            tiles_.push_back(static_cast<int>(next) + 1);
             work = 0;
         }
     }
@@ -200,80 +203,81 @@ void AdapterRunner::shrink(const KernelTable& table, ThreadPool& threads, int la
     active_ = true;
     float* v = v_.reserve(total);
     threads.parallel_for(static_cast<int>(tiles_.size()) - 1, [&](int tile, int) {
-        for (int i = tiles_[unsign(tile)]; i < tiles_[unsign(tile) + 1]; ++i) {
+        const int end = tiles_[unsign(tile) + 1];
+        for (int i = tiles_[unsign(tile)]; i < end; ++i) {
             const Piece& piece = pieces_[unsign(i)];
             const Segment& segment = segments_[unsign(piece.segment)];
-            table.adapters.shrink({x, x_stride, rows_.data() + segment.first, factors_.data() + segment.first,
-                                   place(segment.adapter, piece.module).scale, segment.count, piece.a, piece.ranks,
-                                   (*sides_)[unsign(layer)].inputs[piece.module], v + segment.v + piece.column, unsign(segment.width),
-                                   i + 1 < tiles_[unsign(tile) + 1] ? pieces_[unsign(i) + 1].a : nullptr});
+            const Part& part = parts_[unsign(piece.part)];
+            table.adapters.shrink({x, x_stride, rows_.data() + segment.first, factors_.data() + segment.first, part.scale, segment.count,
+                                   piece.a, piece.ranks, piece.inputs, v + segment.v + unsign(part.column + piece.rank),
+                                   unsign(segment.width), i + 1 < end ? pieces_[unsign(i) + 1].a : nullptr});
         }
     });
 }
 
-// Runs tasks one late, so that each knows what comes after it.
-class AdapterRunner::Queue {
-  public:
-    explicit Queue(const KernelTable& table) : run_(table.adapters.expand) {}
-    void push(const AdapterExpand& task) {
-        waiting_.ahead = task.b;
-        if (waiting_.count) run_(waiting_);
-        waiting_ = task;
-    }
-    void finish() {
-        if (waiting_.count) run_(waiting_);
-    }
-
-  private:
-    void (*run_)(const AdapterExpand&);
-    AdapterExpand waiting_{};
-};
-
-void AdapterRunner::expand_module(Queue& queue, const Segment& segment, int module, std::size_t column, AdapterExpand task, int panel0,
-                                  int panel1) const {
-    const Place own = place(segment.adapter, module);
-    if (own.rank == 0) return;
-    task.ranks = own.rank;
-    task.v = v_.data() + segment.v + column;
-    task.v_stride = unsign(segment.width);
-    task.rows = rows_.data() + segment.first;
-    task.count = segment.count;
-    for (int panel = panel0; panel < panel1; panel += task.panels) {
-        int adjacent = 0;
-        task.b = piece(segment.adapter, own.b_page, own.b_offset, unsign(own.rank) * kUnitBytes, panel, &adjacent);
-        task.panels = std::min(panel1 - panel, adjacent);
-        queue.push(task);
-        task.out += unsign(task.panels) * unsign(task.panel_step) * kPanelWidth;
-    }
-}
-
-void AdapterRunner::expand(const KernelTable& table, const PackedMatrix& matrix, int m0, int panel0, int panel1, float* out,
-                           std::size_t out_stride) const {
+// take(task) for every stretch of panels without a page border, segment after segment; `out` counts from the tile's start.
+template <class Take>
+void AdapterRunner::each_task(const PackedMatrix& matrix, int m0, int panel0, int panel1, Take&& take) const {
     const std::size_t stripe = unsign(m0) / kStripeRows;
     AdapterExpand task{};
     task.first_row = m0;
-    task.out_stride = out_stride;
     task.panel_step = matrix.interleaved() ? 2 : 1;
-    Queue queue(table);
     for (int i = stripe_segments_[stripe]; i < stripe_segments_[stripe + 1]; ++i) {
         const Segment& segment = segments_[unsign(i)];
-        if (segment.width == 0) continue;
-        std::size_t column = 0;
+        task.rows = rows_.data() + segment.first;
+        task.count = segment.count;
+        task.v_stride = unsign(segment.width);
         for (int source = 0; source < modules_; ++source) {
-            const int module = first_module_ + source, panels = (*sides_)[unsign(layer_)].panels[module];
-            if (matrix.interleaved()) {
-                task.out = out + source * kPanelWidth;
-                expand_module(queue, segment, module, column, task, panel0 / 2, panel1 / 2);
-            } else {
-                const int start = matrix.column_starts()[unsign(source)] / kPanelWidth;
-                const int from = std::max(panel0, start), to = std::min(panel1, start + panels);
-                task.out = out + static_cast<std::ptrdiff_t>(from - panel0) * kPanelWidth;
-                if (from < to) expand_module(queue, segment, module, column, task, from - start, to - start);
+            const Part& part = parts_[unsign(i * modules_ + source)];
+            if (part.rank == 0) continue;
+            task.ranks = part.rank;
+            task.v = v_.data() + segment.v + part.column;
+            // Panels of this source in the tile, counted in the source; sources alternate or follow each other.
+            const int start = matrix.interleaved() ? 0 : matrix.column_starts()[unsign(source)] / kPanelWidth;
+            const int count = (*sides_)[unsign(layer_)].panels[first_module_ + source];
+            const int from = matrix.interleaved() ? panel0 / 2 : std::max(panel0 - start, 0);
+            const int to = matrix.interleaved() ? panel1 / 2 : std::min(panel1 - start, count);
+            for (int panel = from; panel < to; panel += task.panels) {
+                int adjacent = 0;
+                task.b = piece(segment.adapter, part.b, panel, &adjacent);
+                task.panels = std::min(to - panel, adjacent);
+                const int column = matrix.interleaved() ? 2 * panel + source - panel0 : start + panel - panel0;
+                if (!take(task, static_cast<std::ptrdiff_t>(column) * kPanelWidth)) return;
             }
-            column += unsign(place(segment.adapter, module).rank);
         }
     }
-    queue.finish();
+}
+
+void AdapterRunner::fetch(const PackedMatrix& matrix, int m0, int panel0, int panel1) const {
+    int left = kAhead;
+    each_task(matrix, m0, panel0, panel1, [&](const AdapterExpand& task, std::ptrdiff_t) {
+        const std::size_t values = unsign(task.panels) * unsign(task.ranks) * kPanelWidth;
+        for (std::size_t i = 0; i < std::min(values, kMostFetched); i += 32) __builtin_prefetch(task.b + i, 0, 3);
+        return --left > 0;
+    });
+}
+
+// Tasks run some steps behind the one whose numbers are being fetched.
+void AdapterRunner::expand(const KernelTable& table, const PackedMatrix& matrix, int m0, int panel0, int panel1, float* out,
+                           std::size_t out_stride) const {
+    AdapterExpand waiting[kAhead];
+    int first = 0, count = 0;
+    const auto run_first = [&](const std::uint16_t* ahead) {
+        waiting[first].ahead = ahead;
+        table.adapters.expand(waiting[first]);
+        first = (first + 1) % kAhead;
+        --count;
+    };
+    each_task(matrix, m0, panel0, panel1, [&](const AdapterExpand& task, std::ptrdiff_t column) {
+        if (count == kAhead) run_first(task.b);
+        AdapterExpand& last = waiting[(first + count) % kAhead];
+        last = task;
+        last.out = out + column;
+        last.out_stride = out_stride;
+        ++count;
+        return true;
+    });
+    while (count > 0) run_first(nullptr);
 }
 
 }  // namespace headrace

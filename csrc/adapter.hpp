@@ -43,6 +43,9 @@ class AdapterRunner {
     // Whether the modules of the last `shrink` are changed for any row.
     bool active() const { return active_; }
 
+    // Asks memory for the first of what `expand` will read for these tiles.
+    void fetch(const PackedMatrix& matrix, int m0, int panel0, int panel1) const;
+
     // Adds what adapters give to rows m0 … m1-1 and panels panel0 … panel1-1 of a product with `matrix`, whose sources are
     // the modules of the last `shrink`. `out` is row m0 of panel0. Rows of one tile lie in one stripe.
     void expand(const KernelTable& table, const PackedMatrix& matrix, int m0, int panel0, int panel1, float* out,
@@ -57,27 +60,31 @@ class AdapterRunner {
     };
     // Rows of A beside each other for all entries of a segment.
     struct Piece {
-        int segment, module, rank, ranks;
+        int segment, part, rank, ranks, inputs;
         const std::uint16_t* a;
-        std::size_t column;
     };
     struct Entry {
         int stripe, turn, adapter, row;
         float factor;
     };
-    struct Place {
-        int rank;
-        std::int32_t a_page, a_offset, b_page, b_offset;
+    // Pieces of one size that lie behind each other, from `offset` of the adapter's page `page` on.
+    struct Run {
+        std::int32_t page, offset;
+        std::size_t bytes;  // of a piece
+        int fit, each;      // pieces in the first page, in every other
+    };
+    // One module of a segment: its panels of B, and where its ranks begin among the segment's.
+    struct Part {
+        int rank, column;
         float scale;
+        Run b;
     };
 
     void collect(const std::vector<int>& slices);
-    Place place(int adapter, int module) const;
-    const std::uint16_t* piece(int adapter, std::int32_t page, std::int32_t offset, std::size_t bytes, int index, int* adjacent) const;
-    void cut(const Segment& segment, int number);
-    class Queue;
-    void expand_module(Queue& queue, const Segment& segment, int module, std::size_t column, AdapterExpand task, int panel0,
-                       int panel1) const;
+    Run run(std::int32_t page, std::int32_t offset, std::size_t bytes) const;
+    const std::uint16_t* piece(int adapter, const Run& run, int index, int* adjacent) const;
+    void prepare(Segment& segment, int number);
+    template <class Take> void each_task(const PackedMatrix& matrix, int m0, int panel0, int panel1, Take&& take) const;
 
     const AdaptersView* adapters_ = nullptr;
     const std::vector<AdapterSides>* sides_ = nullptr;
@@ -90,6 +97,7 @@ class AdapterRunner {
     std::vector<float> factors_;
     std::vector<Segment> segments_;
     std::vector<int> stripe_segments_;  // segments of stripe s: from [s] to [s + 1]
+    std::vector<Part> parts_;  // of segment s: from [s · modules_] on
     std::vector<Piece> pieces_;
     std::vector<int> tiles_;            // pieces of tile t: from [t] to [t + 1]
     Buffer<float> v_;

@@ -1,8 +1,13 @@
 #include "adapter_binding.hpp"
 
+#include <nanobind/stl/shared_ptr.h>
+
+#include <algorithm>
 #include <stdexcept>
 
 #include "kernel_table.hpp"
+#include "stopwatch.hpp"
+#include "threads.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -13,6 +18,7 @@ namespace {
 using FloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using MutableFloatRows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using CodeRows = nb::ndarray<const std::uint16_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Pages = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using CodePanels = nb::ndarray<const std::uint16_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 
 // Both products of one adapter for all rows of x: `out` [rows][16·panels] gets scale · factor · B·(A·x) added.
@@ -29,6 +35,20 @@ void adapter_products(const FloatRows& x, const CodeRows& a, const CodePanels& b
     const AdapterKernels& products = kernels().adapters;
     products.shrink({x.data(), inputs, order.data(), factors.data(), scale, count, a.data(), rank, static_cast<int>(inputs), v.data(), ranks, nullptr});
     products.expand({b.data(), static_cast<int>(panels), rank, v.data(), ranks, order.data(), 0, count, out.data(), 16 * panels, 1, nullptr});
+}
+
+// Seconds in which the pool reads every byte of these pages once and does nothing else.
+double time_page_reads(const Pages& pages, ThreadPool& pool) {
+    constexpr std::size_t kPiece = 64 << 10;
+    const std::size_t bytes = pages.size();
+    const KernelTable& table = kernels();
+    nb::gil_scoped_release release;
+    const Stopwatch watch(pool);
+    pool.parallel_for(static_cast<int>((bytes + kPiece - 1) / kPiece), [&](int piece, int) {
+        const std::size_t from = static_cast<std::size_t>(piece) * kPiece;
+        table.peaks.read(pages.data() + from, (std::min(from + kPiece, bytes) - from) / 64 * 64);
+    });
+    return watch.seconds();
 }
 
 }  // namespace
@@ -54,6 +74,7 @@ void bind_adapters(nb::module_& m) {
     nb::class_<BoundAdapters>(m, "StepAdapters", "Which adapters the slices of a step use, and where they lie.")
         .def(nb::init<BoundAdapters::Ints, BoundAdapters::Ints, BoundAdapters::Floats, nb::list>(), "starts"_a.noconvert(),
              "ids"_a.noconvert(), "scales"_a.noconvert(), "adapters"_a);
+    m.def("time_page_reads", &time_page_reads, "pages"_a.noconvert(), "pool"_a, "Seconds to read these pages once.");
     m.def("adapter_products", &adapter_products, "x"_a.noconvert(), "a"_a.noconvert(), "b"_a.noconvert(), "factors"_a.noconvert(),
           "scale"_a, "out"_a.noconvert(), "Both products of one adapter with all rows of x, added to out.");
 }

@@ -112,6 +112,10 @@ void Chain::quantise_wide(int width, const PackedMatrix& next, int rows) {
     for_rows(rows, [&](int row, int) { activations_.fill(*table_, next, wide_.data() + product(row, static_cast<std::size_t>(width)), row); });
 }
 
+void Chain::fetch_adapters(const PackedMatrix& matrix, int m0, int panel0, int panel1) const {
+    if (adapters_.active()) adapters_.fetch(matrix, m0, panel0, panel1);
+}
+
 // What adapters add to a tile of a product with `matrix`: row m0 and panel0 stand at the beginning of `tile`.
 void Chain::add_adapters(const PackedMatrix& matrix, int m0, int panel0, int panel1, float* tile, std::size_t stride) {
     static_assert(kStripeRows % kTileRows == 0, "a tile's rows must lie in one stripe");
@@ -123,6 +127,7 @@ void Chain::product_onto_residual(const PackedMatrix& matrix, const Rows& x, con
     const auto hidden = static_cast<std::size_t>(shape_.hidden);
     if (!post_norm.empty()) {
         for_tiles(matrix, x.count, [&](int m0, int m1, int panel0, int panel1, int) {
+            fetch_adapters(matrix, m0, panel0, panel1);
             matmul_tile(*table_, matrix, x, m0, m1, panel0, panel1, normed_.data(), hidden);
             add_adapters(matrix, m0, panel0, panel1, normed_.data() + product(m0, hidden) + panel0 * kPanelWidth, hidden);
         });
@@ -136,6 +141,7 @@ void Chain::product_onto_residual(const PackedMatrix& matrix, const Rows& x, con
     for_tiles(matrix, x.count, [&](int m0, int m1, int panel0, int panel1, int worker) {
         float* local = scratch_.data() + product(worker, scratch_floats_);
         const int width = (panel1 - panel0) * kPanelWidth;
+        fetch_adapters(matrix, m0, panel0, panel1);
         matmul_tile_local(*table_, matrix, x, m0, m1, panel0, panel1, local, static_cast<std::size_t>(width));
         add_adapters(matrix, m0, panel0, panel1, local, static_cast<std::size_t>(width));
         for (int row = m0; row < m1; ++row)
@@ -151,6 +157,7 @@ void Chain::run_mlp(const MlpBlock& block, int rows) {
     for_tiles(*block.gate_up, rows, [&](int m0, int m1, int panel0, int panel1, int worker) {
         float* local = scratch_.data() + product(worker, scratch_floats_);
         const int width = (panel1 - panel0) * kPanelWidth;
+        fetch_adapters(*block.gate_up, m0, panel0, panel1);
         matmul_tile_local(*table_, *block.gate_up, x, m0, m1, panel0, panel1, local, static_cast<std::size_t>(width));
         add_adapters(*block.gate_up, m0, panel0, panel1, local, static_cast<std::size_t>(width));
         for (int row = m0; row < m1; ++row)

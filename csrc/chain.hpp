@@ -90,6 +90,7 @@ class Chain {
     void quantise_wide(int width, const PackedMatrix& next, int rows);
     void run_mlp(const MlpBlock& block, int rows);
     void gather_outputs(const BatchView& batch);
+    void fetch_adapters(const PackedMatrix& matrix, int m0, int panel0, int panel1) const;
     void add_adapters(const PackedMatrix& matrix, int m0, int panel0, int panel1, float* tile, std::size_t stride);
     void keep_outputs();
     Rows head_rows(int first, int count) const;

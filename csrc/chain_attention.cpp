@@ -18,6 +18,7 @@ void Chain::run_attention(const AttentionBlock& block, const BatchView& batch, c
     const auto columns = static_cast<std::size_t>(block.qkv->columns());
     adapters_.shrink(*table_, *pool_, block.layer, kModuleQ, 3, normed_.data(), static_cast<std::size_t>(shape_.hidden));
     for_tiles(*block.qkv, rows, [&](int m0, int m1, int panel0, int panel1, int) {
+        fetch_adapters(*block.qkv, m0, panel0, panel1);
         matmul_tile(*table_, *block.qkv, x, m0, m1, panel0, panel1, qkv_.data(), columns);
         add_adapters(*block.qkv, m0, panel0, panel1, qkv_.data() + product(m0, columns) + panel0 * kPanelWidth, columns);
     });

@@ -8,7 +8,6 @@
 #include <nanobind/stl/vector.h>
 
 #include <atomic>
-#include <ctime>
 #include <memory>
 #include <optional>
 #include <string>
@@ -21,6 +20,7 @@
 #include "pack.hpp"
 #include "packed_matrix.hpp"
 #include "rows.hpp"
+#include "stopwatch.hpp"
 #include "threads.hpp"
 
 namespace nb = nanobind;
@@ -90,23 +90,6 @@ Result product(const PackedMatrix& matrix, const Matrix& x, ThreadPool& pool) {
     matmul(kernels(), pool, matrix, view, to, static_cast<std::size_t>(columns));
     return out;
 }
-
-// Seconds since construction. With one thread the calling thread's own CPU time: what a neighbour took of the core is not
-// the kernel's doing, and a preempted product would look slow. With more threads the clock on the wall.
-class Stopwatch {
-  public:
-    explicit Stopwatch(const ThreadPool& pool) : clock_(pool.threads() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC), start_(now()) {}
-    double seconds() const { return now() - start_; }
-
-  private:
-    double now() const {
-        timespec time{};
-        clock_gettime(clock_, &time);
-        return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-    }
-    clockid_t clock_;
-    double start_;
-};
 
 // Seconds for `repeat` rounds over the matrices (of one shape), each multiplied by the same rows: more matrices than the
 // caches hold make the round read its weights from memory, as a step does.

@@ -31,10 +31,11 @@ def kernels(settings: KernelSettings, json_file: Path | None, plot_file: Path | 
     headrace bench kernels --isa all --threads 2 --rows 1 --rows 64 --json kernels.json
     headrace bench kernels --mode compare              every instruction set against the portable one, bit for bit
     headrace bench kernels --mode support              what is built, what runs, what is chosen
+    headrace bench kernels --mode adapters             what low-rank adapters cost in a step of 32 rows
     """
     if plot_file is not None and settings.mode != "perf":
         raise click.UsageError("--plot draws speeds: it goes with --mode perf")
-    run = {"perf": _perf, "compare": _compare, "support": _support}[settings.mode]
+    run = {"perf": _perf, "compare": _compare, "support": _support, "adapters": _adapters}[settings.mode]
     found, failed = run(settings, plot_file)
     machine = inspect()
     stdout().print(machine.line(), style="dim")
@@ -110,3 +111,23 @@ def _support(settings: KernelSettings, _: Path | None) -> tuple[list[Any], bool]
     stdout().print(table("what multiplies each weight format", ("", *(isa.name for isa in isas)), units))
     stdout().print(f"CPU features that choose: {' '.join(_native.cpu_features()) or 'none'}", style="dim")
     return [asdict(isa) | {"chosen": isa.name == _native.isa()} for isa in instruction_sets()], False
+
+
+def _adapters(settings: KernelSettings, _: Path | None) -> tuple[list[Any], bool]:
+    from headrace.evaluation.adapter_speed import measure_adapters
+    from headrace.models.catalog import find_model, open_model
+
+    with progress_bar() as bar:
+        found = measure_adapters(open_model(find_model(settings.model), Loading(bar)), settings.threads, Loading(bar))
+    rows = [
+        (
+            str(s.distinct), f"{s.megabytes:,.0f}", f"{s.seconds * 1e3:.2f}", f"{s.slowdown:.2f}×",
+            f"{(s.seconds - s.base_seconds) * 1e3:.2f}", f"{s.reading_seconds * 1e3:.2f}", f"{s.of_reading:.2f}×",
+        )
+        for s in found
+    ]  # fmt: skip
+    names = ("different adapters", "MB", "ms of a step", "of the base", "ms added", "ms to read them", "of reading")
+    stdout().print(
+        table(f"{settings.model}, {found[0].streams} rows, rank {found[0].rank}, {settings.threads} threads", names, rows)
+    )
+    return [asdict(s) | {"slowdown": s.slowdown, "of_reading": s.of_reading} for s in found], False

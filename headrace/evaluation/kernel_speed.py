@@ -28,9 +28,9 @@ class KernelSettings:
 
     mode: str = option(
         "perf",
-        choices=("perf", "compare", "support"),
+        choices=("perf", "compare", "support", "adapters"),
         help="perf: speed against the machine's limits; compare: every instruction set against the portable one; "
-        "support: what is built and runs here.",
+        "support: what is built and runs here; adapters: what low-rank adapters add to a step of 32 rows.",
     )
     model: str = option("smollm2", help="Model whose matrices are multiplied.")
     threads: int = option(1, minimum=1, maximum=256, help="Compute threads (perf).")

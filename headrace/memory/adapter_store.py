@@ -140,7 +140,7 @@ class AdapterStore:
     def begin_load(self, generation: int, ahead: bool = False) -> Sequence[int] | None:
         """Pages for it, all or nothing (``None``): free ones, and those of less wanted adapters.
 
-        ``ahead``: before anybody can run with it. That takes no page from an adapter somebody waits for, and no more than the share.
+        ``ahead``: before anybody can run with it. That takes no page from an adapter somebody waits for, nor more than the share.
         """
         record = self.get(generation)
         if record.pages:

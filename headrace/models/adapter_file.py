@@ -91,7 +91,9 @@ def _find(folder: Path, config: ModelConfig) -> tuple[tuple[dict[str, _Pair], ..
     path = folder / ADAPTER_CONFIG
     settings = parse_adapter_config(parse_json(read_limited(path, MAX_CONFIG_BYTES), ADAPTER_CONFIG))
     if not (folder / ADAPTER_WEIGHTS).is_file() and (folder / "adapter_model.bin").exists():
-        raise refuse(f"the adapter has no {ADAPTER_WEIGHTS}; adapter_model.bin is a pickle, which is never read: save it as safetensors")
+        raise refuse(
+            f"the adapter has no {ADAPTER_WEIGHTS}; adapter_model.bin is a pickle, which is never read: save it as safetensors"
+        )
     tensors = _by_place(open_safetensors(folder / ADAPTER_WEIGHTS))
     sides = module_sides(config)
     _check_layers(tensors, settings, len(sides))

@@ -49,7 +49,7 @@ def test_a_life() -> None:
 
 def test_who_is_wanted_least_goes_first() -> None:
     store = AdapterStore(PagePool(12, 16), ahead_share=0.5)
-    old, used, wanted = resident(store, "old", 2), resident(store, "used", 2), resident(store, "wanted", 2)
+    old, _, wanted = (resident(store, name, 2) for name in ("old", "used", "wanted"))
     ahead = store.register("ahead", 2)
     assert store.begin_load(ahead.generation, ahead=True) is not None
     store.finish_load(ahead.generation)
@@ -125,58 +125,91 @@ def test_wrong_use_is_named() -> None:
         store.retire("b")
 
 
+class Lives:
+    """Random operations on a store and its pool, with keys and values beside the adapters."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.pool = PagePool(40, 16)
+        self.store = AdapterStore(self.pool, 0.25)
+        self.store.on_evict = self.check_evicted
+        self.kv: list[list[int]] = []
+        self.pins: list[int] = []
+        self.waits: list[int] = []
+
+    def check_evicted(self, record: AdapterRecord) -> None:
+        assert record.generation not in self.pins
+
+    def turn(self) -> None:
+        known = list(self.store)
+        record = self.random.choice(known) if known else self.register()
+        getattr(self, self.random.choice(("register", "retire", "begin", "begin", "end", "pin", "wait", "let_go", "take", "give")))(
+            record
+        )
+
+    def register(self, _: AdapterRecord | None = None) -> AdapterRecord:
+        return self.store.register(f"a{self.random.randrange(12)}", self.random.randrange(1, 9))
+
+    def retire(self, record: AdapterRecord) -> None:
+        if not record.retired:
+            self.store.retire(record.name)
+
+    def begin(self, record: AdapterRecord) -> None:
+        if not record.pages:
+            self.store.begin_load(record.generation, ahead=self.random.random() < 0.3)
+
+    def end(self, record: AdapterRecord) -> None:
+        if record.loading:
+            (self.store.finish_load if self.random.random() < 0.9 else self.store.abandon_load)(record.generation)
+
+    def pin(self, record: AdapterRecord) -> None:
+        if record.state in (AdapterState.RESIDENT, AdapterState.PINNED):
+            self.store.pin(record.generation)
+            self.pins.append(record.generation)
+
+    def wait(self, record: AdapterRecord) -> None:
+        if not record.retired:
+            self.store.wait(record.generation)
+            self.waits.append(record.generation)
+
+    def let_go(self, _: AdapterRecord) -> None:
+        held, give_back = self.random.choice(((self.pins, self.store.unpin), (self.waits, self.store.unwait)))
+        if held:
+            give_back(held.pop(self.random.randrange(len(held))))
+
+    def take(self, _: AdapterRecord) -> None:
+        count = self.random.randrange(1, 10)
+        promised = self.pool.available + self.store.evictable >= count
+        assert self.store.make_room(count) == promised
+        if promised:
+            pages = self.pool.allocate(count)
+            assert pages is not None, "room was made"
+            self.kv.append(pages)
+
+    def give(self, _: AdapterRecord) -> None:
+        if self.kv:
+            self.pool.release(self.kv.pop(self.random.randrange(len(self.kv))))
+
+    def end_all(self) -> None:
+        while self.pins:
+            self.store.unpin(self.pins.pop())
+        while self.waits:
+            self.store.unwait(self.waits.pop())
+        for record in list(self.store):
+            self.end(record)
+            self.retire(record)
+        while self.kv:
+            self.pool.release(self.kv.pop())
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_random_lives_leak_nothing(seed: int) -> None:
-    generator = random.Random(seed)
-    pool = PagePool(40, 16)
-    store = AdapterStore(pool, 0.25)
-    evicted: list[AdapterRecord] = []
-    store.on_evict = evicted.append
-    kv: list[list[int]] = []
-    pins: list[int] = []
-    waits: list[int] = []
+    lives = Lives(seed)
     for turn in range(2_000):
-        known = list(store)
-        record = generator.choice(known) if known else None
-        action = generator.randrange(11)
-        if action == 0 or record is None:
-            store.register(f"a{generator.randrange(12)}", generator.randrange(1, 9))
-        elif action == 1 and not record.retired:
-            store.retire(record.name)
-        elif action in (2, 3) and not record.pages:
-            store.begin_load(record.generation, ahead=generator.random() < 0.3)
-        elif action == 4 and record.loading:
-            (store.finish_load if generator.random() < 0.9 else store.abandon_load)(record.generation)
-        elif action == 5 and record.state in (AdapterState.RESIDENT, AdapterState.PINNED):
-            store.pin(record.generation)
-            pins.append(record.generation)
-        elif action == 6 and pins:
-            store.unpin(pins.pop(generator.randrange(len(pins))))
-        elif action == 7 and not record.retired:
-            store.wait(record.generation)
-            waits.append(record.generation)
-        elif action == 8 and waits:
-            store.unwait(waits.pop(generator.randrange(len(waits))))
-        elif action == 9 and store.make_room(count := generator.randrange(1, 10)):
-            kv.append(pool.allocate(count) or [])
-            assert kv[-1], "room was made"
-        elif action == 10 and kv:
-            pool.release(kv.pop(generator.randrange(len(kv))))
-        assert all(not pins.count(one.generation) for one in evicted)
-        evicted.clear()
+        lives.turn()
         if turn % 50 == 0:
-            store.check_integrity()
-            pool.check_integrity([*kv, *store.holders()])
-        assert pool.available + store.evictable <= pool.total
-    for generation in pins:
-        store.unpin(generation)
-    for generation in waits:
-        store.unwait(generation)
-    for record in list(store):
-        if record.loading:
-            store.finish_load(record.generation)
-        if not record.retired:
-            store.retire(record.name)
-    for pages in kv:
-        pool.release(pages)
+            lives.store.check_integrity()
+            lives.pool.check_integrity([*lives.kv, *lives.store.holders()])
+    lives.end_all()
+    store, pool = lives.store, lives.pool
     assert (len(store), pool.free, store.resident_pages, store.ahead_pages) == (0, 40, 0, 0)
