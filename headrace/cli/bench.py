@@ -12,11 +12,10 @@ from rich.progress import Progress
 from headrace.cli.arguments import arguments
 from headrace.cli.bench_kernels import kernels
 from headrace.cli.bench_peers import peers
-from headrace.cli.local import prepare
+from headrace.cli.local import one_engine, prepare
 from headrace.cli.models import Loading
 from headrace.cli.options import LOCAL_SETTINGS, settings_options
 from headrace.cli.output import number, progress_bar, stdout, table, write_json
-from headrace.engine.settings import EngineSettings
 from headrace.evaluation.engine_speed import Speed, SpeedSettings, SpeedTest
 from headrace.evaluation.load import LoadResult, LoadRun, LoadSettings, Record
 from headrace.evaluation.load_report import LoadReport, as_json, latency_rows, plot, report, without_nan
@@ -81,7 +80,7 @@ def engine(effective: Effective, settings: SpeedSettings, json_file: Path | None
     """
     from headrace.engine.build import BuildOptions, build_engine
 
-    engine_settings = effective.of(EngineSettings)
+    engine_settings = one_engine(effective)
     prepare(engine_settings.model)
     built = build_engine(engine_settings, BuildOptions(effective.of(SchedulingSettings)))
     try:

@@ -10,7 +10,6 @@ from prometheus_client import Metric
 
 from headrace.cli.flags import shown
 from headrace.cli.options import SERVE_SETTINGS
-from headrace.engine.wire import Gauges
 from headrace.errors import ERROR_TABLE
 from headrace.evaluation.results import results_page
 from headrace.server.loop_lag import LoopLag
@@ -74,7 +73,7 @@ def sections() -> dict[str, str]:
 
 def metric_families() -> list[Metric]:
     """Every metric of a fresh server, by name."""
-    metrics = Metrics(Gauges, LoopLag(), lambda: 0)
+    metrics = Metrics((), LoopLag())
     return sorted(metrics.registry.collect(), key=lambda family: family.name)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from headrace.engine.settings import EngineSettings
+from headrace.engine.settings import EngineSettings, ModelSettings
+from headrace.errors import HeadraceError
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.settings.declaration import option, validate
 from headrace.settings.sources import Effective
@@ -38,6 +40,14 @@ class SamplingArguments:
         )  # fmt: skip
 
 
+def one_engine(effective: Effective) -> EngineSettings:
+    """The settings of the one engine that a verb runs. Raises ``invalid_setting`` when several models are named."""
+    models = effective.of(ModelSettings).model
+    if len(models) != 1:
+        raise HeadraceError("invalid_setting", f"model must name one model here, not {len(models)}", param="model")
+    return dataclasses.replace(effective.of(EngineSettings), model=models[0])
+
+
 def prepare(model: str) -> None:
     """Put a model that comes in parts together, with a bar, so that whoever opens it next finds it ready."""
     from headrace.models.catalog import find_model, open_model
@@ -56,7 +66,7 @@ def open_llm(effective: Effective) -> LLM:
     from headrace.cli.output import stderr
     from headrace.engine.llm import LLM
 
-    settings = effective.of(EngineSettings)
+    settings = one_engine(effective)
     prepare(settings.model)
     with stderr().status(f"loading {settings.model}"):
         return LLM(settings=settings, scheduling=effective.of(SchedulingSettings))

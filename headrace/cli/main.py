@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "list": ("headrace.cli.models", "list_models", "List the models that this machine has."),
     "show": ("headrace.cli.models", "show", "Describe one model."),
     "pull": ("headrace.cli.models", "pull", "Get the package of a model."),
+    "ps": ("headrace.cli.ps", "ps", "List the models of a running server and their state."),
     "quantize": ("headrace.cli.quantize", "quantize", "Write a model with integer weights, and say what that costs."),
     "bench": ("headrace.cli.bench", "bench", "Measure a server, the engine or the kernels."),
     "reproduce": ("headrace.cli.reproduce", "reproduce", "Run an experiment: a mechanism with and without, on this machine."),

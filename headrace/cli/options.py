@@ -11,13 +11,13 @@ from typing import Any
 import click
 
 from headrace.cli.flags import flag, given
-from headrace.engine.settings import EngineSettings
+from headrace.engine.settings import EngineSettings, ModelSettings
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.server.settings import ServerSettings
 from headrace.settings.sources import Sources, merge, public_options
 
-SERVE_SETTINGS: tuple[type, ...] = (ServerSettings, EngineSettings, SchedulingSettings)
-LOCAL_SETTINGS: tuple[type, ...] = (EngineSettings, SchedulingSettings)
+SERVE_SETTINGS: tuple[type, ...] = (ServerSettings, ModelSettings, EngineSettings, SchedulingSettings)
+LOCAL_SETTINGS: tuple[type, ...] = (ModelSettings, EngineSettings, SchedulingSettings)
 
 
 def settings_options(*kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

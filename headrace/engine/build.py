@@ -14,15 +14,16 @@ from headrace import __version__
 from headrace.engine.calibration import Calibration, calibrate, load, save, store_path
 from headrace.engine.grammars import LazyGrammars
 from headrace.engine.loop import Engine, EngineParts
-from headrace.engine.machine import cpu_name, usable_cores, usable_memory
+from headrace.engine.machine import cpu_name, usable_cores
 from headrace.engine.moving import Moving
+from headrace.engine.pool_size import context_length, default_pool_bytes, kv_format, wanted_pages
 from headrace.engine.request import Limits
 from headrace.engine.settings import EngineSettings
 from headrace.engine.viewing import Viewing
 from headrace.engine.wire import Ready
 from headrace.errors import HeadraceError
 from headrace.kernels._native import ThreadPool, checksum
-from headrace.kernels.interface import KV_BITS, ChainRunner, TorchKv
+from headrace.kernels.interface import ChainRunner, TorchKv
 from headrace.kernels.sampler import Sampler
 from headrace.memory.arena import Arena
 from headrace.memory.disk_tier import DiskTier, lies_in_memory, slot_bytes
@@ -31,7 +32,6 @@ from headrace.memory.moves import MoveOptions, Moves
 from headrace.memory.page_pool import PagePool
 from headrace.memory.views import Views, plan_views
 from headrace.models.catalog import OpenModel, find_model, open_model
-from headrace.models.config import ModelConfig
 from headrace.models.packages import Progress, cache_dir
 from headrace.models.recoding import recode
 from headrace.scheduling.composer import POLICIES
@@ -41,8 +41,6 @@ from headrace.scheduling.settings import SchedulingSettings
 from headrace.scheduling.swapping import SwapOptions, Swapping
 from headrace.text.open_tokenizer import open_tokenizer
 
-FULL_CONTEXTS = 8  # sequences of full length that the default pool holds
-MEMORY_SHARE = 0.25
 SWAP_POOLS = 4  # pools that the swap file holds
 PIECE_BYTES = 4 * 2**20  # most that moves in one piece: disks gain little beyond, and whoever is urgent waits for it
 GAP_SLACK = 1.25  # a step of the knee's size may take this much longer than measured at start, for its attention
@@ -115,18 +113,6 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
     return BuiltEngine(Engine(parts), model, chain, arena, threads, calibration, time.perf_counter() - began)
 
 
-def kv_format(setting: str, device: str) -> TorchKv:
-    """The page format that the option ``kv`` names.
-
-    Automatic is bf16 on the CPU: the others are smaller, and lose more than rounding. For torch it is fp32, as torch computes:
-    then attention reads pages as they are, where bf16 would have to be gathered and widened.
-    """
-    for known in KV_BITS:
-        if setting == known:
-            return known
-    return "fp32" if device == "torch" else "bf16"
-
-
 def make_pool(chain: ChainRunner, pages: int, context: int, options: BuildOptions) -> tuple[Arena, Viewing | None]:
     """The memory of a pool of ``pages`` for sequences of up to ``context`` tokens, and their views where there are any."""
     layout = chain.page_layout
@@ -170,15 +156,6 @@ def make_sampler(chain: ChainRunner, threads: int) -> Sampler:
     return Sampler(chain.config.vocab, chain.pool if isinstance(chain, NativeChain) else threads)
 
 
-def context_length(config: ModelConfig, settings: EngineSettings) -> int:
-    """Longest prompt plus output. Raises ``invalid_setting`` for more than the model knows."""
-    wanted = settings.context_length
-    if wanted is not None and wanted > config.context_length:
-        message = f"context_length must be at most the model's {config.context_length:,} tokens, not {wanted:,}"
-        raise HeadraceError("invalid_setting", message, param="context_length")
-    return wanted or config.context_length
-
-
 def pool_pages(chain: ChainRunner, context: int, settings: EngineSettings) -> int:
     """Pages of the pool. Raises ``invalid_setting`` when the memory asked for does not hold one page."""
     layout = chain.page_layout
@@ -188,8 +165,7 @@ def pool_pages(chain: ChainRunner, context: int, settings: EngineSettings) -> in
             message = f"pool_mib must be at least {-(-layout.page_bytes // 2**20)} MiB, one page of this model"
             raise HeadraceError("invalid_setting", message, param="pool_mib")
         return pages
-    wanted = FULL_CONTEXTS * -(-context // layout.tokens)
-    return max(1, min(wanted, int(MEMORY_SHARE * usable_memory()) // layout.page_bytes))
+    return max(1, min(wanted_pages(context), default_pool_bytes() // layout.page_bytes))
 
 
 def make_scheduler(

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -24,6 +25,16 @@ def usable_memory() -> int:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _read(_CGROUP / "memory.max").strip()
     return min(memory, int(limit)) if limit.isdigit() else memory
+
+
+def free_memory() -> int:
+    """Bytes that could be taken now without pushing anybody out, within the limit of this process's container."""
+    free = usable_memory()
+    for line in _read(_MEMINFO).splitlines():
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    limit, used = _read(_CGROUP / "memory.max").strip(), _read(_CGROUP / "memory.current").strip()
+    return min(free, max(0, int(limit) - int(used))) if limit.isdigit() and used.isdigit() else free
 
 
 def cpu_name() -> str:

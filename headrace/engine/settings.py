@@ -10,10 +10,23 @@ from headrace.settings.declaration import option, validate
 
 
 @dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """Which models. Every verb takes one; `headrace serve` takes several."""
+
+    model: tuple[str, ...] = option(
+        ("smollm2",),
+        help="A name from `headrace list`, a GGUF file, or a folder. `serve` takes several; NAME=MODEL gives one a name.",
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSettings:
     """Options of one engine. Raises HeadraceError ``invalid_setting`` for a value out of bounds."""
 
-    model: str = option("smollm2", help="Model to serve: a name from `headrace list`, a GGUF file, or a folder with safetensors.")
+    model: str = option("smollm2", help="A name from `headrace list`, a GGUF file, or a folder with safetensors.", public=False)
     device: str = option(
         "cpu", choices=("cpu", "torch"), help="cpu: own native kernels. torch: torch blocks in fp32 (extra `torch`)."
     )
@@ -24,7 +37,7 @@ class EngineSettings:
     threads: int | None = option(None, minimum=1, maximum=256, help="Compute threads. Default: the cores this process may use.")
     pool_mib: int | None = option(
         None, unit="MiB", minimum=1, maximum=4_194_304,
-        help="Memory for KV pages. Default: what 8 sequences of full context need, at most a quarter of the machine's memory.",
+        help="Memory for KV pages, of all models. Default: what 8 full contexts need, at most a quarter of the machine's memory.",
     )  # fmt: skip
     context_length: int | None = option(
         None, unit="tokens", minimum=16, maximum=1_048_576, help="Longest prompt plus output. Default: the model's own limit."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from http import HTTPStatus
 from typing import Any
 
@@ -10,49 +11,48 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headrace.errors import HeadraceError
 from headrace.server.auth import KeyRing
 from headrace.server.endpoint import Endpoint
 from headrace.server.gate import Gate
+from headrace.server.hub import Hub
 from headrace.server.rate_limits import Claim
 from headrace.server.rendering import STATUS_HUNG_UP, error_response, internal_error, table_error
 from headrace.server.requests import TENANT, Call, ClientGone, HangupGuard, declared_length, decoded
 from headrace.server.routes import ENDPOINTS
-from headrace.server.service import Service
 
 
-def create_app(service: Service, keys: KeyRing | None = None) -> ASGIApp:
-    """The ASGI application of a service; with ``keys`` every route but /livez wants one of them."""
+def create_app(hub: Hub, keys: KeyRing | None = None) -> ASGIApp:
+    """The ASGI application of a hub; with ``keys`` every route but /livez wants one of them."""
     app = Starlette()
     app.router.redirect_slashes = False
     for endpoint in ENDPOINTS:
-        handler = _handler(service, endpoint)
+        handler = _handler(hub, endpoint)
         for path in endpoint.paths:
             app.add_route(path, handler, methods=[endpoint.method], include_in_schema=False)
     app.add_exception_handler(HTTPException, _http_exception)
-    app.add_exception_handler(HeadraceError, _refusal(service))
+    app.add_exception_handler(HeadraceError, _refusal(hub))
     app.add_exception_handler(ClientGone, _hung_up)
     app.add_exception_handler(Exception, _bug)
-    return Gate(app, service, keys)
+    return Gate(app, hub, keys)
 
 
-def _handler(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+def _handler(hub: Hub, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     async def handle(request: Request) -> Any:
         request.scope["headrace.route"] = endpoint.path
         if not endpoint.probe:
-            service.check_open()
+            hub.check_open()
         tenant = request.scope[TENANT]
         # before anything is read: a flood beyond its limits costs next to nothing
-        claim = service.rate_limits.enter(tenant, declared_length(request)) if endpoint.metered else Claim()
+        claim = hub.rate_limits.enter(tenant, declared_length(request)) if endpoint.metered else Claim()
         try:
-            body = await decoded(request, service.settings, endpoint.body) if endpoint.body is not None else None
+            body = await decoded(request, hub.settings, endpoint.body) if endpoint.body is not None else None
             call: Call[Any] = Call(body, request.path_params, request.scope["headrace.request_id"], request, tenant, claim)
             if endpoint.body is None:
-                return await endpoint.handler(service, call)
-            async with HangupGuard(request.receive):
-                return await endpoint.handler(service, call)
+                return await endpoint.handler(hub, call)
+            return await _answer(hub, endpoint, call)
         except BaseException:
             claim.drop()
             raise
@@ -60,11 +60,32 @@ def _handler(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaita
     return handle
 
 
-def _refusal(service: Service) -> Callable[[Request, Exception], Awaitable[Response]]:
+async def _answer(hub: Hub, endpoint: Endpoint, call: Call[Any]) -> ASGIApp:
+    """Run the handler on the hub, or on the model that the body names, which stays in memory until the answer has been sent."""
+    async with AsyncExitStack() as held:
+        async with HangupGuard(call.request.receive):
+            subject: Any = hub
+            if endpoint.by_model:
+                subject = await held.enter_async_context(hub.use(call.body.model, getattr(call.body, "keep_alive", None)))
+            answer = await endpoint.handler(subject, call)
+        return _holding(answer, held.pop_all())
+
+
+def _holding(answer: ASGIApp, held: AsyncExitStack) -> ASGIApp:
+    """The same answer; what is held for it is let go of when it has been sent."""
+
+    async def send_all(scope: Scope, receive: Receive, send: Send) -> None:
+        async with held:
+            await answer(scope, receive, send)
+
+    return send_all
+
+
+def _refusal(hub: Hub) -> Callable[[Request, Exception], Awaitable[Response]]:
     async def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, HeadraceError)
         if error.code == "rate_limit_exceeded":
-            service.metrics.tenants.of(service.tenants.label(request.scope[TENANT])).limited.inc()
+            hub.metrics.tenants.of(hub.tenants.label(request.scope[TENANT])).limited.inc()
         return error_response(error, {"connection": "close"} if error.kind.status in (408, 413) else None)
 
     return refuse

@@ -20,7 +20,6 @@ from headrace.server.sse import EventStream
 async def complete(service: Service, call: Call[ChatRequest]) -> ASGIApp:
     """``POST /chat/completions``."""
     body = call.body
-    service.check_model(body.model)
     _check(body)
     standing = service.tenants.standing(call.tenant, body)
     prepared = await chat_prompt(service.language, body)
@@ -41,7 +40,6 @@ async def complete(service: Service, call: Call[ChatRequest]) -> ASGIApp:
 
 async def render(service: Service, call: Call[ChatRequest]) -> ASGIApp:
     """``POST /chat/completions/render``: the prompt as the model would see it."""
-    service.check_model(call.body.model)
     _check(call.body)
     prompt = (await chat_prompt(service.language, call.body)).prompt
     rendered = Rendered(prompt.text or "", prompt.ids, len(prompt.ids))

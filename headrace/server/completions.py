@@ -32,7 +32,6 @@ DEFAULT_MAX_TOKENS = 16
 async def complete(service: Service, call: Call[CompletionRequest]) -> ASGIApp:
     """``POST /completions``."""
     body = call.body
-    service.check_model(body.model)
     _check(body)
     standing = service.tenants.standing(call.tenant, body)
     prompts = await service.language.prompts(body.prompt, "prompt", limits.MAX_PROMPTS)
@@ -57,7 +56,6 @@ async def complete(service: Service, call: Call[CompletionRequest]) -> ASGIApp:
 async def render(service: Service, call: Call[CompletionRequest]) -> ASGIApp:
     """``POST /completions/render``: the prompts as the model would see them."""
     body = call.body
-    service.check_model(body.model)
     _check(body)
     language = service.language
     prompts = await language.prompts(body.prompt, "prompt", limits.MAX_PROMPTS)

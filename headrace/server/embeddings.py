@@ -23,7 +23,6 @@ from headrace.server.tenants import Standing
 async def embed(service: Service, call: Call[EmbeddingRequest]) -> Response:
     """``POST /embeddings``. With ``dimensions`` the first values are kept and made unit length again."""
     body = call.body
-    service.check_model(body.model)
     standing = service.tenants.standing(call.tenant, body)
     language = service.language
     hidden = service.engine.ready.hidden if service.engine.ready is not None else 0

@@ -17,7 +17,8 @@ class Endpoint:
     """One operation. ``versioned`` ones exist as ``/v1/x`` and ``/x``; ``event`` is the struct of a stream's events.
 
     ``metered`` ones take from the key's requests and tokens a minute. ``probe``: answered whatever the server's state; others are
-    refused while loading, draining or after a death.
+    refused while loading, draining or after a death. ``by_model``: the body names the model that answers, and the handler gets its
+    service; others get the hub.
     """
 
     method: str
@@ -30,6 +31,7 @@ class Endpoint:
     versioned: bool = True
     probe: bool = False
     metered: bool = False
+    by_model: bool = False
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -10,9 +10,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace.errors import HeadraceError
 from headrace.server.auth import KeyRing, check_browser, check_key, tenant_of
+from headrace.server.hub import Hub
 from headrace.server.rendering import STATUS_HUNG_UP, error_response, internal_error
 from headrace.server.requests import GONE, TENANT, request_id_of
-from headrace.server.service import Service
 
 logger = logging.getLogger("headrace.server")
 
@@ -20,12 +20,12 @@ logger = logging.getLogger("headrace.server")
 class Gate:
     """An ASGI layer around the application; nothing gets past it without an id, and nothing leaves it without one."""
 
-    def __init__(self, inner: ASGIApp, service: Service, keys: KeyRing | None) -> None:
+    def __init__(self, inner: ASGIApp, hub: Hub, keys: KeyRing | None) -> None:
         self._inner = inner
-        self._settings = service.settings
+        self._settings = hub.settings
         self._keys = keys
-        self._metrics = service.metrics
-        self._limits = service.rate_limits
+        self._metrics = hub.metrics
+        self._limits = hub.rate_limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from headrace.engine.wire import Gauges, MoveGauges, ViewGauges
+from headrace.engine.wire import MoveGauges, ViewGauges
+from headrace.server.engine_totals import sum_of
 from headrace.server.loop_lag import LoopLag
+from headrace.server.model_metrics import ModelCollector
+from headrace.server.served_model import ServedModel
 from headrace.server.tenant_metrics import TenantCounts, TenantMetrics
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0)
@@ -22,7 +25,7 @@ FINISH_REASONS = ("stop", "length", "cancelled", "deadline", "error")
 class Metrics:
     """Counters and histograms of the API process, and the engine's gauges read at scrape time."""
 
-    def __init__(self, gauges: Callable[[], Gauges], lag: LoopLag, live: Callable[[], int]) -> None:
+    def __init__(self, models: Iterable[ServedModel], lag: LoopLag) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
         self.requests = Counter(
@@ -41,7 +44,8 @@ class Metrics:
         self.tenants = TenantMetrics(registry)
         for reason in FINISH_REASONS:
             self.finished.labels(reason)
-        self.registry.register(_EngineCollector(gauges, lag, live))
+        self.registry.register(_EngineCollector(models, lag))
+        self.registry.register(ModelCollector(models))
 
         self._memory = Gauge(
             "headrace_process_memory_bytes", "Memory of each process; shared pages count by their share (PSS).", ["process"],
@@ -56,19 +60,19 @@ class Metrics:
 
 
 class _EngineCollector(Collector):
-    """Turns the engine's newest gauges into metrics when somebody asks."""
+    """Turns the engines' newest gauges into metrics when somebody asks: one sum over all models."""
 
-    def __init__(self, gauges: Callable[[], Gauges], lag: LoopLag, live: Callable[[], int]) -> None:
-        self._gauges = gauges
+    def __init__(self, models: Iterable[ServedModel], lag: LoopLag) -> None:
+        self._models = models
         self._lag = lag
-        self._live = live
 
     def collect(self) -> Iterator[Metric]:
-        state = self._gauges()
+        states = [model.gauges() for model in self._models]
+        state = sum_of(states)
         for name, text, value in (
             ("headrace_requests_running", "Sequences that hold pages.", state.running),
             ("headrace_requests_waiting", "Sequences that wait for pages.", state.waiting),
-            ("headrace_requests_live", "Requests between submit and end.", self._live()),
+            ("headrace_requests_live", "Requests between submit and end.", sum(model.live for model in self._models)),
             ("headrace_pages_total", "Pages in the pool.", state.pages_total),
             ("headrace_pages_free", "Pages that nobody holds.", state.pages_free),
             ("headrace_pages_cached", "Of these, pages kept for prompts that begin alike.", state.pages_cached),
@@ -89,18 +93,18 @@ class _EngineCollector(Collector):
             ("headrace_prefix_evictions", "Known pages forgotten to make room.", state.prefix_evictions),
         ):
             yield CounterMetricFamily(name, text, value=amount)
-        yield from _moves(state.moves or MoveGauges())
+        yield from _moves(state.moves or MoveGauges(), [one.moves or MoveGauges() for one in states])
         yield from _views(state.views or ViewGauges())
 
 
-def _moves(moves: MoveGauges) -> Iterator[Metric]:
+def _moves(moves: MoveGauges, each: list[MoveGauges]) -> Iterator[Metric]:
     yield GaugeMetricFamily("headrace_moves_in_flight", "Pieces on their way between pool and disk.", value=moves.under_way)
     yield GaugeMetricFamily("headrace_swap_pages_stored", "Pages that the disk holds.", value=moves.stored_pages)
     for name, text, amount in (
         ("headrace_swapped_out_pages", "Pages written to disk.", moves.written_pages),
-        ("headrace_swapped_out_bytes", "Bytes written to disk.", moves.written_pages * moves.page_bytes),
+        ("headrace_swapped_out_bytes", "Bytes written to disk.", sum(one.written_pages * one.page_bytes for one in each)),
         ("headrace_swapped_in_pages", "Pages read from disk.", moves.read_pages),
-        ("headrace_swapped_in_bytes", "Bytes read from disk.", moves.read_pages * moves.page_bytes),
+        ("headrace_swapped_in_bytes", "Bytes read from disk.", sum(one.read_pages * one.page_bytes for one in each)),
         ("headrace_swap_pieces", "Writes and reads, each of adjacent pages.", moves.writes + moves.reads),
         ("headrace_swap_reused_pages", "Pages that left without being written again.", moves.reused_pages),
         ("headrace_swap_rescues", "Sequences that came back before they had left.", moves.rescues),

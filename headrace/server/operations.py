@@ -10,10 +10,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 import headrace
+from headrace.server.hub import Hub
 from headrace.server.process_memory import process_memory
 from headrace.server.rendering import json_response
 from headrace.server.requests import Call
-from headrace.server.service import Service
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -28,23 +28,23 @@ class Version(msgspec.Struct, frozen=True):
     version: str
 
 
-async def livez(service: Service, call: Call[Any]) -> Response:
+async def livez(hub: Hub, call: Call[Any]) -> Response:
     """The process answers; no key needed."""
     return json_response(Health("ok"))
 
 
-async def readyz(service: Service, call: Call[Any]) -> Response:
+async def readyz(hub: Hub, call: Call[Any]) -> Response:
     """200 when a request would be served now; 503 while loading, draining, or after the engine's death."""
-    service.check_open()
+    hub.check_ready()
     return json_response(Health("ok"))
 
 
-async def metrics(service: Service, call: Call[Any]) -> Response:
+async def metrics(hub: Hub, call: Call[Any]) -> Response:
     """Prometheus text page."""
     memory = await asyncio.to_thread(process_memory)  # the system walks all pages: milliseconds
-    return Response(service.metrics.page(memory), headers={"content-type": CONTENT_TYPE_LATEST})
+    return Response(hub.metrics.page(memory), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
-async def version(service: Service, call: Call[Any]) -> Response:
+async def version(hub: Hub, call: Call[Any]) -> Response:
     """Release of the server."""
     return json_response(Version(headrace.__version__))

@@ -9,22 +9,24 @@ import importlib.util
 import logging
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from headrace.engine.client import EngineClient
 from headrace.engine.machine import return_memory
-from headrace.engine.settings import EngineSettings
+from headrace.engine.settings import EngineSettings, ModelSettings
 from headrace.errors import HeadraceError
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.server.auth import KeyRing
+from headrace.server.model_names import entries
+from headrace.server.model_table import ModelTable
+from headrace.server.notices import say
 from headrace.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from headrace.server.http import ApiServer
-    from headrace.server.service import Service
+    from headrace.server.hub import Hub
 
 logger = logging.getLogger("headrace.server")
 
@@ -45,9 +47,12 @@ def serve(settings: Settings, client: type[EngineClient] = EngineClient) -> int:
     """Run a server in this process until it ends; the exit code (see :func:`headrace.server.app.run`)."""
     options = settings.of(ServerSettings)
     keys = KeyRing.read(options.api_key_file) if options.api_key_file is not None else None
+    models = entries(settings.of(ModelSettings).model, options.served_name)
+    engine = settings.of(EngineSettings), settings.of(SchedulingSettings)
+    table = ModelTable(models, options, engine, client)
     sock = listen(options)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(Runner(settings, sock, client, keys).run())
+        return runner.run(Runner(options, sock, table, keys).run())
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -72,14 +77,13 @@ def listen(options: ServerSettings) -> socket.socket:
 
 
 class Runner:
-    """One server run: owns the engine, the HTTP server and the reaction to signals and death."""
+    """One server run: owns the models, the HTTP server and the reaction to signals and death."""
 
-    def __init__(self, settings: Settings, sock: socket.socket, client: type[EngineClient], keys: KeyRing | None) -> None:
-        self._settings = settings
+    def __init__(self, options: ServerSettings, sock: socket.socket, table: ModelTable, keys: KeyRing | None) -> None:
+        self._options = options
         self._keys = keys
-        self._options = settings.of(ServerSettings)
         self._sock = sock
-        self._engine = client(on_death=lambda error: self._fail(error.message))
+        self._table = table
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._code = 0
@@ -89,11 +93,10 @@ class Runner:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        launched = await self._launch()  # the engine's process loads while the HTTP stack is imported here
-        self._service = self._new_service()
-        side_tasks = [asyncio.create_task(self._service.lag.run())]
-        if launched:
-            side_tasks.append(asyncio.create_task(self._load()))
+        side_tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._watch_death())]
+        await self._table.begun()  # an engine's process loads while the HTTP stack is imported here
+        self._hub = self._new_hub()
+        side_tasks.append(asyncio.create_task(self._hub.lag.run()))
         server = self._http_server()
         serving = asyncio.create_task(server.serve([self._sock]))
         host, port = self._sock.getsockname()[:2]
@@ -108,23 +111,14 @@ class Runner:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        await self._engine.stop()
-        self._service.closed()
+        await self._table.close()
         return self._code
 
-    async def _launch(self) -> bool:
-        try:
-            await self._engine.launch(self._settings.of(EngineSettings), self._settings.of(SchedulingSettings))
-        except HeadraceError as error:
-            self._fail(f"can't start: {error.message}")
-            return False
-        return True
-
-    def _new_service(self) -> Service:
-        from headrace.server.service import Service
+    def _new_hub(self) -> Hub:
+        from headrace.server.hub import Hub
         from headrace.server.tenants import Tenants
 
-        return Service(self._options, self._engine, Tenants(self._keys.rules) if self._keys is not None else None)
+        return Hub(self._options, self._table, Tenants(self._keys.rules) if self._keys is not None else None)
 
     def _http_server(self) -> ApiServer:
         import uvicorn
@@ -134,37 +128,29 @@ class Runner:
 
         return ApiServer(
             uvicorn.Config(
-                create_app(self._service, self._keys), http=GuardedProtocol, ws="none", lifespan="off", log_config=None,
+                create_app(self._hub, self._keys), http=GuardedProtocol, ws="none", lifespan="off", log_config=None,
                 access_log=False, server_header=False, timeout_graceful_shutdown=2, backlog=1024,
             )
         )  # fmt: skip
 
     async def _load(self) -> None:
-        from headrace.server.language import open_language
-
-        model = self._settings.of(EngineSettings).model
         try:
-            ready, language = await asyncio.gather(
-                self._engine.started(), asyncio.to_thread(open_language, model, self._options.text_threads)
-            )
+            await self._table.start()
         except HeadraceError as error:
             self._fail(f"can't start: {error.message}")
-            return
-        except Exception:
-            logger.exception("loading failed")
-            self._fail("can't start because of a bug; the log has the trace")
             return
         gc.collect()
         gc.freeze()  # what is loaded stays; later collections look at requests only
         return_memory()
-        self._service.opened(ready, language)
-        say(f"{self._service.model_name} is ready ({ready.load_seconds:.1f} s, {ready.pages_total} pages)")
+
+    async def _watch_death(self) -> None:
+        self._fail((await self._table.died()).message)
 
     def _on_signal(self) -> None:
         """The first signal drains, the second one ends the wait."""
         if self._stop.is_set():
             self._hurry.set()
-        self._service.draining = True
+        self._hub.drain()
         self._stop.set()
 
     def _fail(self, message: str) -> None:
@@ -179,16 +165,11 @@ class Runner:
         if self._code:
             await asyncio.sleep(DEATH_NOTICE)
             return
-        idle = asyncio.create_task(self._service.wait_idle())
+        idle = asyncio.create_task(self._hub.wait_idle())
         hurry = asyncio.create_task(self._hurry.wait())
         await asyncio.wait({idle, hurry}, timeout=self._options.drain, return_when=asyncio.FIRST_COMPLETED)
         if not idle.done():
-            say(f"cutting off {self._service.in_flight} running sequences")
-            await self._engine.stop()
+            say(f"cutting off {self._hub.in_flight} running sequences")
+            await self._table.stop()
         for task in (idle, hurry):
             task.cancel()
-
-
-def say(message: str) -> None:
-    """One line for the operator."""
-    print(f"headrace: {message}", file=sys.stderr, flush=True)

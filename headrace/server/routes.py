@@ -6,8 +6,9 @@ from typing import Any
 
 from starlette.responses import Response
 
-from headrace.server import chat, completions, embeddings, operations, tokens
+from headrace.server import chat, completions, embeddings, models, operations, tokens
 from headrace.server.endpoint import Endpoint
+from headrace.server.hub import Hub
 from headrace.server.openapi import openapi
 from headrace.server.operations import Health, Version
 from headrace.server.protocol.chat import ChatChunk, ChatCompletion, ChatRequest
@@ -16,36 +17,45 @@ from headrace.server.protocol.embeddings import EmbeddingList, EmbeddingRequest
 from headrace.server.protocol.tokens import (
     DetokenizeAnswer,
     DetokenizeRequest,
+    LoadRequest,
     ModelCard,
     ModelList,
     RenderedList,
     TokenizeAnswer,
     TokenizeRequest,
+    UnloadRequest,
 )
 from headrace.server.rendering import json_response
 from headrace.server.requests import Call
-from headrace.server.service import Service
 
 
-async def describe(service: Service, call: Call[Any]) -> Response:
+async def describe(hub: Hub, call: Call[Any]) -> Response:
     """This API as OpenAPI."""
     return json_response(openapi(ENDPOINTS))
 
 
 ENDPOINTS: tuple[Endpoint, ...] = (
-    Endpoint(
-        "POST", "/chat/completions", chat.complete, "Answer a conversation.", ChatRequest, ChatCompletion, ChatChunk, metered=True
+    *(
+        Endpoint("POST", path, handler, summary, body, answer, event, by_model=True, metered=True)
+        for path, handler, summary, body, answer, event in (
+            ("/chat/completions", chat.complete, "Answer a conversation.", ChatRequest, ChatCompletion, ChatChunk),
+            ("/completions", completions.complete, "Continue a text.", CompletionRequest, Completion, Completion),
+            ("/embeddings", embeddings.embed, "Vectors of texts.", EmbeddingRequest, EmbeddingList, None),
+        )
     ),
-    Endpoint(
-        "POST", "/completions", completions.complete, "Continue a text.", CompletionRequest, Completion, Completion, metered=True
+    *(
+        Endpoint("POST", path, handler, summary, body, answer, by_model=True)
+        for path, handler, summary, body, answer in (
+            ("/chat/completions/render", chat.render, "The prompt of a conversation, not run.", ChatRequest, RenderedList),
+            ("/completions/render", completions.render, "The prompts of a call, not run.", CompletionRequest, RenderedList),
+            ("/tokenize", tokens.tokenize, "Token ids of a text.", TokenizeRequest, TokenizeAnswer),
+            ("/detokenize", tokens.detokenize, "Text of token ids.", DetokenizeRequest, DetokenizeAnswer),
+        )
     ),
-    Endpoint("POST", "/embeddings", embeddings.embed, "Vectors of texts.", EmbeddingRequest, EmbeddingList, metered=True),
-    Endpoint("POST", "/chat/completions/render", chat.render, "The prompt of a conversation, not run.", ChatRequest, RenderedList),
-    Endpoint("POST", "/completions/render", completions.render, "The prompts of a call, not run.", CompletionRequest, RenderedList),
-    Endpoint("POST", "/tokenize", tokens.tokenize, "Token ids of a text.", TokenizeRequest, TokenizeAnswer),
-    Endpoint("POST", "/detokenize", tokens.detokenize, "Text of token ids.", DetokenizeRequest, DetokenizeAnswer),
-    Endpoint("GET", "/models", tokens.list_models, "The served models.", None, ModelList),
-    Endpoint("GET", "/models/{id:path}", tokens.show_model, "One served model.", None, ModelCard),
+    Endpoint("GET", "/models", models.list_models, "The served models and their state.", None, ModelList),
+    Endpoint("GET", "/models/{id:path}", models.show_model, "One served model.", None, ModelCard),
+    Endpoint("POST", "/models/load", models.load, "Bring a model into memory.", LoadRequest, ModelCard),
+    Endpoint("POST", "/models/unload", models.unload, "Send a model out of memory.", UnloadRequest, ModelCard),
     Endpoint("GET", "/livez", operations.livez, "Liveness probe.", None, Health, versioned=False, probe=True),
     Endpoint("GET", "/readyz", operations.readyz, "Readiness probe.", None, Health, versioned=False, probe=True),
     Endpoint("GET", "/health", operations.readyz, "Same as /readyz.", None, Health, versioned=False, probe=True),

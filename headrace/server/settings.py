@@ -17,6 +17,13 @@ class ServerSettings:
         None, help="File of API keys, each with its limits, weight and priority; every route but /livez then wants a key."
     )
     served_name: str | None = option(None, help="Name of the model in the API (default: the model's own name).")
+    pin: tuple[str, ...] = option((), help="Models that are loaded at start and never leave for others or for being idle.")
+    unload_after: float = option(
+        -1.0, unit="s", minimum=-1.0, maximum=1e9, help="Idle time after which a model leaves memory. 0: at once; -1: never."
+    )
+    memory_mib: int | None = option(
+        None, unit="MiB", minimum=1, maximum=2**32, help="Memory that all models may take together. Default: what is free at start."
+    )
     max_queue: int = option(256, unit="requests", minimum=1, maximum=100_000, help="Requests in flight before new ones get 429.")
     max_body_kib: int = option(8192, unit="KiB", minimum=1, maximum=1_048_576, help="Largest request body; more gets 413.")
     keepalive: float = option(10.0, unit="s", minimum=0.05, maximum=3600.0, help="Silence before a stream gets a comment line.")
@@ -24,6 +31,8 @@ class ServerSettings:
     log_requests: bool = option(False, help="Log one line a request.")
     max_json_depth: int = option(64, minimum=4, maximum=512, help="Deepest nesting of a JSON body.", public=False)
     body_timeout: float = option(30.0, unit="s", minimum=0.1, maximum=3600.0, help="Longest wait for a whole body.", public=False)
+    load_timeout: float = option(600.0, unit="s", minimum=0.1, maximum=86_400, help="Longest wait for a load.", public=False)
+    restart_delay: float = option(0.5, unit="s", minimum=0.01, maximum=60, help="Wait after a first crash.", public=False)
     lag_window: float = option(10.0, unit="s", minimum=0.1, maximum=600.0, help="Span of the loop lag metrics.", public=False)
     text_threads: int = option(1, minimum=1, maximum=8, help="Threads that tokenise large prompts.", public=False)
     send_timeout: float = option(

@@ -154,7 +154,12 @@ def _from_file(file: Path, options: Mapping[str, Option]) -> Iterable[tuple[str,
     for name, value in _read_yaml(file).items():
         if name not in options:
             raise _at(file.name, _unknown("key", str(name), options, str(name)))
-        yield name, file.name, tuple(value) if options[name].many and isinstance(value, list) else value
+        yield name, file.name, _listed(value) if options[name].many else value
+
+
+def _listed(value: Any) -> Any:
+    """The value of a list option: a list, or one element that stands for a list of it."""
+    return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, (str, int, float)) else value
 
 
 def _unknown(what: str, shown: str, known: Iterable[str], param: str) -> HeadraceError:

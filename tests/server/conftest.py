@@ -113,9 +113,11 @@ def wait_ready(running: Running) -> Running:
     return running
 
 
-def launch_raw(engine: str, options: dict[str, Any], model: str = "smollm2", key: str | None = None) -> Running:
+def launch_raw(engine: str, options: dict[str, Any], model: str = "", key: str | None = None) -> Running:
     """A server that has just begun to listen."""
-    return launch([sys.executable, str(HERE / "run_server.py"), engine, json.dumps({"port": 0, **options}), model], key)
+    return launch(
+        [sys.executable, str(HERE / "run_server.py"), engine, json.dumps({"port": 0, **options}), *([model] if model else [])], key
+    )
 
 
 def launch_server(engine: str | float = 0.005, key: str | None = None, **options: Any) -> Running:

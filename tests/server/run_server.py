@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from headrace.engine.client import EngineClient
-from headrace.engine.settings import EngineSettings
+from headrace.engine.settings import EngineSettings, ModelSettings
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.server.process import serve
 from headrace.server.settings import ServerSettings
@@ -29,9 +29,11 @@ class Given:
     """Settings as this script got them."""
 
     def __init__(self, options: dict[str, Any], model: str) -> None:
+        given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
         self._objects = {
-            ServerSettings: ServerSettings(**options),
-            EngineSettings: EngineSettings(model=model, pool_mib=256),
+            ServerSettings: ServerSettings(**given),
+            ModelSettings: ModelSettings(tuple(model.split(","))),
+            EngineSettings: EngineSettings(pool_mib=256),
             SchedulingSettings: SchedulingSettings(),
         }
 
@@ -41,4 +43,5 @@ class Given:
 
 if __name__ == "__main__":
     kind = EngineClient if sys.argv[1] == "real" else EchoClient
-    sys.exit(serve(Given(json.loads(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else "smollm2"), kind))
+    default = "smollm2" if kind is EngineClient else "echo=smollm2"
+    sys.exit(serve(Given(json.loads(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else default), kind))

@@ -12,10 +12,14 @@ import pytest
 from conftest import Running, launch_server
 
 from headrace.engine.client import EngineClient
+from headrace.engine.settings import EngineSettings
 from headrace.errors import HeadraceError
+from headrace.scheduling.settings import SchedulingSettings
 from headrace.server.auth import KeyRules
+from headrace.server.hub import Hub
+from headrace.server.model_names import entries
+from headrace.server.model_table import ModelTable
 from headrace.server.rate_limits import Claim
-from headrace.server.service import Service
 from headrace.server.settings import ServerSettings
 from headrace.server.tenants import MOST_LABELS, Tenants
 
@@ -82,8 +86,9 @@ def test_metrics_have_a_bounded_number_of_names() -> None:
 
 def test_nobody_can_shut_the_door_on_others() -> None:
     """A tenant fills the queue; others still get in, each up to an equal part of it, and the sum stays below twice the limit."""
-    service = Service(ServerSettings(max_queue=12), EngineClient())
-    service.check_open = lambda: None  # type: ignore[method-assign]  # no engine is needed to count
+    options = ServerSettings(max_queue=12)
+    models = ModelTable(entries(["one=smollm2", "two=smollm2"]), options, (EngineSettings(), SchedulingSettings()), EngineClient)
+    service = Hub(options, models)  # no engine is needed to count
 
     def enter(tenant: str, sequences: int = 1) -> None:
         held.enter_context(service.admitted(sequences, 1, Claim(tenant)))

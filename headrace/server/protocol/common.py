@@ -14,6 +14,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=limits.MAX_NAME_LENGTH)]
 StopString = Annotated[str, Meta(min_length=1, max_length=limits.MAX_STOP_LENGTH)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
+KeepAlive = Annotated[float, Meta(ge=-1.0, le=1e9)]
 Priority = Annotated[int, Meta(ge=-MOST_PRIORITY, le=MOST_PRIORITY)]
 ServiceTier = Literal["auto", "default", "flex", "priority"]
 ShortText = Annotated[str, Meta(max_length=limits.MAX_NAME_LENGTH)]
@@ -54,6 +55,7 @@ class SamplingBody(Body, frozen=True, kw_only=True):
     ignore_eos: bool | None = None
     prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     deadline_ms: Annotated[int, Meta(ge=1, le=limits.MAX_DEADLINE_MS)] | None = None
+    keep_alive: KeepAlive | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     regex: Annotated[str, Meta(min_length=1, max_length=limits.MAX_GRAMMAR_CHARS)] | None = None

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from headrace.server.protocol import limits
-from headrace.server.protocol.common import Body, Name, TokenId
+from headrace.server.protocol.common import Body, KeepAlive, Name, TokenId
 
 
 class TokenizeRequest(Body, frozen=True, kw_only=True):
@@ -70,7 +70,11 @@ class RenderedList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
-    """A served model. ``state``: hot when its weights are loaded."""
+    """A served model. ``state``: cold, loading, hot (it answers at once), leaving or failed, and then ``error`` says why.
+
+    ``max_model_len`` is known once the model's file has been looked at. ``memory_bytes``: what the plan gives it; 0: nothing.
+    ``in_use``: requests that it answers or that wait for it. ``idle_seconds``: since the last one ended, while it is hot.
+    """
 
     id: str
     created: int
@@ -78,8 +82,26 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     object: str = "model"
     root: str
     parent: str | None = None
-    max_model_len: int
+    max_model_len: int | None
     state: str
+    error: str | None = None
+    pinned: bool = False
+    in_use: int = 0
+    idle_seconds: float | None = None
+    memory_bytes: int = 0
+
+
+class LoadRequest(Body, frozen=True, kw_only=True):
+    """Body of ``POST /models/load``. ``keep_alive``: seconds without a request after which it may leave; -1: never."""
+
+    model: Name
+    keep_alive: KeepAlive | None = None
+
+
+class UnloadRequest(Body, frozen=True, kw_only=True):
+    """Body of ``POST /models/unload``."""
+
+    model: Name
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,54 @@
+"""Handlers for the models themselves: their list, their state, into memory and out of it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from starlette.responses import Response
+
+from headrace.server.hub import Hub
+from headrace.server.protocol.tokens import LoadRequest, ModelCard, ModelList, UnloadRequest
+from headrace.server.rendering import json_response
+from headrace.server.requests import Call
+from headrace.server.served_model import ServedModel
+
+
+async def list_models(hub: Hub, call: Call[Any]) -> Response:
+    """``GET /models``."""
+    return json_response(ModelList(data=[_card(hub, model) for model in hub.table]))
+
+
+async def show_model(hub: Hub, call: Call[Any]) -> Response:
+    """``GET /models/{id}``."""
+    return json_response(_card(hub, hub.table.find(call.path["id"])))
+
+
+async def load(hub: Hub, call: Call[LoadRequest]) -> Response:
+    """``POST /models/load``: answers when the model is in memory; at once when it is there already."""
+    async with hub.use(call.body.model, call.body.keep_alive):
+        pass
+    return json_response(_card(hub, hub.table.find(call.body.model)))
+
+
+async def unload(hub: Hub, call: Call[UnloadRequest]) -> Response:
+    """``POST /models/unload``: answers when the model's requests have ended and its memory is given back."""
+    model = hub.table.find(call.body.model)
+    await hub.table.unload(model)
+    return json_response(_card(hub, model))
+
+
+def _card(hub: Hub, model: ServedModel) -> ModelCard:
+    idle = model.state == "hot" and not model.users
+    return ModelCard(
+        id=model.name,
+        created=hub.started,
+        root=model.entry.root,
+        max_model_len=model.context_length,
+        state=model.state,
+        error=model.error.message if model.error is not None else None,
+        pinned=model.pinned,
+        in_use=model.users + model.waiting,
+        idle_seconds=round(time.monotonic() - model.last_used, 3) if idle else None,
+        memory_bytes=model.need.total if model.need is not None and model.in_memory else 0,
+    )
