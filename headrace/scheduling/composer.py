@@ -17,7 +17,7 @@ from headrace.scheduling.registry import Registry
 from headrace.scheduling.residency import GivesWay, Residency
 from headrace.scheduling.roster import Roster
 from headrace.scheduling.step import PageCopy, Slice
-from headrace.scheduling.waiting import is_well_behind, place
+from headrace.scheduling.waiting import PAGE_QUANTA, claim_on_pages, is_well_behind
 
 ROW_TILE = 16  # rows that the kernels compute together
 _FEWEST_ROWS = 4
@@ -79,7 +79,7 @@ class Draft:
             room = min(room, budget.logit_rows - 1)
         chosen = decodes.copy() if len(decodes) <= room else _turn(decodes, self._first_decode, room)
         if roster.shares.several:  # whoever may have to give its pages back comes last, so that it has no row yet
-            chosen.sort(key=place)
+            chosen.sort(key=claim_on_pages)
         residency, copies, append, new = self._residency, self.copies, self.slices.append, tuple.__new__
         pairs = 0
         for item in chosen:
@@ -253,7 +253,7 @@ POLICIES: Registry[Policy] = Registry(
 
 
 def _is_well_ahead(running: Item, waiting: Item) -> bool:
-    return is_well_behind(waiting, running)
+    return is_well_behind(waiting, running, PAGE_QUANTA - 1)
 
 
 def _is_less_important(running: Item, waiting: Item) -> bool:

@@ -8,7 +8,7 @@ from operator import attrgetter
 
 from headrace.scheduling.item import Item, ItemState
 from headrace.scheduling.shares import Shares
-from headrace.scheduling.waiting import Waiting, place
+from headrace.scheduling.waiting import Waiting, claim_on_pages
 
 _ORDER = attrgetter("order")
 
@@ -41,7 +41,7 @@ class Roster:
     def last_running(self) -> Item | None:
         """The one to preempt: of the share that was served most, the running item that arrived last."""
         if self.shares.several:
-            return max(chain(self.prompts, self.decodes), key=place, default=None)
+            return max(chain(self.prompts, self.decodes), key=claim_on_pages, default=None)
         prompt = self.prompts[-1] if self.prompts else None
         decode = self.decodes[-1] if self.decodes else None
         return decode if prompt is None or (decode is not None and decode.order > prompt.order) else prompt

@@ -8,6 +8,9 @@ from heapq import heapify, heappop, heappush, heapreplace
 from headrace.scheduling.item import Item
 from headrace.scheduling.shares import Account, Shares
 
+PAGE_QUANTA = 4
+"""Quanta that must lie between two shares before one takes pages from the other, which costs what it had computed."""
+
 _SPARE = 16  # entries of items that have left, which a heap may always keep
 
 Key = tuple[int, tuple[int, int]]
@@ -54,7 +57,7 @@ class Waiting:
 
     def __reversed__(self) -> Iterator[Item]:
         """All of them, who would be served last at first; takes O(n log n)."""
-        return iter(sorted(self._items.values(), key=place, reverse=True))
+        return iter(sorted(self._items.values(), key=_place, reverse=True))
 
     def first(self) -> Item | None:
         """Who is served next."""
@@ -129,14 +132,22 @@ class Waiting:
         return self._serial
 
 
-def place(item: Item) -> Key:
-    """Where an item stands among items of several shares: the largest is the first to give its pages back."""
+def _place(item: Item) -> Key:
     return item.account.rank(item.priority), item.order
 
 
-def is_well_behind(item: Item, other: Item) -> bool:
-    """True when an item's share was served so much less than another's that it may take the other's place: over a quantum.
+def claim_on_pages(item: Item) -> Key:
+    """Where an item stands when pages run out: the largest gives its own back.
 
-    Less than that never changes anything, so that equal shares don't push each other out by turns. Never within one share.
+    Shares that differ by a few quanta count as equal here: among them the last to arrive loses least.
     """
-    return item.account is not other.account and item.account.rank(item.priority) + 1 < other.account.rank(other.priority)
+    return item.account.rank(item.priority) // PAGE_QUANTA, item.order
+
+
+def is_well_behind(item: Item, other: Item, quanta: int = 1) -> bool:
+    """True when an item's share was served so much less than another's that it may take the other's place.
+
+    More than so many quanta: less never changes anything, so that equal shares don't push each other out by turns. Never within
+    one share.
+    """
+    return item.account is not other.account and item.account.rank(item.priority) + quanta < other.account.rank(other.priority)

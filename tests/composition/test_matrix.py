@@ -233,10 +233,8 @@ PAIRS = [  # two values of one switch can't be on together
 ]
 
 
-@pytest.mark.parametrize(("first", "second"), PAIRS, ids=[f"{first} with {second}" for first, second in PAIRS])
-def test_pair(first: str, second: str, bench: Bench) -> None:
-    both = MECHANISMS[first] | MECHANISMS[second]
-    mix = dataclasses.replace(Mix(), **both)  # type: ignore[arg-type]
+def check(mix: Mix, bench: Bench) -> None:
+    """Every request gets what it gets alone, and what the mix is about has happened."""
     engine = engine_of(mix, bench)
     if mix.pages < POOL:
         expect_short_answers(engine, bench)
@@ -259,3 +257,16 @@ def test_pair(first: str, second: str, bench: Bench) -> None:
     if mix.reuse:
         assert engine.gauges().prefix_found_tokens > 0
     engine.close()
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=[f"{first} with {second}" for first, second in PAIRS])
+def test_pair(first: str, second: str, bench: Bench) -> None:
+    both = MECHANISMS[first] | MECHANISMS[second]
+    check(dataclasses.replace(Mix(), **both), bench)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pages", ["recompute", "swap"])
+def test_shares_and_priorities_on_few_pages(pages: str, bench: Bench) -> None:
+    """The fair policy with requests of different priorities in each share, which it preempts."""
+    both = MECHANISMS["fair shares"] | MECHANISMS[pages] | {"priorities": True}
+    check(dataclasses.replace(Mix(), **both), bench)  # type: ignore[arg-type]

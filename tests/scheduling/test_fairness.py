@@ -114,6 +114,20 @@ def test_a_tenant_who_is_well_behind_gets_pages_of_one_who_holds_them_all() -> N
     assert fair.first_token_seconds("light")[0] < 0.2 * first_come.first_token_seconds("light")[0]
 
 
+@pytest.mark.parametrize("tenants", [2, 8])
+def test_long_answers_on_few_pages_are_not_pushed_out_by_turns(tenants: int) -> None:
+    """Everybody wants more than there is all the time: fairness costs little of the throughput."""
+    rng = random.Random(tenants)
+    arrivals = [
+        Arrival(rng.uniform(0, 3), rng.randint(20, 300), rng.randint(150, 300), 400, str(int(tenants * rng.random() ** 2)))
+        for _ in range(60)
+    ]
+    fair, first_come = (simulate(scheduler_of(policy, 100, 64), arrivals, TRUTH) for policy in ("fair", "fcfs"))
+    assert fair.finished == first_come.finished == 60
+    assert fair.throughput >= 0.9 * first_come.throughput
+    assert fair.preemptions <= first_come.preemptions + 15
+
+
 def test_returning_again_and_again_earns_nothing() -> None:
     """A tenant whose queue is empty in between is not served more than one that always waits, beyond the credit."""
     sly = [Arrival(0.35 * n, 150, 2, None, "a") for n in range(100)]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from headrace.scheduling.item import Item, ItemKind, order_of
 from headrace.scheduling.shares import Shares
-from headrace.scheduling.waiting import Waiting, is_well_behind
+from headrace.scheduling.waiting import Waiting, claim_on_pages, is_well_behind
 
 
 def slow_first(items: list[Item]) -> Item | None:
@@ -59,7 +59,7 @@ def test_the_first_is_the_least_whatever_happens(seed: int, tenants: int) -> Non
 
 def test_only_more_than_a_quantum_between_two_shares_counts() -> None:
     shares = Shares()
-    items = [Item(n, ItemKind.GENERATE, [1], 1, 1, account=shares.enter(name, 1)) for n, name in enumerate("aab")]
+    items = [Item(n, ItemKind.GENERATE, [1], 1, 1, account=shares.enter(name, 1), order=(-n, n)) for n, name in enumerate("aab")]
     mine, also_mine, other = items
     other.account.counter = 1023.9
     assert not is_well_behind(mine, other)
@@ -68,5 +68,11 @@ def test_only_more_than_a_quantum_between_two_shares_counts() -> None:
     assert not is_well_behind(other, mine)
     other.priority = 1
     assert not is_well_behind(mine, other)
+    other.account.counter = 2048.0
+    assert is_well_behind(mine, other, 2)
+    assert not is_well_behind(mine, other, 3)
+    assert claim_on_pages(other) < claim_on_pages(mine), "within four quanta the order counts"
+    other.account.counter = 2048.0 + 512
+    assert claim_on_pages(other) > claim_on_pages(mine)
     also_mine.priority = 8
     assert not is_well_behind(also_mine, mine)
