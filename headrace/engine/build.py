@@ -26,7 +26,7 @@ from headrace.kernels._native import ThreadPool, checksum
 from headrace.kernels.interface import ChainRunner, TorchKv
 from headrace.kernels.sampler import Sampler
 from headrace.memory.arena import Arena
-from headrace.memory.disk_tier import DiskTier, lies_in_memory, slot_bytes
+from headrace.memory.disk_tier import Checksum, DiskTier, lies_in_memory, slot_bytes
 from headrace.memory.mover import Mover
 from headrace.memory.moves import MoveOptions, Moves
 from headrace.memory.page_pool import PagePool
@@ -221,8 +221,13 @@ def swap_options(settings: EngineSettings, arena: Arena) -> SwapOptions | None:
 def make_moving(scheduler: Scheduler, arena: Arena, folder: Path, *, synchronous: bool = False) -> Moving:
     """The mover of a scheduler that swaps, over a file in ``folder``. Raises ``invalid_setting``."""
     assert scheduler.swapping is not None, "a mover needs a scheduler that swaps"
-    tier = DiskTier(arena, folder, scheduler.swapping.moves.options.slots, partial(checksum, pool=ThreadPool(1)))
+    tier = DiskTier(arena, folder, scheduler.swapping.moves.options.slots, page_checksum())
     return Moving(scheduler, Mover(tier), synchronous=synchronous)
+
+
+def page_checksum() -> Checksum:
+    """The checksum of swapped pages, taken on the thread that carries them."""
+    return partial(checksum, pool=ThreadPool(1))
 
 
 def _calibration(chain: ChainRunner, arena: Arena, identity: dict[str, object]) -> Calibration:

@@ -44,16 +44,16 @@ class Moving:
         if self._moves.busy:
             self._await_newcomers()
         step = self._scheduler.plan()
+        if step is not None:
+            self._step_seconds = step.predicted
         if self._moves.busy:
             ends = time.perf_counter() + _LONGEST_WAIT
             while step is None and self._moves.busy and time.perf_counter() < ends:
                 self._wait()
                 step = self._scheduler.plan()
-            self._issue()
+            self._issue(beside=step is not None)
             while self._synchronous and self._moves.busy:
                 self._wait()
-        if step is not None:
-            self._step_seconds = step.predicted
         return step
 
     def settle(self) -> None:
@@ -79,7 +79,8 @@ class Moving:
         ended = self.mover.finished()
         if not ended:
             return
-        self._swapping.rates.write, self._swapping.rates.read = self.mover.write_rate, self.mover.read_rate
+        rates = self._swapping.rates
+        rates.write, rates.read, rates.work = self.mover.write_rate, self.mover.read_rate, self.mover.work_rate
         for one in ended:
             if one.error is not None:
                 self.failures += 1
@@ -89,8 +90,9 @@ class Moving:
                 )
             self._scheduler.carried(one.transfer, well=one.error is None)
 
-    def _issue(self) -> None:
-        self.mover.start(self._moves.issue(self._swapping.pages_a_step(self._step_seconds)))
+    def _issue(self, *, beside: bool) -> None:
+        seconds = self._step_seconds
+        self.mover.start(self._moves.issue(self._swapping.pages_a_step(seconds, beside=beside and not self._synchronous)))
 
     def _await_newcomers(self) -> None:
         """FastSwitch's adaptive swap-in: wait for pages that are nearly there, else run on."""
@@ -100,7 +102,7 @@ class Moving:
 
     def _wait(self) -> None:
         began = time.perf_counter()
-        self._issue()
+        self._issue(beside=False)
         self.mover.wait(_UNTIL_NEWS)
         self._collect()
         self.wait_seconds += time.perf_counter() - began

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
@@ -18,6 +19,7 @@ from headrace.engine.build import (
     make_moving,
     make_sampler,
     make_scheduler,
+    page_checksum,
 )  # fmt: skip
 from headrace.engine.grammars import LazyGrammars
 from headrace.engine.loop import Engine, EngineParts
@@ -26,7 +28,8 @@ from headrace.engine.viewing import Viewing
 from headrace.engine.wire import Submit, TokenLogprob, TokenOutput
 from headrace.evaluation.experiment import Conditions
 from headrace.evaluation.workload import passage
-from headrace.memory.disk_tier import slot_bytes
+from headrace.memory.arena import Arena
+from headrace.memory.disk_tier import SECTOR, Checksum, DiskTier, slot_bytes
 from headrace.memory.moves import MoveOptions
 from headrace.memory.views import AHEAD_PAGES, ViewPlan, Views
 from headrace.models.packages import cache_dir
@@ -61,7 +64,8 @@ Traces = Mapping[Key, Trace]
 @dataclass(frozen=True, slots=True)
 class SwapVariant:
     """How an engine swaps: ``run_pages`` most adjacent pages a piece (0: as in the server), ``folder`` where the swap file lies
-    (none: the cache folder); the rest as in :class:`headrace.engine.moving.Moving` and
+    (none: the cache folder), ``pieces`` in how many pieces each page goes, as where each layer's keys and values have pages of
+    their own; the rest as in :class:`headrace.engine.moving.Moving` and
      :class:`headrace.memory.moves.MoveOptions`."""
 
     mode: str = "swap"
@@ -69,6 +73,20 @@ class SwapVariant:
     reuse: bool = True
     synchronous: bool = False
     folder: Path | None = None
+    pieces: int = 1
+
+
+class PiecewiseTier(DiskTier):
+    """Pages carried in ``pieces`` each, one after the other and none less than a sector: only for comparison."""
+
+    def __init__(self, arena: Arena, folder: Path, slots: int, pieces: int, checksum: Checksum) -> None:
+        super().__init__(arena, folder, slots, checksum)
+        self._cuts = sorted({self.slot_bytes * piece // pieces // SECTOR * SECTOR for piece in range(pieces)} | {self.slot_bytes})
+
+    def _carry(self, call: Callable[[int, memoryview, int], int], view: memoryview, offset: int) -> None:
+        for page in range(0, len(view), self.slot_bytes):
+            for start, stop in pairwise(self._cuts):
+                super()._carry(call, view[page + start : page + stop], offset + page + start)
 
 
 class Bench:
@@ -111,7 +129,11 @@ class Bench:
         scheduler = make_scheduler(scheduling or SchedulingSettings(), held, built.chain, built.calibration, options)
         moving = None
         if swap is not None:
-            moving = make_moving(scheduler, built.arena, swap.folder or cache_dir(), synchronous=swap.synchronous)
+            folder = swap.folder or cache_dir()
+            moving = make_moving(scheduler, built.arena, folder, synchronous=swap.synchronous)
+            if swap.pieces > 1:
+                moving.mover.tier.close()
+                moving.mover.tier = PiecewiseTier(built.arena, folder, SWAP_POOLS * held, swap.pieces, page_checksum())
         limits = dataclasses.replace(built.engine.limits)
         sampler = make_sampler(built.chain, built.threads)
         parts = EngineParts(

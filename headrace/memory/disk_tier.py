@@ -17,11 +17,13 @@ import numpy.typing as npt
 from headrace.errors import HeadraceError
 from headrace.memory.arena import Arena
 
-_SECTOR = 4096  # offsets, lengths and addresses of direct I/O
+SECTOR = 4096
+"""Offsets, lengths and addresses of direct I/O are multiples of this."""
 _GROW_BYTES = 64 * 2**20
 
 Checksum = Callable[[npt.NDArray[np.uint8]], int]
 """At most 64 bits that tell a page's bytes from damaged ones; it releases the interpreter lock."""
+_Call = Callable[[int, memoryview, int], int]
 
 
 class DiskTier:
@@ -58,7 +60,7 @@ class DiskTier:
             if padded:
                 start = offset * self.slot_bytes
                 view[start : start + self._arena.page_bytes] = whole.data
-        _whole(os.pwrite, self._file, view, slot * self.slot_bytes)
+        self._carry(os.pwrite, view, slot * self.slot_bytes)
         if not self.direct:
             os.fdatasync(self._file)
             os.posix_fadvise(self._file, slot * self.slot_bytes, len(view), os.POSIX_FADV_DONTNEED)
@@ -66,7 +68,7 @@ class DiskTier:
     def read(self, page: int, slot: int, count: int) -> None:
         """Copy adjacent slots to adjacent pages. Raises OSError, ``EIO`` also for bytes that are not there or damaged."""
         view, padded = self._view(page, count)
-        _whole(_pread_into, self._file, view, slot * self.slot_bytes)
+        self._carry(_pread_into, view, slot * self.slot_bytes)
         if not self.direct:
             os.posix_fadvise(self._file, slot * self.slot_bytes, len(view), os.POSIX_FADV_DONTNEED)
         for offset in range(count):
@@ -84,6 +86,15 @@ class DiskTier:
     def _page(self, page: int) -> npt.NDArray[np.uint8]:
         """A page's bytes; a copy of them when they lie in strips."""
         return np.ascontiguousarray(self._arena.bytes[page]).reshape(-1)
+
+    def _carry(self, call: _Call, view: memoryview, offset: int) -> None:
+        """Carry all bytes of adjacent pages to or from the file."""
+        done = 0
+        while done < len(view):
+            count = call(self._file, view[done:], offset + done)
+            if count <= 0:
+                raise OSError(errno.EIO, "the swap file ends too early")
+            done += count
 
     def _view(self, page: int, count: int) -> tuple[memoryview, bool]:
         """Memory to move from or to; True when it is not the pages themselves but a buffer beside them."""
@@ -103,7 +114,7 @@ class DiskTier:
 
 def slot_bytes(page_bytes: int) -> int:
     """Bytes of the tier that one page takes: whole sectors."""
-    return -(-page_bytes // _SECTOR) * _SECTOR
+    return -(-page_bytes // SECTOR) * SECTOR
 
 
 def lies_in_memory(folder: Path) -> bool:
@@ -137,13 +148,3 @@ def _crc(page: npt.NDArray[np.uint8]) -> int:
 
 def _pread_into(file: int, view: memoryview, offset: int) -> int:
     return os.preadv(file, [view], offset)
-
-
-def _whole(carry: object, file: int, view: memoryview, offset: int) -> None:
-    assert callable(carry)
-    done = 0
-    while done < len(view):
-        count = carry(file, view[done:], offset + done)
-        if count <= 0:
-            raise OSError(errno.EIO, "the swap file ends too early")
-        done += count

@@ -55,6 +55,17 @@ class Transfer:
     writes: bool
     tokens: int
 
+    def take(self, most: int) -> Transfer:
+        """The first ``most`` pages as a piece of their own, which this one then lacks; the piece itself when it has no more."""
+        if self.count <= most:
+            return self
+        first = Transfer(self.lodging, self.epoch, self.index, self.page, self.slot, most, self.writes, self.tokens)
+        self.index += most
+        self.page += most
+        self.slot += most
+        self.count -= most
+        return first
+
     @property
     def pages(self) -> range:
         """The pages it reads or fills."""

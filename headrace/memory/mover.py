@@ -17,6 +17,7 @@ logger = logging.getLogger("headrace.memory.mover")
 
 _RATE_WEIGHT = 0.2
 _FIRST_RATE = 400e6  # bytes a second until the tier was measured
+_FIRST_WORK = 0.25e-9  # processor seconds a byte until then
 
 
 class Tier(Protocol):
@@ -36,23 +37,25 @@ class Tier(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """A piece that was carried, or was not (``error``)."""
+    """A piece that was carried, or was not (``error``). ``work``: seconds of a processor that it took."""
 
     transfer: Transfer
     seconds: float
+    work: float
     error: OSError | None
 
 
 class Mover:
     """One thread that carries pieces in the order in which they are given.
 
-    ``write_rate`` and ``read_rate``: bytes a second as measured; ``seconds``: time spent carrying. The thread starts with the
-    first piece.
+    ``write_rate`` and ``read_rate``: bytes a second as measured; ``work_rate``: processor seconds a byte; ``seconds``: time spent
+    carrying. The thread starts with the first piece.
     """
 
     def __init__(self, tier: Tier) -> None:
         self.tier = tier
         self.write_rate = self.read_rate = _FIRST_RATE
+        self.work_rate = _FIRST_WORK
         self.seconds = 0.0
         self._asked: SimpleQueue[Transfer | None] = SimpleQueue()
         self._carried: deque[Carried] = deque()
@@ -94,7 +97,7 @@ class Mover:
 
     def _run(self) -> None:
         while (transfer := self._asked.get()) is not None:
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), time.thread_time()
             error: OSError | None = None
             try:
                 carry = self.tier.write if transfer.writes else self.tier.read
@@ -104,11 +107,13 @@ class Mover:
             except Exception as failed:  # whatever fails here costs one sequence its pages, never the engine
                 logger.exception("the mover has failed")
                 error = OSError(f"the mover has failed: {failed}")
-            self._carried.append(Carried(transfer, time.perf_counter() - began, error))
+            self._carried.append(Carried(transfer, time.perf_counter() - began, time.thread_time() - worked, error))
             self._news.set()
 
     def _learn(self, one: Carried) -> None:
-        rate = one.transfer.count * self.tier.slot_bytes / one.seconds
+        moved = one.transfer.count * self.tier.slot_bytes
+        rate = moved / one.seconds
+        self.work_rate += _RATE_WEIGHT * (one.work / moved - self.work_rate)
         if one.transfer.writes:
             self.write_rate += _RATE_WEIGHT * (rate - self.write_rate)
         else:

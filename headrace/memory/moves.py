@@ -188,14 +188,20 @@ class Moves:
             self._copies[page] = _Copy(copy.slot, copy.epoch, tokens)
 
     def issue(self, most_pages: int) -> list[Transfer]:
-        """Pieces to carry now, so that at most ``most_pages`` (but at least one piece) are under way; reads go first."""
+        """Pieces to carry now, so that at most ``most_pages`` (but at least one) are under way; reads go first.
+
+        A piece that is longer than that is cut, and its rest waits.
+        """
         issued: list[Transfer] = []
-        while (queue := self._reads or self._writes) and (
-            not self._under_way or self.pages_under_way + queue[0].count <= most_pages
-        ):
-            transfer = queue.popleft()
-            if transfer.epoch != transfer.lodging.epoch:
+        while queue := self._reads or self._writes:
+            if queue[0].epoch != queue[0].lodging.epoch:
+                queue.popleft()
                 continue
+            if self._under_way and self.pages_under_way + queue[0].count > most_pages:
+                break
+            transfer = queue[0].take(max(1, most_pages))
+            if transfer is queue[0]:
+                queue.popleft()
             self.pool.share(transfer.pages)
             self.slots.share(transfer.slots)
             self._under_way[id(transfer)] = transfer

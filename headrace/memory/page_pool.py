@@ -194,9 +194,9 @@ class PagePool:
             if count < 0:
                 raise ValueError(f"can't take {count} pages")
             return []
-        self._make_blank(count)
         pages: list[int] = []
         following = -1 if after is None else after + 1
+        self._make_blank(count, self._kept.starting(following), want)
         while len(pages) < count:
             start, length = self._next_run(following, count - len(pages), want)
             pages += range(start, start + length)
@@ -212,9 +212,15 @@ class PagePool:
         self.reach = max(self.reach, 1 + max(pages))
         return pages
 
-    def _make_blank(self, count: int) -> None:
-        """Have so many blank pages: forget the cached pages that were let go of first."""
-        while self._open.count + self._kept.count < count:
+    def _make_blank(self, count: int, own: int, want: int) -> None:
+        """Have so many blank pages: forget the cached pages that were let go of first.
+
+        When the owner's ``own`` stretch is too short, also as many as it may ``want``, one after the other, so that they are a run
+        and not single pages that come free as others are needed; and before other owners' stretches are cut. At most a quarter of
+        what is cached goes for that.
+        """
+        wanted = count + min(want, len(self._cached) // 4) if own < count else 0
+        while self._cached and (self._open.count < wanted or self._open.count + self._kept.count < count):
             self.on_forget(next(iter(self._cached)))
 
     def _next_run(self, following: int, count: int, want: int) -> tuple[int, int]:

@@ -145,7 +145,7 @@ def preempts(engine: Engine, every: int) -> Callable[[int], None]:
             for item in rng.sample(running, min(2, len(running))):
                 engine.scheduler.preempt(item)
             if rng.random() < 0.7:  # else they come back before anything has begun
-                moving._issue()
+                moving._issue(beside=False)
                 moving.mover.wait(0.01)
 
     return disturb

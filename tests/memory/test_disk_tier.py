@@ -174,6 +174,28 @@ def test_the_mover_tells_of_failures_and_lives_on(error: Exception, caplog: pyte
     mover.close()
 
 
+def test_long_pieces_are_cut_to_what_may_be_under_way() -> None:
+    pool = PagePool(16, 16)
+    moves = Moves(pool, MoveOptions(16, run_pages=16))
+    pages = pool.allocate(10)
+    assert pages is not None
+    assert moves.leave(1, list(pages), 150)
+    carried: list[int] = []
+    while moves.busy:
+        issued = moves.issue(4)
+        assert sum(transfer.count for transfer in issued) <= 4
+        for transfer in issued:
+            assert [page - slot for page, slot in zip(transfer.pages, transfer.slots, strict=True)] == [
+                transfer.page - transfer.slot
+            ] * transfer.count
+            carried += transfer.pages
+            moves.done(transfer, carried=True)
+        moves.check_integrity()
+    assert carried == pages
+    assert pool.free == 16
+    assert moves.issue(0) == []
+
+
 def test_closing_drops_what_has_not_begun() -> None:
     tier = _BrokenTier(OSError("late"))
     mover = Mover(tier)

@@ -163,6 +163,29 @@ def test_what_an_owner_may_want_is_cut_from_its_end_before_anyone_goes_without()
     pool.check_integrity()
 
 
+def test_cached_pages_make_room_in_runs_and_before_stretches_are_cut() -> None:
+    pool = PagePool(64, 16)
+    grower = pool.allocate(1, want=15)
+    old = pool.allocate(48)
+    assert grower is not None
+    assert old is not None
+    for page in old:
+        pool.keep(page)
+    random.Random(4).shuffle(old)
+    pool.release(old)
+    assert pool.cached == 48
+    taken = pool.allocate(2, want=10)
+    assert taken is not None
+    assert pool.cached == 48 - 12, "what the owner wants is made blank at once"
+    for _ in range(15):
+        grown = pool.allocate(1, grower[-1], 15)
+        assert grown == [grower[-1] + 1], "nobody cut its stretch"
+        grower += grown
+    assert pool.allocate(3, want=1000) is not None
+    assert 36 - (3 + 9) <= pool.cached < 36, "at most a quarter goes for what is only wanted"
+    pool.check_integrity()
+
+
 def test_an_epoch_tells_whether_a_page_was_handed_out_again() -> None:
     pool = PagePool(1, 16)
     assert pool.epoch(0) == 0

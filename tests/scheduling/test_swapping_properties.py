@@ -129,3 +129,17 @@ def test_items_that_leave_and_find_known_pages_keep_integrity(faults: float) -> 
     assert world.scheduler.counters.found > 200
     assert world.scheduler.index is not None
     assert world.scheduler.index.evictions > 20
+
+
+def test_what_moves_beside_a_step_is_bounded_by_the_mover_s_work() -> None:
+    pool = PagePool(4, 16)
+    swapping = Swapping(Moves(pool, MoveOptions(4)), Cost(), 1 << 20)
+    swapping.rates.write = swapping.rates.read = 1e9
+    free = swapping.pages_a_step(0.1)
+    assert free == int(2 * 0.1 * 1e9 / 2**20)
+    swapping.rates.work = 0.2e-9
+    bounded = swapping.pages_a_step(0.1)
+    assert 1 <= bounded < free
+    assert bounded * 2**20 * swapping.rates.work <= 0.03 * 0.1
+    assert swapping.pages_a_step(0.1, beside=False) == free, "nothing runs that could be disturbed"
+    assert swapping.pages_a_step(1e-6) == 1, "something always moves"

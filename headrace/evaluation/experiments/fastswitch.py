@@ -1,27 +1,39 @@
-"""FastSwitch: preempted requests leave for the disk by runs, asynchronously, and come back; against page by page, in line."""
+"""FastSwitch: preempted requests leave for the disk by runs, asynchronously, and come back; against single pages, in line."""
 
 from __future__ import annotations
 
 import math
 import random
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from headrace.engine.wire import Submit
-from headrace.evaluation.exactness import greedy_requests
 from headrace.evaluation.experiment import Claim, Conditions, Experiment, Findings, interleave
 from headrace.evaluation.experiments import _fastswitch_runs as runs
-from headrace.evaluation.experiments._fastswitch_runs import Run
+from headrace.evaluation.experiments._fastswitch_moves import steps_beside
+from headrace.evaluation.experiments._fastswitch_runs import Run, Talk
 from headrace.evaluation.statistics import median_ratio
 from headrace.evaluation.trials import Bench, SwapVariant
-from headrace.scheduling.priority_changes import PriorityChange, least_served_first, markov_priorities, random_priorities
+from headrace.memory.page_pool import PagePool
+from headrace.scheduling.priority_changes import PriorityChange, markov_priorities, random_priorities
 from headrace.scheduling.settings import SchedulingSettings
 
 _RUNS = SwapVariant()
-_PAGE_BY_PAGE = SwapVariant(run_pages=1, reuse=False, synchronous=True)
+_AUTO = SwapVariant("auto")
 _EVERY, _QUICK_EVERY = 25, 16  # steps between changes of priority
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """``count`` conversations of ``turns`` turns; the first thing said has about ``opening`` tokens, all others ``said``."""
+
+    count: int
+    turns: int
+    opening: int
+    said: int
+    answer: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,93 +42,138 @@ class _Load:
 
     bench: Bench
     conditions: Conditions
-    submits: tuple[Submit, ...]
+    talks: tuple[Talk, ...]
     needed: int
 
-    def run(self, pattern: PriorityChange | None, swap: SwapVariant | None, every: int = _EVERY, share: float = 1 / 3) -> Run:
+    @property
+    def every(self) -> int:
+        """Steps between changes of priority."""
+        return _QUICK_EVERY if self.conditions.quick else _EVERY
+
+    def run(
+        self,
+        pattern: PriorityChange | None,
+        swap: SwapVariant | None,
+        every: int = 0,
+        share: float = 1 / 3,
+        policy: str = "priority",
+    ) -> Run:
         """One run on a pool that holds ``share`` of what the conversations need."""
-        settings = SchedulingSettings(policy="priority")
-        engine = self.bench.engine(settings, int(self.needed * share), swap)
-        return runs.run(engine, self.submits, pattern, every, self.conditions.seed)
+        engine = self.bench.engine(SchedulingSettings(policy=policy), int(self.needed * share), swap)
+        return runs.run(engine, self.talks, pattern, every or self.every, self.conditions.seed)
 
 
 def run(conditions: Conditions) -> Findings:
     """All measurements on one loaded model."""
+    quick = conditions.quick
     with Bench(conditions) as bench:
-        load = _conversations(bench, conditions, *((6, 128, 20) if conditions.quick else (12, 256, 64)))
-        exact, undisturbed = _exact(bench, conditions)
-        claims = [*exact, *_switches(load), *_reuse(load), *_rescue(load), *_fair(load), *_idle(load)]
-    assert undisturbed.preemptions == 0
+        small = _conversations(bench, conditions, _Shape(4, 2, 40, 12, 8) if quick else _Shape(12, 3, 120, 30, 24))
+        load = _conversations(bench, conditions, _Shape(6, 2, 320, 32, 32) if quick else _Shape(12, 4, 400, 60, 48))
+        claims = [
+            *_exact(small),
+            *_switches(load),
+            *_reuse(load),
+            *_rescue(small),
+            *_fair(load),
+            *_idle(small),
+            _beside(bench, load),
+        ]
     return Findings(tuple(claims))
 
 
-def _conversations(bench: Bench, conditions: Conditions, count: int, prompt: int, output: int) -> _Load:
+def _conversations(bench: Bench, conditions: Conditions, shape: _Shape) -> _Load:
     rng = random.Random(conditions.seed)
-    lengths = [rng.randrange(prompt // 2, prompt * 3 // 2) for _ in range(count)]
-    submits = greedy_requests(bench, lengths, (output,), conditions.seed)
+    said = [shape.opening] + [shape.said] * (shape.turns - 1)
+    talks = tuple(
+        Talk(number, tuple(tuple(bench.prompt(rng.randrange(3 * n // 4, 5 * n // 4), rng)) for n in said), shape.answer)
+        for number in range(shape.count)
+    )
     page = bench.built.chain.page_layout.tokens
-    return _Load(bench, conditions, submits, sum(-(-(length + output) // page) for length in lengths))
+    return _Load(bench, conditions, talks, sum(-(-talk.length // page) for talk in talks))
 
 
-def _exact(bench: Bench, conditions: Conditions) -> tuple[list[Claim], Run]:
+def _exact(load: _Load) -> list[Claim]:
     """A third of the running requests is sent away every k steps, on a third of the pages."""
-    small = _conversations(bench, conditions, *((5, 40, 8) if conditions.quick else (16, 160, 48)))
-    undisturbed = small.run(None, None, share=2.0)
+    undisturbed = load.run(None, None, share=2.0)
     claims = []
     for every in (1, 7, 25):
-        conditions.report("exactness", every, 25)
-        disturbed = small.run(runs.preempt_and_reorder, _RUNS, every)
-        same = sum(disturbed.traces.get(key) == trace for key, trace in undisturbed.traces.items())
+        load.conditions.report("exactness", every, 25)
+        found = load.run(runs.preempt_and_reorder, _RUNS, every)
+        same = sum(found.traces.get(key) == trace for key, trace in undisturbed.traces.items())
         what = f"tokens and logprobs with requests sent to disk every {every} steps, as undisturbed"
-        note = (
-            f"{disturbed.preemptions} preemptions, {disturbed.moves.written_pages} pages written, {disturbed.moves.rescues} rescues"
-        )
+        note = f"{found.preemptions} preemptions, {found.moves.written_pages} pages written, {found.moves.rescues} rescues"
         claims.append(Claim(f"exact_{every}", what, "==", 100, 100 * same / len(undisturbed.traces), "% same bits", note))
-    return claims, undisturbed
+    return claims
 
 
 def _switches(load: _Load) -> list[Claim]:
-    """Random priorities every 25 steps on a third of the pages: runs beside steps, pages in line, and computing again."""
+    """Random priorities on a third of the pages: by runs beside the steps; each layer's keys and values of each page in line, as
+    engines do whose caches are split so; whole pages in line; and computing again."""
     quick = load.conditions.quick
-    variants = [
-        partial(load.run, random_priorities, swap, _QUICK_EVERY if quick else _EVERY) for swap in (_RUNS, _PAGE_BY_PAGE, None)
-    ]
+    layers = SwapVariant(run_pages=1, reuse=False, synchronous=True, pieces=2 * load.bench.built.model.config.layers)
+    pages = SwapVariant(run_pages=1, reuse=False, synchronous=True)
+    variants = [partial(load.run, random_priorities, swap) for swap in (_RUNS, layers, pages, None)]
     report = partial(load.conditions.report, "changing priorities")
-    ours, paged, again = interleave(variants, 1 if quick else 2, report)
+    ours, layered, paged, again = interleave(variants, 1 if quick else 2, report)
     best = ours[0]
-    page_bytes = best.moves.page_bytes
-    claimed = sum(one.moves.written_pages for one in ours) * page_bytes
-    note = _note(best)
+    claimed = sum(one.moves.written_pages for one in ours) * best.moves.page_bytes
+    waste = 100 * (sum(one.held for one in ours) / sum(one.needed for one in ours) - 1)
     return [
-        Claim(
-            "runs", "time to carry a page, page by page / by runs", ">=", 3.0,
-            statistics.median(map(_carry, paged)) / statistics.median(map(_carry, ours)), "x",
-            f"{1e3 * _carry(best):.2f} and {1e3 * _carry(paged[0]):.2f} ms; {_pieces(best):.1f} pages a piece",
-        ),
-        Claim("mean_run", "mean run of pages in the fullest steps", ">=", 10 if quick else 16, best.mean_run, "pages", ""),
-        Claim("stall", "time that only waits for pages, by runs beside steps", "<=", 10.0, 100 * _stall(best), "% of wall", note),
-        Claim("stall_paged", "the same, page by page in line", ">=", 40.0, 100 * _stall(paged[0]), "% of wall", _note(paged[0])),
-        Claim("gap", "P99.9 of the time between tokens, page by page in line / by runs", ">=", 3.0,
-              _ratio([_tail(one.gaps()) for one in paged], [_tail(one.gaps()) for one in ours]), "x", ""),
-        Claim("throughput", "tokens/s, by runs / computing again", ">=", 1.3,
-              median_ratio([one.tokens_a_second for one in ours], [one.tokens_a_second for one in again]), "x",
+        _carried("runs", "each layer's keys and values by themselves", 3.0, layered, ours),
+        _carried("runs_pages", "pages of all layers by themselves", 1.0, paged, ours),
+        Claim("mean_run", "mean run of pages in the fullest steps", ">=", 8 if quick else 16, best.mean_run, "pages"),
+        Claim("waste", "pages held beyond the fewest that hold the tokens", "<=", 1.0, waste, "%"),
+        Claim("stall", "time that only waits for pages, by runs beside steps", "<=", 10.0, 100 * _stall(best), "%", _note(best)),
+        Claim("stall_layers", "the same, layer by layer in line", ">=", 40.0, 100 * _stall(layered[0]), "%", _note(layered[0])),
+        Claim("gap", "P99.9 of the time between tokens, layer by layer in line / by runs", ">=", 3.0,
+              _ratio([_tail(one.gaps()) for one in layered], [_tail(one.gaps()) for one in ours]), "x",
+              f"{_tail(best.gaps()):.2f} and {_tail(layered[0].gaps()):.2f} s"),
+        Claim("throughput", "tokens/s, by runs / computing again", ">=", 1.3, _rate(ours, again), "x",
               f"{again[0].recomputed} tokens computed again in {again[0].preemptions} preemptions"),
+        Claim("first", "P99 of the time to the first token, computing again / by runs", ">=", 1.5, _first(again, ours), "x"),
         Claim("disk", "bytes written by the kernel's count / bytes claimed", ">=", 0.99,
               sum(one.disk_bytes for one in ours) / max(1, claimed), "", f"{claimed / 2**20:.0f} MiB claimed"),
+        _allocator(load, best),
     ]  # fmt: skip
 
 
+def _carried(name: str, pieces: str, asked: float, singly: Sequence[Run], ours: Sequence[Run]) -> Claim:
+    def a_page(one: Run) -> float:
+        return one.carried_seconds / max(1, one.moves.written_pages + one.moves.read_pages)
+
+    moves = ours[0].moves
+    times = [statistics.median(map(a_page, side)) for side in (singly, ours)]
+    by = (moves.written_pages + moves.read_pages) / max(1, moves.writes + moves.reads)
+    note = f"{1e3 * times[0]:.2f} and {1e3 * times[1]:.2f} ms; {by:.1f} pages a piece"
+    return Claim(name, f"time to carry a page, {pieces} / by runs", ">=", asked, times[0] / times[1], "x", note)
+
+
+def _allocator(load: _Load, one: Run) -> Claim:
+    """What it takes to hand out and take back as many pages as the run did, in runs, on a pool that is nearly full."""
+    pool = PagePool(int(load.needed / 3), load.bench.built.chain.page_layout.tokens)
+    held: list[list[int]] = []
+    taken, rng = 0, random.Random(load.conditions.seed)
+    began = time.perf_counter()
+    while taken < one.taken:
+        pages = pool.allocate(min(rng.randint(1, 8), max(1, pool.available)), held[-1][-1] if held else None, 16)
+        assert pages is not None, "a page is free"
+        held.append(pages)
+        taken += len(pages)
+        while pool.available < pool.total // 20 + 1:
+            pool.release(held.pop(rng.randrange(len(held))))
+    share = 100 * (time.perf_counter() - began) / one.seconds
+    return Claim("allocator", "handing out the run's pages, of its time", "<=", 1.0, share, "%", f"{one.taken} pages")
+
+
 def _reuse(load: _Load) -> list[Claim]:
-    """Every conversation leaves after each of 5 turns, with and without what the disk holds already."""
-    turn = load.submits[0].params.max_tokens // 5
-    variants = [partial(load.run, runs.preempt_all, SwapVariant(reuse=reuse), turn, 0.5) for reuse in (True, False)]
+    """Every conversation leaves 5 times as long as it is answered, with and without what the disk holds already."""
+    every = max(1, load.talks[0].answer // 5)
+    variants = [partial(load.run, runs.preempt_all, SwapVariant(reuse=reuse), every, 0.5) for reuse in (True, False)]
     on, off = (found[0] for found in interleave(variants, 1, partial(load.conditions.report, "clean copies")))
     paid = [one.moves.written_pages / max(1, one.preemptions) for one in (on, off)]
     less = 100 * (1 - paid[0] / paid[1]) if paid[1] else math.nan
     note = f"{on.moves.written_pages} and {off.moves.written_pages} pages in {on.preemptions} and {off.preemptions} preemptions"
-    return [
-        Claim("reuse", "fewer bytes written a preemption, in 5 turns, when the disk's copies count", ">=", 50.0, less, "%", note)
-    ]
+    return [Claim("reuse", "fewer bytes written a preemption when the disk's copies count", ">=", 50.0, less, "%", note)]
 
 
 def _rescue(load: _Load) -> list[Claim]:
@@ -128,47 +185,56 @@ def _rescue(load: _Load) -> list[Claim]:
 
 
 def _fair(load: _Load) -> list[Claim]:
-    """Online priorities: who was served least goes first; leaving with the pages against computing again."""
-    every = _QUICK_EVERY if load.conditions.quick else _EVERY
-    variants = [partial(load.run, least_served_first, swap, every) for swap in (SwapVariant("auto"), None)]
-    if not load.conditions.quick:
-        variants += [partial(load.run, markov_priorities, swap, every) for swap in (SwapVariant("auto"), None)]
-    found = interleave(variants, 1 if load.conditions.quick else 2, partial(load.conditions.report, "fair shares"))
+    """Virtual token counters, a share for each conversation, and Markov priorities: what is cheaper against computing again."""
+    quick = load.conditions.quick
+    variants = [partial(load.run, None, swap, policy="fair") for swap in (_AUTO, None)]
+    if not quick:
+        variants += [partial(load.run, markov_priorities, swap) for swap in (_AUTO, None)]
+    found = interleave(variants, 1 if quick else 2, partial(load.conditions.report, "fair shares"))
     claims = []
     for name, what, ours, again in zip(
         ("fair", "markov"), ("virtual token counters", "Markov priorities"), found[0::2], found[1::2], strict=False
     ):
-        rate = median_ratio([one.tokens_a_second for one in ours], [one.tokens_a_second for one in again])
-        first = _ratio([one.first_tokens()[-1] for one in again], [one.first_tokens()[-1] for one in ours])
+        first = f"{what}: P99 of the time to the first token, computing again / auto"
         claims += [
-            Claim(f"{name}_throughput", f"{what}: tokens/s, auto / computing again", ">=", 1.3, rate, "x", _note(ours[0])),
-            Claim(f"{name}_first", f"{what}: worst time to the first token, computing again / auto", ">=", 1.5, first, "x", ""),
-        ]
+            Claim(f"{name}_throughput", f"{what}: tokens/s, auto / computing again", ">=", 1.3, _rate(ours, again), "x",
+                  _note(ours[0])),
+            Claim(f"{name}_first", first, ">=", 1.5, _first(again, ours), "x", f"{again[0].recomputed} tokens computed again"),
+        ]  # fmt: skip
     return claims
 
 
 def _idle(load: _Load) -> list[Claim]:
-    """What swapping costs when nothing is ever preempted."""
+    """What swapping costs when nothing is ever preempted: the same steps, each at its quickest."""
     variants = [partial(load.run, None, swap, share=1.5) for swap in (_RUNS, None)]
-    on, off = interleave(variants, 1 if load.conditions.quick else 5, partial(load.conditions.report, "nothing to preempt"))
-    lost = 100 * (1 - max(one.tokens_a_second for one in on) / max(one.tokens_a_second for one in off))
-    return [Claim("idle", "tokens/s lost when nothing is preempted", "<=", 1.0, lost, "%", "best of the runs on each side")]
+    on, off = interleave(variants, 4 if load.conditions.quick else 6, partial(load.conditions.report, "nothing to preempt"))
+    seconds = [sum(map(min, zip(*(one.step_seconds for one in side), strict=True))) for side in (on, off)]
+    assert not any(one.preemptions for one in (*on, *off)), "the pool holds all"
+    lost = 100 * (1 - seconds[1] / seconds[0])
+    return [Claim("idle", "tokens/s lost when nothing is preempted", "<=", 1.0, lost, "%", "each step at its quickest")]
 
 
-def _carry(one: Run) -> float:
-    return one.carried_seconds / max(1, one.moves.written_pages + one.moves.read_pages)
+def _beside(bench: Bench, load: _Load) -> Claim:
+    load.conditions.report("moves beside steps", 0, 1)
+    found = steps_beside(bench, 12 if load.conditions.quick else 40, load.conditions.seed)
+    note = f"{found.pages:.1f} pages moved a step"
+    return Claim("beside", "median step of running streams, longer with moves beside it", "<=", 3.0, found.longer, "%", note)
 
 
-def _pieces(one: Run) -> float:
-    return (one.moves.written_pages + one.moves.read_pages) / max(1, one.moves.writes + one.moves.reads)
+def _rate(ours: Sequence[Run], again: Sequence[Run]) -> float:
+    return median_ratio([one.tokens_a_second for one in ours], [one.tokens_a_second for one in again])
+
+
+def _first(again: Sequence[Run], ours: Sequence[Run]) -> float:
+    return _ratio([_tail(one.first_tokens(), 0.99) for one in again], [_tail(one.first_tokens(), 0.99) for one in ours])
 
 
 def _stall(one: Run) -> float:
     return one.moves.wait_seconds / one.seconds
 
 
-def _tail(ordered: Sequence[float]) -> float:
-    return ordered[min(len(ordered) - 1, int(0.999 * len(ordered)))]
+def _tail(ordered: Sequence[float], share: float = 0.999) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def _ratio(above: Sequence[float], below: Sequence[float]) -> float:
