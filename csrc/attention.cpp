@@ -6,6 +6,7 @@ namespace headrace {
 namespace {
 
 constexpr int kAtomRows = 16;
+constexpr int kTilesPerThread = 8;  // with fewer, heads are shared out one by one
 
 std::size_t product(int a, std::size_t b) { return static_cast<std::size_t>(a) * b; }
 
@@ -55,30 +56,36 @@ void AttentionRunner::run(const KernelTable& table, ThreadPool& threads, const A
     const std::size_t scratch_floats = attention_scratch(shape.head_dim);
     float* partial = partial_.reserve(partial_floats_);
     float* scratch = scratch_.reserve(product(threads.threads(), scratch_floats));
-    const int tiles = static_cast<int>(atoms_.size()) * shape.kv_heads;
+    // One after the other, the heads of an atom's pages are read in the order in which they lie there; but enough tiles must
+    // be left to share.
+    const int heads = static_cast<int>(atoms_.size()) >= kTilesPerThread * threads.threads() ? shape.kv_heads : 1;
+    const int tiles = static_cast<int>(atoms_.size()) * (shape.kv_heads / heads);
     threads.parallel_for(tiles, [&](int tile, int worker) {
-        const int reversed = tiles - 1 - tile;  // late rows have most keys: begin with them
-        const Atom& atom = atoms_[static_cast<std::size_t>(reversed / shape.kv_heads)];
-        const int head = reversed % shape.kv_heads;
-        AttentionTile work{};
-        work.q_stride = rows.q_stride;
-        work.q = rows.q + product(atom.row, rows.q_stride) + product(head * shape.group(), width);
-        work.out_stride = rows.out_stride;
-        work.out = rows.out + product(atom.row, rows.out_stride) + product(head * shape.group(), width);
-        work.rows = atom.rows;
-        work.group = shape.group();
-        work.head_dim = shape.head_dim;
-        work.position = batch.positions[static_cast<std::size_t>(atom.row)];
-        work.window = shape.window;
-        work.format = shape.format;
-        work.head_offset = shape.page_offset + product(head, kv_head_bytes(shape.format, shape.head_dim));
-        work.pages = places(batch, pages, static_cast<std::size_t>(atom.slice));
-        work.scratch = scratch + product(worker, scratch_floats);
-        if (atom.first_key < 0) {
-            table.rows.attend(work);
-        } else {
-            work.out = partial + atom.partial + product(head * shape.group(), width + 2);
-            table.rows.attend_span({work, atom.first_key});
+        const int first = (tiles - 1 - tile) * heads;  // late rows have most keys: begin with them
+        const Atom& atom = atoms_[static_cast<std::size_t>(first / shape.kv_heads)];
+        for (int head = first % shape.kv_heads, i = 0; i < heads; ++i, ++head) {
+            AttentionTile work{};
+            work.q_stride = rows.q_stride;
+            work.q = rows.q + product(atom.row, rows.q_stride) + product(head * shape.group(), width);
+            work.out_stride = rows.out_stride;
+            work.out = rows.out + product(atom.row, rows.out_stride) + product(head * shape.group(), width);
+            work.rows = atom.rows;
+            work.group = shape.group();
+            work.head_dim = shape.head_dim;
+            work.position = batch.positions[static_cast<std::size_t>(atom.row)];
+            work.window = shape.window;
+            work.format = shape.format;
+            work.head_offset = shape.page_offset + product(head, kv_head_bytes(shape.format, shape.head_dim));
+            work.asked = i > 0;
+            work.another = i + 1 < heads;
+            work.pages = places(batch, pages, static_cast<std::size_t>(atom.slice));
+            work.scratch = scratch + product(worker, scratch_floats);
+            if (atom.first_key < 0) {
+                table.rows.attend(work);
+            } else {
+                work.out = partial + atom.partial + product(head * shape.group(), width + 2);
+                table.rows.attend_span({work, atom.first_key});
+            }
         }
     });
     for (const Split& split : splits_)

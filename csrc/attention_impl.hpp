@@ -1,183 +1,227 @@
 // Paged attention on lanes: one arithmetic for prompt chunks and decode rows. Included once per ISA.
 //
 // A row's result is a function of its query and of the keys it sees, never of the rows beside it:
-//   - keys are visited in tiles of 64 at absolute positions (four pages), ascending; scores of 16 keys share one vector
-//     (K is stored transposed), each an fma chain over the head's dimensions in order;
-//   - a tile updates a running maximum, 16 partial weights and the sums of values, key by key in order (online softmax, as
-//     in FlashAttention);
-//   - every 512 keys (again absolute) the running state is folded into the row's total, so that a long context may be cut
-//     at those borders, computed by several threads and merged in the same order;
+//   - keys are visited in spans of 512 at absolute positions (32 pages), ascending; scores of 16 keys share one vector (K is
+//     stored transposed), each an fma chain over the head's dimensions in order, in powers of two;
+//   - a span's weights are relative to its largest score; 16 partial sums of weights, and the sums of values, go key by key
+//     in order;
+//   - spans are folded into the row's total in order (online softmax, as in FlashAttention), so that a long context may be
+//     cut at their borders, computed by several threads and merged in the same order;
 //   - keys outside the causal range or the window take no part at all: what their slots hold never enters a sum.
-// How a tile's scores and sums are computed is the format's: fp32 chains here for bf16, integers in kv_codes_impl.hpp.
+// A whole span rather than a small tile knows its largest score because then nothing is ever rescaled inside it.
+// How scores and sums are computed is the format's: fp32 chains for bf16, integers in kv_codes_impl.hpp.
 #pragma once
 
 #include "attention_steps_impl.hpp"
+#include "kv_codes_impl.hpp"
 
 namespace headrace::HEADRACE_ISA {
 
-// ---- formats: where a head's keys and values are in a page, and a form of them for many queries -----------------------------
+// ---- formats: where keys and values are in a page, and a form of them for many queries ---------------------------------------
 
 struct Bf16Pages {
-    static constexpr int queries = kQueries;
-    using Tile = TileView<std::uint16_t>;
-
-    static void place(Tile& tile, int page, const std::uint8_t* head, int width) {
-        tile.keys[page] = reinterpret_cast<const std::uint16_t*>(head);
-        tile.values[page] = tile.keys[page] + kPageTokens * width;
+    static void prepare(Query& query, int width) {
+        for (int i = 0; i < width; i += 16) store(query.own + i, load(query.q + i) * splat(kLog2E));
+        query.q = query.own;
     }
-    static void prepare(Query&, int, std::int8_t*) {}
-    static void close_span(Query&, int) {}
+
+    static void score(Query* const* queries, int count, const SpanPages& span, int width, float* buffer) {
+        if (count <= kQueries) {
+            const std::uint16_t* keys[kSpanPages];
+            for (int page = span.from; page < span.to; ++page) keys[page] = keys_of(span, page);
+            const ComingPages coming(span, kAhead, 0, values_at(width));
+            last_block<kQueries>(queries, count, [&]<int R>(Query* const* block) {
+                score_block<R>(block, keys + span.from, coming.at + span.from, span.from, span.to, width);
+            });
+            return;
+        }
+        const float* keys[kWidePages];
+        for (int page = span.from; page < span.to; page += kWidePages) {
+            const int end = smaller(page + kWidePages, span.to);
+            for (int p = page; p < end; ++p) keys[p - page] = widen(keys_of(span, p), width, buffer, p - page);
+            in_blocks<kQueries>(queries, count, [&]<int R>(Query* const* block) { score_block<R>(block, keys, nullptr, page, end, width); });
+        }
+    }
+
+    static void soften_span(Query& query, const SpanPages&, int width) {
+        soften(query, [&](int page, F16 weight, bool) { store(query.scores + 16 * page, weight); });
+        for (int i = 0; i < width; i += 16) store(query.sums + i, splat(0.0f));
+    }
+
+    static void weigh(Query* const* queries, int count, const SpanPages& span, int width, float* buffer) {
+        if (count <= kQueries) {
+            const std::uint16_t* values[kSpanPages];
+            for (int page = span.from; page < span.to; ++page) values[page] = values_of(span, page, width);
+            const ComingPages coming(span, kAhead, values_at(width), span.behind);
+            last_block<kQueries>(queries, count, [&]<int R>(Query* const* block) {
+                weigh_block<R>(block, values + span.from, coming.at + span.from, span.from, span.to, width);
+            });
+            return;
+        }
+        const float* values[kWidePages];
+        for (int page = span.from; page < span.to; page += kWidePages) {
+            const int end = smaller(page + kWidePages, span.to);
+            for (int p = page; p < end; ++p) values[p - page] = widen(values_of(span, p, width), width, buffer, p - page);
+            in_blocks<kQueries>(queries, count, [&]<int R>(Query* const* block) { weigh_block<R>(block, values, nullptr, page, end, width); });
+        }
+    }
+
     static void turn_back(float*, int) {}
 
-    // Widens a tile once when many queries use it.
-    static TileView<float> spread(const Tile& tile, int width, float* buffer) {
-        TileView<float> wide;
-        wide.first = tile.first;
-        for (int p = 0; p < kTilePages; ++p) {
-            float* keys = buffer + p * 2 * kPageTokens * width;
-            float* values = keys + kPageTokens * width;
-            for (int i = 0; i < kPageTokens * width; i += 16) {
-                store(keys + i, load_bf16(tile.keys[p] + i));
-                store(values + i, load_bf16(tile.values[p] + i));
-            }
-            wide.keys[p] = keys;
-            wide.values[p] = values;
-        }
-        return wide;
+    static constexpr int kAhead = 4;
+
+  private:
+    static std::size_t values_at(int width) { return kv_code_bytes(KvFormat::bf16, width); }
+    static const std::uint16_t* keys_of(const SpanPages& span, int page) {
+        return reinterpret_cast<const std::uint16_t*>(span.head[page]);
+    }
+    static const std::uint16_t* values_of(const SpanPages& span, int page, int width) {
+        return keys_of(span, page) + kPageTokens * width;
+    }
+    static const float* widen(const std::uint16_t* from, int width, float* buffer, int place) {
+        float* to = buffer + place * kPageTokens * width;
+        for (int i = 0; i < kPageTokens * width; i += 16) store(to + i, load_bf16(from + i));
+        return to;
     }
 };
 
 template <int bits>
 struct CodedPages {
-    static constexpr int queries = kCodedQueries;
-    using Tile = CodedTile<bits>;
-
-    static void place(Tile& tile, int page, const std::uint8_t* head, int width) {
-        const std::size_t bytes = static_cast<std::size_t>(2 * bits) * width;
-        tile.half = 1 << (bits - 1);
-        tile.keys[page] = head;
-        tile.values[page] = head + bytes;
-        tile.parameters[page] = reinterpret_cast<const std::uint16_t*>(head + 2 * bytes);
+    static void prepare(Query& query, int width) {
+        query.coded = code_query(query.q, width, reinterpret_cast<std::int8_t*>(query.own));
     }
-    static void prepare(Query& query, int width, std::int8_t* planes) { query.coded = code_query(query.q, width, planes); }
-    static void close_span(Query& query, int width) {
-        const F16 middle = splat(sum(load(query.middle)));
-        for (int i = 0; i < width; i += 16) store(query.sums + i, load(query.sums + i) + middle);
+
+    static void score(Query* const* queries, int count, const SpanPages& span, int width, float* buffer) {
+        const std::uint8_t* codes[kSpanPages];
+        for (int page = span.from; page < span.to; ++page) codes[page] = span.head[page];
+        const ComingPages coming(span, kAhead, 0, values_at(width));
+        const auto blocks = [&]<int kept>() {
+            in_blocks<kCodedQueries>(queries, count, [&]<int R>(Query* const* block) {
+                score_coded_block<R, bits, kept>(block, codes, coming, span, width);
+            });
+        };
+        if (bits == 8 || count <= kCodedQueries) return blocks.template operator()<bits>();
+        unpack(codes, span, width, buffer);
+        blocks.template operator()<8>();
+    }
+
+    static void soften_span(Query& query, const SpanPages& span, int width) { code_weights<bits>(query, span, width); }
+
+    static void weigh(Query* const* queries, int count, const SpanPages& span, int width, float* buffer) {
+        const std::uint8_t* codes[kSpanPages];
+        for (int page = span.from; page < span.to; ++page) codes[page] = span.head[page] + values_at(width);
+        const ComingPages coming(span, kAhead, values_at(width), span.behind);
+        const auto blocks = [&]<int kept>() {
+            in_blocks<kCodedQueries>(queries, count, [&]<int R>(Query* const* block) {
+                weigh_coded_block<R, bits, kept>(block, codes, coming, span, width);
+            });
+        };
+        if (bits == 8 || count <= kCodedQueries) return blocks.template operator()<bits>();
+        unpack(codes, span, width, buffer);
+        blocks.template operator()<8>();
     }
 
     static void turn_back(float* out, int width) { turn(out, width); }
 
-    // Unpacks 4-bit codes once when many queries use them.
-    static CodedTile<8> spread(const Tile& tile, int width, float* buffer) {
-        CodedTile<8> bytes;
-        bytes.first = tile.first;
-        bytes.half = tile.half;
-        auto* to = reinterpret_cast<std::uint8_t*>(buffer);
-        for (int p = 0; p < kTilePages; ++p) {
-            bytes.parameters[p] = tile.parameters[p];
-            bytes.keys[p] = unpack(tile.keys[p], width, to);
-            bytes.values[p] = unpack(tile.values[p], width, to);
-        }
-        return bytes;
-    }
+    static constexpr int kAhead = 8;
 
   private:
-    static const std::uint8_t* unpack(const std::uint8_t* codes, int width, std::uint8_t*& to) {
-        if constexpr (bits == 8) return codes;
-        const std::uint8_t* start = to;
-        for (int pair = 0; pair < width / 8; ++pair, to += 128) {
-            store(reinterpret_cast<std::int32_t*>(to), code_line<bits, 0>(codes, pair));
-            store(reinterpret_cast<std::int32_t*>(to + 64), code_line<bits, 1>(codes, pair));
+    static std::size_t values_at(int width) { return static_cast<std::size_t>(2 * bits) * width; }
+
+    // 4-bit codes to bytes, once when many queries use them.
+    static void unpack(const std::uint8_t** codes, const SpanPages& span, int width, float* buffer) {
+        auto* to = reinterpret_cast<std::uint8_t*>(buffer);
+        for (int page = span.from; page < span.to; ++page) {
+            const std::uint8_t* packed = codes[page];
+            codes[page] = to;
+            for (int pair = 0; pair < width / 8; ++pair, to += 128) {
+                store(reinterpret_cast<std::int32_t*>(to), code_line<bits, 0>(packed, pair));
+                store(reinterpret_cast<std::int32_t*>(to + 64), code_line<bits, 1>(packed, pair));
+            }
         }
-        return start;
     }
 };
 
+// The keys first_key … first_key + 511, for the queries that see any of them: their sums, peaks and weights.
 template <class Format>
-void end_span(Query& query, int width) {
-    Format::close_span(query, width);
-    fold_span(query.sums, query.peak, sum(load(query.weight)), width, query);
+int visit_span(const AttentionTile& work, Query* queries, int count, int first_key, Query** active) {
+    int seeing = 0;
+    SpanPages span;
+    span.from = kSpanPages;
+    span.to = 0;
+    for (int i = 0; i < count; ++i) {
+        Query& query = queries[i];
+        query.from = larger(query.first - first_key, 0);
+        query.to = smaller(query.last - first_key, kSpanKeys);
+        if (query.from >= query.to) continue;
+        active[seeing++] = &query;
+        span.from = smaller(span.from, query.from_page());
+        span.to = larger(span.to, query.to_page());
+    }
+    for (int page = span.from; page < span.to; ++page) span.head[page] = work.pages(first_key / kPageTokens + page) + work.head_offset;
+    float* buffer = work.scratch + static_cast<std::size_t>(kMaxQueries) * (2 * work.head_dim + kSpanKeys);
+    const std::size_t head_bytes = kv_head_bytes(work.format, work.head_dim), keys_bytes = kv_code_bytes(work.format, work.head_dim);
+    span.behind = work.another ? head_bytes : keys_bytes;
+    if (!work.asked)
+        for (int page = span.from; page < smaller(span.from + Format::kAhead, span.to); ++page)
+            for (std::size_t i = 0; i < keys_bytes; i += 64) prefetch(span.head[page] + i);
+    Format::score(active, seeing, span, work.head_dim, buffer);
+    for (int i = 0; i < seeing; ++i) Format::soften_span(*active[i], span, work.head_dim);
+    Format::weigh(active, seeing, span, work.head_dim, buffer);
+    return seeing;
 }
 
-// Visits the tiles between the first and the last key that any query sees.
-template <class Format>
-void visit_tiles(const AttentionTile& work, Query* queries, int count) {
-    int first = queries[0].first, last = queries[0].last;
-    for (int i = 1; i < count; ++i) {
-        first = smaller(first, queries[i].first);
-        last = larger(last, queries[i].last);
-    }
-    const int width = work.head_dim, last_page = (last - 1) / kPageTokens;
-    float* buffer = work.scratch + static_cast<std::size_t>(kMaxQueries) * width * 3 / 2;
-    for (int i = 0; i < count; ++i)
-        Format::prepare(queries[i], width,
-                        reinterpret_cast<std::int8_t*>(work.scratch + static_cast<std::size_t>(kMaxQueries) * width) + i * 2 * width);
-    for (int key = first / kTileKeys * kTileKeys; key < last; key += kTileKeys) {
-        typename Format::Tile tile;
-        tile.first = key;
-        for (int p = 0; p < kTilePages; ++p) {  // pages that nobody sees are replaced by one that exists
-            const int page = larger(smaller(key / kPageTokens + p, last_page), first / kPageTokens);
-            Format::place(tile, p, work.pages(page) + work.head_offset, width);
-        }
-        Query* active[kMaxQueries];
-        int seeing = 0;
-        for (int i = 0; i < count; ++i) {
-            Query& query = queries[i];
-            if (query.first >= key + kTileKeys || query.last <= key) continue;
-            active[seeing++] = &query;
-            if (query.first >= key) {
-                begin_span(query, width);
-            } else if (key % kSpanKeys == 0) {
-                end_span<Format>(query, width);
-                begin_span(query, width);
-            }
-        }
-        if (seeing > Format::queries)
-            tile_queries<Format::queries>(active, seeing, Format::spread(tile, width, buffer), width);
-        else
-            tile_queries<Format::queries>(active, seeing, tile, width);
-    }
+inline int first_seen(const AttentionTile& work, int row) {
+    return work.window > 0 ? larger(0, work.position + row - work.window + 1) : 0;
 }
 
-inline Query make_query(const AttentionTile& work, int row, int head) {
+template <class Format>
+Query make_query(const AttentionTile& work, int row, int head) {
     Query query;
-    const int position = work.position + row;
+    const int index = row * work.group + head;
     query.q = work.q + row * work.q_stride + head * work.head_dim;
     query.total = work.out + row * work.out_stride + head * work.head_dim;
-    query.sums = work.scratch + (row * work.group + head) * static_cast<std::size_t>(work.head_dim);
-    query.first = work.window > 0 ? larger(0, position - work.window + 1) : 0;
-    query.last = position + 1;
+    query.sums = work.scratch + index * static_cast<std::size_t>(2 * work.head_dim);
+    query.own = query.sums + work.head_dim;
+    query.scores = work.scratch + static_cast<std::size_t>(kMaxQueries) * 2 * work.head_dim + index * static_cast<std::size_t>(kSpanKeys);
+    query.first = first_seen(work, row);
+    query.last = work.position + row + 1;
+    Format::prepare(query, work.head_dim);
     return query;
 }
 
 template <class Format>
+void finish_query(Query& query, int width) {
+    for (int i = 0; i < width; i += 16) store(query.total + i, load(query.total + i) / splat(query.total_weight));
+    Format::turn_back(query.total, width);
+}
+
+template <class Format>
 void attend_rows_of(const AttentionTile& work) {
-    Query queries[kMaxQueries];
-    const int count = work.rows * work.group;
-    for (int i = 0; i < count; ++i) queries[i] = make_query(work, i / work.group, i % work.group);
-    visit_tiles<Format>(work, queries, count);
-    for (int i = 0; i < count; ++i) {
-        end_span<Format>(queries[i], work.head_dim);
-        finish_query<Format>(queries[i], work.head_dim);
+    Query queries[kMaxQueries], *active[kMaxQueries];
+    const int count = work.rows * work.group, last = work.position + work.rows;
+    for (int i = 0; i < count; ++i) queries[i] = make_query<Format>(work, i / work.group, i % work.group);
+    for (int key = first_seen(work, 0) / kSpanKeys * kSpanKeys; key < last; key += kSpanKeys) {
+        const int seeing = visit_span<Format>(work, queries, count, key, active);
+        for (int i = 0; i < seeing; ++i) {
+            Query& query = *active[i];
+            fold_span(query.sums, query.peak, query.weight, work.head_dim, query);
+        }
     }
+    for (int i = 0; i < count; ++i) finish_query<Format>(queries[i], work.head_dim);
 }
 
 template <class Format>
 void attend_span_of(const AttentionSpan& span) {
-    Query queries[kMaxQueries];
+    Query queries[kMaxQueries], *active[kMaxQueries];
     const AttentionTile& work = span.tile;
+    for (int head = 0; head < work.group; ++head) queries[head] = make_query<Format>(work, 0, head);
+    visit_span<Format>(work, queries, work.group, span.first_key, active);
     for (int head = 0; head < work.group; ++head) {
-        queries[head] = make_query(work, 0, head);
-        queries[head].first = larger(queries[head].first, span.first_key);
-        queries[head].last = smaller(queries[head].last, span.first_key + kSpanKeys);
-    }
-    visit_tiles<Format>(work, queries, work.group);
-    for (int head = 0; head < work.group; ++head) {
-        Format::close_span(queries[head], work.head_dim);
         float* out = work.out + head * (work.head_dim + 2);
         for (int i = 0; i < work.head_dim; i += 16) store(out + i, load(queries[head].sums + i));
         out[work.head_dim] = queries[head].peak;
-        out[work.head_dim + 1] = sum(load(queries[head].weight));
+        out[work.head_dim + 1] = queries[head].weight;
     }
 }
 

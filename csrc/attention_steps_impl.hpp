@@ -1,59 +1,89 @@
-// One tile of keys for the queries that see it: scores, softening, sums. Part of attention_impl.hpp, which says why the bits hold.
+// Attention over one span of keys, step by step: scores, softening, sums of values, folding. Part of attention_impl.hpp,
+// which says why the bits hold; what differs for coded pages is in kv_codes_impl.hpp.
 #pragma once
 
-#include "kv_codes_impl.hpp"
+#include "math.hpp"
+#include "row_kernels.hpp"
 
 namespace headrace::HEADRACE_ISA {
 
-// How many queries share a pass over a tile, how many pages of keys and vectors of values are in flight: register budgets,
+// How many queries share a pass over keys, how many pages of keys and vectors of values are in flight: register budgets,
 // without influence on the result.
 #if defined(HEADRACE_LANES_512)
 inline constexpr int kQueries = 6, kPagesAtOnce = 4, kVectorsAtOnce = 4;
-inline constexpr int kCodedQueries = 3;
 #elif defined(HEADRACE_LANES_256)
 inline constexpr int kQueries = 3, kPagesAtOnce = 1, kVectorsAtOnce = 2;
-inline constexpr int kCodedQueries = 1;
 #else
 inline constexpr int kQueries = 1, kPagesAtOnce = 1, kVectorsAtOnce = 2;
-inline constexpr int kCodedQueries = 1;
 #endif
 
 HEADRACE_INLINE F16 load_lanes(const float* p) { return load(p); }
 HEADRACE_INLINE F16 load_lanes(const std::uint16_t* p) { return load_bf16(p); }
 
-// The four pages of a tile, as stored (bf16) or already widened.
-template <class T>
-struct TileView {
-    const T* keys[kTilePages];    // [head_dim][16]
-    const T* values[kTilePages];  // [16][head_dim]
-    int first;                    // absolute position of the tile's first key
+HEADRACE_INLINE int smaller(int a, int b) { return a < b ? a : b; }
+HEADRACE_INLINE int larger(int a, int b) { return a > b ? a : b; }
+
+inline constexpr float kLog2E = 1.44269504089f;  // scores are kept in powers of two
+
+// A query's codes (coded pages only): planes of bytes, what they are multiples of, and their sum.
+struct CodedQuery {
+    const std::int8_t* planes;
+    float scale;        // of the planes
+    float total;        // scale · sum of the codes
+    std::int32_t sum;   // of the codes
+};
+
+// Codes of a span's weights (coded pages only).
+struct CodedWeights {
+    float scale;        // of the planes
+    float middle;       // the values' middles, weighted; belongs to every sum of the span
+    std::int32_t sum;   // of the codes
 };
 
 struct Query {
     const float* q;
-    float* sums;       // of the running span, [head_dim]
+    float* own;        // scratch for the form of q that the format takes: head_dim floats
+    float* sums;       // of the present span, [head_dim]
     float* total;      // of the finished spans: the output row itself
+    float* scores;     // of the present span, then its weights, [kSpanKeys]; of coded pages their codes in the end
     int first, last;   // keys first ≤ j < last
-    float peak;        // running maximum of the span
+    int from, to;      // the part of the present span among them, counted from its beginning
+    float peak, weight;  // of the present span
     float total_peak = 0.0f;
     float total_weight = 0.0f;
     bool has_total = false;
-    alignas(64) float weight[16];
-    alignas(64) float middle[16];  // coded formats: the values' middles, weighted; belongs to every sum of the span
     CodedQuery coded;
+    CodedWeights weights;
+
+    int from_page() const { return from / kPageTokens; }
+    int to_page() const { return (to + kPageTokens - 1) / kPageTokens; }
 };
 
-HEADRACE_INLINE int smaller(int a, int b) { return a < b ? a : b; }
-HEADRACE_INLINE int larger(int a, int b) { return a > b ? a : b; }
+// The pages of a span's keys from the first to the last that any query sees; other entries mean nothing.
+struct SpanPages {
+    const std::uint8_t* head[kSpanPages];
+    int from, to;
+    std::size_t behind;  // where in a page the pass after this span's values begins
+};
 
-inline void begin_span(Query& query, int width) {
-    query.peak = -__builtin_inff();
-    store(query.weight, splat(0.0f));
-    store(query.middle, splat(0.0f));
-    for (int i = 0; i < width; i += 16) store(query.sums + i, splat(0.0f));
-}
+// What a pass over a span will read some pages later: asked for early, because a part of a page is too short for the
+// prefetchers of a CPU to follow, and pages lie anywhere. Behind a span's keys come its values.
+struct ComingPages {
+    const std::uint8_t* at[kSpanPages];
 
-// total = total · e^(its peak − new peak) + span · e^(its peak − new peak); the first span is taken as it is.
+    // `part`: where the present pass begins in a page, `next`: where the one behind it does.
+    ComingPages(const SpanPages& span, int ahead, std::size_t part, std::size_t next) {
+        for (int page = span.from; page < span.to; ++page) {
+            const int later = page + ahead;
+            at[page] = later < span.to ? span.head[later] + part : span.head[smaller(later - span.to + span.from, span.to - 1)] + next;
+        }
+    }
+};
+
+// Into the second cache: on Zen 4 scattered parts of pages arrive at 18 GB/s so, at 14 GB/s into the first, at 10 GB/s unasked.
+HEADRACE_INLINE void prefetch(const std::uint8_t* line) { __builtin_prefetch(line, 0, 2); }
+
+// total = total · 2^(its peak − new peak) + span · 2^(its peak − new peak); the first span is taken as it is.
 inline void fold_span(const float* sums, float peak, float weight, int width, Query& into) {
     if (!into.has_total) {
         for (int i = 0; i < width; i += 16) store(into.total + i, load(sums + i));
@@ -63,7 +93,7 @@ inline void fold_span(const float* sums, float peak, float weight, int width, Qu
         return;
     }
     const float joint = peak > into.total_peak ? peak : into.total_peak;
-    const F16 old_part = exp(splat(into.total_peak - joint)), new_part = exp(splat(peak - joint));
+    const F16 old_part = power_of_two(splat(into.total_peak - joint)), new_part = power_of_two(splat(peak - joint));
     for (int i = 0; i < width; i += 16) store(into.total + i, fma(load(into.total + i), old_part, load(sums + i) * new_part));
     float lanes[16];
     store(lanes, fma(splat(into.total_weight), old_part, splat(weight) * new_part));
@@ -71,92 +101,146 @@ inline void fold_span(const float* sums, float peak, float weight, int width, Qu
     into.total_peak = joint;
 }
 
-template <class Format>
-void finish_query(Query& query, int width) {
-    for (int i = 0; i < width; i += 16) store(query.total + i, load(query.total + i) / splat(query.total_weight));
-    Format::turn_back(query.total, width);
-}
-
-template <int R, class T>
-HEADRACE_INLINE void tile_scores(Query* const* queries, const TileView<T>& tile, int width, float (*out)[kTileKeys]) {
-    const float* rows[R];
-    for (int r = 0; r < R; ++r) rows[r] = queries[r]->q;
-    for (int page = 0; page < kTilePages; page += kPagesAtOnce) {
-        F16 score[R][kPagesAtOnce];
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-            for (int p = 0; p < kPagesAtOnce; ++p) score[r][p] = splat(0.0f);
-        for (int d = 0; d < width; ++d) {
-            F16 key[kPagesAtOnce];
-#pragma GCC unroll 8
-            for (int p = 0; p < kPagesAtOnce; ++p) key[p] = load_lanes(tile.keys[page + p] + d * kPageTokens);
-#pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) {
-                const F16 q = splat(rows[r][d]);
-#pragma GCC unroll 8
-                for (int p = 0; p < kPagesAtOnce; ++p) score[r][p] = fma(q, key[p], score[r][p]);
-            }
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-            for (int p = 0; p < kPagesAtOnce; ++p) store(out[r] + (page + p) * 16, score[r][p]);
+// Calls body.operator()<R>(queries + start) for blocks of at most R queries.
+template <int R, class Body>
+HEADRACE_INLINE void last_block(Query* const* queries, int count, Body&& body) {
+    if (count == R) {
+        body.template operator()<R>(queries);
+    } else if constexpr (R > 1) {
+        last_block<R - 1>(queries, count, body);
     }
 }
 
-// Which of a tile's keys a query sees: from ≤ key < to.
-struct Seen {
+template <int R, class Body>
+HEADRACE_INLINE void in_blocks(Query* const* queries, int count, Body&& body) {
+    int start = 0;
+    for (; start + R <= count; start += R) body.template operator()<R>(queries + start);
+    if constexpr (R > 1) last_block<R - 1>(queries + start, count - start, body);
+}
+
+// Pages that any query of a block sees.
+template <int R>
+struct BlockPages {
     int from, to;
-    Seen(const Query& query, int first)
-        : from(larger(query.first - first, 0)), to(smaller(query.last - first, kTileKeys)) {}
-    bool partial() const { return from > 0 || to < kTileKeys; }
-    F16 keep(F16 x, int page, float otherwise) const { return keep_range(x, from - 16 * page, to - 16 * page, splat(otherwise)); }
+    BlockPages(Query* const* queries, int least, int most) : from(most), to(least) {
+        for (int r = 0; r < R; ++r) {
+            from = smaller(from, queries[r]->from_page());
+            to = larger(to, queries[r]->to_page());
+        }
+        from = larger(from, least);
+        to = smaller(to, most);
+    }
 };
 
-// The weights of a tile relative to the new maximum, and by what the older sums shrink.
-HEADRACE_INLINE F16 soften(Query& query, const Seen& seen, const float* scores, F16 (&part)[kTilePages]) {
-    F16 top = splat(-__builtin_inff());
-#pragma GCC unroll 8
-    for (int p = 0; p < kTilePages; ++p) {
-        part[p] = load(scores + 16 * p);
-        if (seen.partial()) part[p] = seen.keep(part[p], p, -__builtin_inff());
-        top = max(part[p], top);
-    }
-    const float highest = maximum(top);
-    const float peak = highest > query.peak ? highest : query.peak;
-    const F16 shrink = exp(splat(query.peak - peak));
-    F16 weight = load(query.weight) * shrink;
-#pragma GCC unroll 8
-    for (int p = 0; p < kTilePages; ++p) {
-        part[p] = exp(part[p] - splat(peak));
-        if (seen.partial()) part[p] = seen.keep(part[p], p, 0.0f);
-        weight = weight + part[p];
-    }
-    store(query.weight, weight);
-    query.peak = peak;
-    return shrink;
+// ---- softening --------------------------------------------------------------------------------------------------------
+
+// Which lanes of a page a query sees.
+HEADRACE_INLINE bool sees_whole(const Query& query, int page) { return 16 * page >= query.from && 16 * page + 16 <= query.to; }
+HEADRACE_INLINE F16 keep_seen(const Query& query, int page, F16 x, float otherwise) {
+    return keep_range(x, query.from - 16 * page, query.to - 16 * page, splat(otherwise));
 }
 
+// The largest score that a query sees in the span.
+HEADRACE_INLINE float highest_score(const Query& query) {
+    F16 top = splat(-__builtin_inff());
+    for (int page = query.from_page(); page < query.to_page(); ++page) {
+        const F16 score = load(query.scores + 16 * page);
+        top = max(sees_whole(query, page) ? score : keep_seen(query, page, score, -__builtin_inff()), top);
+    }
+    return maximum(top);
+}
+
+// Turns scores into weights relative to the largest; use(page, weights, whole) gets those of 16 keys, unseen ones as zeros.
+template <class Use>
+HEADRACE_INLINE void soften(Query& query, Use&& use) {
+    query.peak = highest_score(query);
+    const F16 peak = splat(query.peak);
+    F16 total = splat(0.0f);
+    for (int page = query.from_page(); page < query.to_page(); ++page) {
+        F16 weight = power_of_two(load(query.scores + 16 * page) - peak);
+        const bool whole = sees_whole(query, page);
+        if (!whole) weight = keep_seen(query, page, weight, 0.0f);
+        total = total + weight;
+        use(page, weight, whole);
+    }
+    query.weight = sum(total);
+}
+
+// ---- keys and values that are floats ----------------------------------------------------------------------------------
+
+// Scores of 16·P keys for R queries: chains over the dimensions in order. `coming`: null, or what to ask for meanwhile.
+template <int R, int P, class T>
+HEADRACE_INLINE void score_pages(Query* const* queries, const T* const* keys, const std::uint8_t* const* coming, int page, int width) {
+    const float* rows[R];
+    for (int r = 0; r < R; ++r) rows[r] = queries[r]->q;
+    F16 score[R][P];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int p = 0; p < P; ++p) score[r][p] = splat(0.0f);
+    for (int d = 0; d < width; ++d) {
+        if constexpr (sizeof(T) == 2)
+#pragma GCC unroll 8
+            for (int p = 0; p < P; ++p) prefetch(coming[p] + d * kPageTokens * sizeof(T));
+        F16 key[P];
+#pragma GCC unroll 8
+        for (int p = 0; p < P; ++p) key[p] = load_lanes(keys[p] + d * kPageTokens);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            const F16 q = splat(rows[r][d]);
+#pragma GCC unroll 8
+            for (int p = 0; p < P; ++p) score[r][p] = fma(q, key[p], score[r][p]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int p = 0; p < P; ++p) store(queries[r]->scores + (page + p) * 16, score[r][p]);
+}
+
+// Scores of the keys of pages from … to − 1; keys[0] and coming[0] belong to page `from`.
+template <int R, class T>
+inline void score_block(Query* const* queries, const T* const* keys, const std::uint8_t* const* coming, int from, int to, int width) {
+    const BlockPages<R> seen(queries, from, to);
+    int page = seen.from;
+    for (; page + kPagesAtOnce <= seen.to; page += kPagesAtOnce)
+        score_pages<R, kPagesAtOnce>(queries, keys + page - from, coming + page - from, page, width);
+    if constexpr (kPagesAtOnce > 1)
+        for (; page < seen.to; ++page) score_pages<R, 1>(queries, keys + page - from, coming + page - from, page, width);
+}
+
+// sums += weight · value over keys from … to − 1, in order; values[0] and coming[0] belong to page `base`.
 template <int R, int V, class T>
-HEADRACE_INLINE void weigh_vectors(Query* const* queries, const TileView<T>& tile, int width, const float (*weights)[kTileKeys],
-                                   int from, int to) {
+HEADRACE_INLINE void weigh_keys(Query* const* queries, const T* const* values, const std::uint8_t* const* coming, int base, int width,
+                                int from, int to) {
     for (int column = 0; column < width; column += 16 * V) {
         F16 sum[R][V];
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
             for (int v = 0; v < V; ++v) sum[r][v] = load(queries[r]->sums + column + 16 * v);
-        for (int key = from; key < to; ++key) {
-            const T* row = tile.values[key / kPageTokens] + (key % kPageTokens) * width + column;
-            F16 value[V];
+        const float* weights[R];
+        for (int r = 0; r < R; ++r) weights[r] = queries[r]->scores;
+        for (int key = from; key < to;) {
+            const int page = key / kPageTokens, end = smaller(to, (page + 1) * kPageTokens);
+            const std::ptrdiff_t place = (key % kPageTokens) * width + column;
+            const T* row = values[page - base] + place;
+            const std::uint8_t* later = sizeof(T) == 2 ? coming[page - base] + 2 * place : nullptr;
+            for (; key < end; ++key, row += width) {
+                if constexpr (sizeof(T) == 2) {
 #pragma GCC unroll 8
-            for (int v = 0; v < V; ++v) value[v] = load_lanes(row + 16 * v);
+                    for (int v = 0; v < V; v += 2) prefetch(later + 32 * v);
+                    later += 2 * width;
+                }
+                F16 value[V];
 #pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) {
-                const F16 weight = splat(weights[r][key]);
+                for (int v = 0; v < V; ++v) value[v] = load_lanes(row + 16 * v);
 #pragma GCC unroll 8
-                for (int v = 0; v < V; ++v) sum[r][v] = fma(weight, value[v], sum[r][v]);
+                for (int r = 0; r < R; ++r) {
+                    const F16 weight = splat(weights[r][key]);
+#pragma GCC unroll 8
+                    for (int v = 0; v < V; ++v) sum[r][v] = fma(weight, value[v], sum[r][v]);
+                }
             }
         }
 #pragma GCC unroll 8
@@ -167,116 +251,35 @@ HEADRACE_INLINE void weigh_vectors(Query* const* queries, const TileView<T>& til
 }
 
 template <int R, class T>
-HEADRACE_INLINE void weigh(Query* const* queries, const TileView<T>& tile, int width, const float (*weights)[kTileKeys], int from,
+HEADRACE_INLINE void weigh(Query* const* queries, const T* const* values, const std::uint8_t* const* coming, int base, int width, int from,
                            int to) {
     if (from >= to) return;
     if (width % (16 * kVectorsAtOnce) == 0)
-        weigh_vectors<R, kVectorsAtOnce>(queries, tile, width, weights, from, to);
+        weigh_keys<R, kVectorsAtOnce>(queries, values, coming, base, width, from, to);
     else
-        weigh_vectors<R, 2>(queries, tile, width, weights, from, to);
+        weigh_keys<R, 2>(queries, values, coming, base, width, from, to);
 }
 
-// One tile for R queries that all see some of it. Keys that only some see are added on their own, in their place.
+// Keys of pages base … end − 1 that the queries see. What only some of them see is added on its own, in its place: the other
+// queries' slots may hold anything there, even something that is no number.
 template <int R, class T>
-void tile_step(Query* const* queries, const TileView<T>& tile, int width) {
-    alignas(64) float weights[R][kTileKeys];
-    tile_scores<R>(queries, tile, width, weights);
-    int common_from = 0, common_to = kTileKeys;
-    for (int r = 0; r < R; ++r) {
-        Query& query = *queries[r];
-        const Seen seen(query, tile.first);
-        F16 part[kTilePages];
-        const F16 shrink = soften(query, seen, weights[r], part);
-        for (int p = 0; p < kTilePages; ++p) store(weights[r] + 16 * p, part[p]);
-        for (int i = 0; i < width; i += 16) store(query.sums + i, load(query.sums + i) * shrink);
-        common_from = larger(common_from, seen.from);
-        common_to = smaller(common_to, seen.to);
-    }
+inline void weigh_block(Query* const* queries, const T* const* values, const std::uint8_t* const* coming, int base, int end, int width) {
+    const int first = base * kPageTokens, last = end * kPageTokens;
     if constexpr (R == 1) {
-        weigh<1>(queries, tile, width, weights, common_from, common_to);
+        weigh<1>(queries, values, coming, base, width, larger(queries[0]->from, first), smaller(queries[0]->to, last));
     } else {
-        common_to = larger(common_to, common_from);
+        int from = first, to = last;
         for (int r = 0; r < R; ++r) {
-            const Seen seen(*queries[r], tile.first);
-            weigh<1>(queries + r, tile, width, weights + r, seen.from, smaller(common_from, seen.to));
+            from = larger(from, queries[r]->from);
+            to = smaller(to, queries[r]->to);
         }
-        weigh<R>(queries, tile, width, weights, common_from, common_to);
+        to = larger(to, from);
         for (int r = 0; r < R; ++r)
-            weigh<1>(queries + r, tile, width, weights + r, common_to, Seen(*queries[r], tile.first).to);
+            weigh<1>(queries + r, values, coming, base, width, larger(queries[r]->from, first), smaller(smaller(from, queries[r]->to), last));
+        weigh<R>(queries, values, coming, base, width, from, to);
+        for (int r = 0; r < R; ++r)
+            weigh<1>(queries + r, values, coming, base, width, larger(to, queries[r]->from), smaller(queries[r]->to, last));
     }
-}
-
-// The weights of one query as integers relative to their largest, the values' steps taken in.
-template <class Tile>
-HEADRACE_INLINE void code_weights(Query& query, const Tile& tile, const float* scores, CodedWeights& out) {
-    const Seen seen(query, tile.first);
-    F16 part[kTilePages];
-    const F16 shrink = soften(query, seen, scores, part);
-    F16 top = splat(0.0f), middle = load(query.middle) * shrink;
-#pragma GCC unroll 8
-    for (int p = 0; p < kTilePages; ++p) {
-        const std::uint16_t* parameters = tile.parameters[p] + 2 * kPageTokens;
-        F16 offset = part[p] * load_bf16(parameters + kPageTokens);
-        part[p] = part[p] * load_bf16(parameters);
-        if (seen.partial()) {  // slots that are not seen may hold anything
-            offset = seen.keep(offset, p, 0.0f);
-            part[p] = seen.keep(part[p], p, 0.0f);
-        }
-        middle = middle + offset;
-        top = max(part[p], top);
-    }
-    store(query.middle, middle);
-    const float peak = maximum(top);
-    const bool live = peak > kLeastPeak;
-    const F16 inverse = splat(live ? kPlanePeak / peak : 0.0f);
-    I16 sums = splat_int(0);
-#pragma GCC unroll 8
-    for (int p = 0; p < kTilePages; ++p) {
-        const I16 code = to_int(part[p] * inverse);
-        store_narrow_planes(out.planes + 16 * p, kTileKeys, code);
-        sums = sums + code;
-    }
-    out.sum = sum(sums);
-    out.scale = live ? peak / kPlanePeak : 0.0f;
-    float lanes[16];
-    store(lanes, shrink);
-    out.shrink = lanes[0];
-}
-
-template <int R, int bits>
-void tile_step(Query* const* queries, const CodedTile<bits>& tile, int width) {
-    alignas(64) float scores[R][kTileKeys];
-    CodedWeights weights[R];
-    const CodedQuery* coded[R];
-    float* sums[R];
-    int from = kTilePages, to = 0;
-    for (int r = 0; r < R; ++r) {
-        coded[r] = &queries[r]->coded;
-        sums[r] = queries[r]->sums;
-        const Seen seen(*queries[r], tile.first);
-        from = smaller(from, seen.from / kPageTokens);
-        to = larger(to, (seen.to + kPageTokens - 1) / kPageTokens);
-    }
-    coded_scores<R, kPagesAtOnce>(coded, tile, width, scores);
-    for (int r = 0; r < R; ++r) code_weights(*queries[r], tile, scores[r], weights[r]);
-    if (width % (16 * kVectorsAtOnce) == 0)
-        weigh_codes<R, kVectorsAtOnce>(sums, weights, tile, width, from, to);
-    else
-        weigh_codes<R, 2>(sums, weights, tile, width, from, to);
-}
-
-template <int R, class Tile>
-void step_group(int count, Query* const* queries, const Tile& tile, int width) {
-    if (count == R) {
-        tile_step<R>(queries, tile, width);
-    } else if constexpr (R > 1) {
-        step_group<R - 1>(count, queries, tile, width);
-    }
-}
-
-template <int R, class Tile>
-void tile_queries(Query* const* queries, int count, const Tile& tile, int width) {
-    for (int start = 0; start < count; start += R) step_group<R>(smaller(R, count - start), queries + start, tile, width);
 }
 
 }  // namespace headrace::HEADRACE_ISA

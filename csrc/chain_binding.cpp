@@ -1,4 +1,7 @@
 // Python's view of the chain, and of single kernels for tests. Arrays are taken as they are, never converted or copied.
+#include <algorithm>
+#include <iterator>
+
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -133,8 +136,9 @@ AttentionShape make_shape(int heads, int kv_heads, int head_dim, int window, std
 }
 
 void map(const std::string& function, const Floats& x, const MutableFloats& out) {
-    const int which = function == "exp" ? 0 : function == "silu" ? 1 : function == "gelu_tanh" ? 2 : -1;
-    if (which < 0) throw std::invalid_argument("no function is called '" + function + "'");
+    static constexpr const char* names[] = {"exp", "silu", "gelu_tanh", "power_of_two"};
+    const int which = static_cast<int>(std::find(std::begin(names), std::end(names), function) - std::begin(names));
+    if (which == std::size(names)) throw std::invalid_argument("no function is called '" + function + "'");
     if (x.shape(0) % 16 || out.shape(0) != x.shape(0)) throw std::invalid_argument("x and out must have the same multiple of 16 values");
     kernels().rows.map(which, x.data(), static_cast<int>(x.shape(0)), out.data());
 }

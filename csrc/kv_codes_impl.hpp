@@ -1,14 +1,13 @@
 // Attention on coded keys and values (int8 or 4-bit, see kv_format.hpp) in integer products, and how such codes are made.
 //
 // Both products have a side that is quantised here to 14 bits in two planes of 7 (hi · 128 + lo): the query, once a row, and
-// the weights of a tile of 64 keys times the values' steps. Then every product is a sum of unsigned codes times signed bytes,
+// the weights of a span of keys times the values' steps. Then every product is a sum of unsigned codes times signed bytes,
 // exact in any order on every ISA; the planes are 7 bits wide so that pairs of products never saturate the int16 sums that
-// AVX2 makes of them (2 · 255 · 64 < 2^15), and whole sums stay inside int32 up to 1024 dimensions (255 · 8127 · 1024 < 2^31).
-// Measured on real text (SmolLM2-135M), this side of the arithmetic costs 4e-7 nats; with 7 bits it would cost 1e-3.
+// AVX2 makes of them (2 · 255 · 64 < 2^15), and whole sums stay inside int32 up to 1024 terms (255 · 8127 · 1024 < 2^31).
+// Queries in 8 bits would save a quarter of the products and cost 4-bit keys 0.004 nats of 0.057 (SmolLM2-135M, real text).
 #pragma once
 
-#include "math.hpp"
-#include "row_kernels.hpp"
+#include "attention_steps_impl.hpp"
 
 namespace headrace::HEADRACE_ISA {
 
@@ -151,26 +150,14 @@ HEADRACE_INLINE I16 code_line(const std::uint8_t* codes, int pair) {
     }
 }
 
-// The four pages of a tile. `half` is the code that stands for the middle: unpacked 4-bit codes keep theirs.
-template <int bits_>
-struct CodedTile {
-    static constexpr int bits = bits_;
-    const std::uint8_t* keys[kTilePages];
-    const std::uint8_t* values[kTilePages];
-    const std::uint16_t* parameters[kTilePages];
-    int first;  // absolute position of the tile's first key
-    int half;
-};
+inline constexpr int kCodedQueries =
+#if defined(HEADRACE_LANES_512)
+    3;
+#else
+    1;
+#endif
 
-// What a query has beside its sums when keys and values are coded.
-struct CodedQuery {
-    const std::int8_t* planes;
-    float scale;        // of the planes
-    float total;        // scale · sum of the codes
-    std::int32_t sum;   // of the codes
-};
-
-inline CodedQuery code_query(const float* raw, int width, std::int8_t* planes) {
+inline CodedQuery code_query(const float* raw, int width, std::int8_t* to) {
     float vector[kMaxHeadDim];
     const float* q = turned(raw, width, vector);
     F16 peak_lanes = splat(0.0f), broken = splat(0.0f);
@@ -184,106 +171,185 @@ inline CodedQuery code_query(const float* raw, int width, std::int8_t* planes) {
     I16 sums = splat_int(0);
     for (int i = 0; i < width; i += 16) {
         const I16 code = to_int(load(q + i) * inverse);
-        store_narrow_planes(planes + i, width, code);
+        store_narrow_planes(to + i, width, code);
         sums = sums + code;
     }
     CodedQuery query;
-    query.planes = planes;
-    query.scale = (live ? peak / kPlanePeak : 0.0f) + sum(broken);
+    query.planes = to;
+    query.scale = (live ? peak / kPlanePeak : 0.0f) * kLog2E + sum(broken);
     query.sum = sum(sums);
     query.total = query.scale * static_cast<float>(query.sum);
     return query;
 }
 
-// acc[r][lane] += line · dword of row r, in both planes.
+// acc[r][plane][n] += lines[n] · dword of row r and plane, whose planes lie `low_at` bytes apart.
 template <int R, int N>
-HEADRACE_INLINE void add_lines(I16 (*high)[N], I16 (*low)[N], const I16* lines, const std::int8_t* const* rows, int group, int low_at) {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-        const I16 h = splat_int(plane_word(rows[r] + 4 * group)), l = splat_int(plane_word(rows[r] + low_at + 4 * group));
-#pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) {
-            high[r][n] = dot_quads(high[r][n], lines[n], h);
-            low[r][n] = dot_quads(low[r][n], lines[n], l);
-        }
-    }
-}
-
-template <int R, int N>
-HEADRACE_INLINE void clear_sums(I16 (*high)[N], I16 (*low)[N]) {
+HEADRACE_INLINE void add_lines(I16 (*acc)[2][N], const I16* lines, const std::int8_t* const* rows, int at, int low_at) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+        for (int plane = 0; plane < 2; ++plane) {
+            const I16 four = splat_int(plane_word(rows[r] + plane * low_at + at));
 #pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) high[r][n] = low[r][n] = splat_int(0);
+            for (int n = 0; n < N; ++n) acc[r][plane][n] = dot_quads(acc[r][plane][n], lines[n], four);
+        }
 }
 
-// Scores of 64 keys for R queries: step · scale · (sum of products − half · sum of codes) + middle · total.
-template <int R, int P, class Tile>
-HEADRACE_INLINE void coded_scores(const CodedQuery* const* queries, const Tile& tile, int width, float (*out)[kTileKeys]) {
+template <int R, int N>
+HEADRACE_INLINE void clear_sums(I16 (*acc)[2][N]) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+        for (int plane = 0; plane < 2; ++plane)
+#pragma GCC unroll 8
+            for (int n = 0; n < N; ++n) acc[r][plane][n] = splat_int(0);
+}
+
+template <int N>
+HEADRACE_INLINE I16 whole_sum(const I16 (*acc)[N], int n) {
+    return shift_left<7>(acc[0][n]) + acc[1][n];
+}
+
+inline const std::uint16_t* parameters_of(const std::uint8_t* head, KvFormat format, int width) {
+    return reinterpret_cast<const std::uint16_t*>(head + 2 * kv_code_bytes(format, width));
+}
+
+// Asks for line pair `pair` of an array of codes.
+template <int bits>
+HEADRACE_INLINE void prefetch_lines(const std::uint8_t* codes, int pair) {
+    prefetch(codes + 16 * bits * pair);
+    if constexpr (bits == 8) prefetch(codes + 16 * bits * pair + 64);
+}
+
+// Where `head` begins keys, the parameters of keys and values are two lines behind both.
+template <KvFormat format>
+HEADRACE_INLINE void prefetch_parameters(const std::uint8_t* head, int width) {
+    const std::uint8_t* parameters = head + 2 * kv_code_bytes(format, width);
+    prefetch(parameters);
+    prefetch(parameters + 64);
+}
+
+// Scores of 16·P keys for R queries: step · scale · (sum of products − half · sum of codes) + middle · total. `codes` are
+// the pages' keys, of `bits` bits as they stand there; the pages themselves are of the format with `kept` bits.
+template <int R, int P, int kept, int bits>
+HEADRACE_INLINE void score_coded_pages(Query* const* queries, const std::uint8_t* const* codes, const ComingPages& coming,
+                                       const SpanPages& span, int page, int width) {
+    constexpr KvFormat format = kept == 8 ? KvFormat::kv8 : KvFormat::kv4;
     const std::int8_t* rows[R];
-    for (int r = 0; r < R; ++r) rows[r] = queries[r]->planes;
-    for (int page = 0; page < kTilePages; page += P) {
-        I16 high[R][P], low[R][P];
-        clear_sums<R, P>(high, low);
-        for (int pair = 0; pair < width / 8; ++pair) {
-            I16 lines[P];
+    for (int r = 0; r < R; ++r) rows[r] = queries[r]->coded.planes;
+    for (int p = 0; p < P; ++p) prefetch_parameters<format>(coming.at[page + p], width);
+    I16 acc[R][2][P];
+    clear_sums<R, P>(acc);
+    for (int pair = 0; pair < width / 8; ++pair) {
 #pragma GCC unroll 8
-            for (int p = 0; p < P; ++p) lines[p] = code_line<Tile::bits, 0>(tile.keys[page + p], pair);
-            add_lines<R, P>(high, low, lines, rows, 2 * pair, width);
+        for (int p = 0; p < P; ++p) prefetch_lines<kept>(coming.at[page + p], pair);
+        I16 lines[P];
 #pragma GCC unroll 8
-            for (int p = 0; p < P; ++p) lines[p] = code_line<Tile::bits, 1>(tile.keys[page + p], pair);
-            add_lines<R, P>(high, low, lines, rows, 2 * pair + 1, width);
-        }
+        for (int p = 0; p < P; ++p) lines[p] = code_line<bits, 0>(codes[page + p], pair);
+        add_lines<R, P>(acc, lines, rows, 8 * pair, width);
 #pragma GCC unroll 8
-        for (int p = 0; p < P; ++p) {
-            const F16 step = load_bf16(tile.parameters[page + p]), middle = load_bf16(tile.parameters[page + p] + kPageTokens);
+        for (int p = 0; p < P; ++p) lines[p] = code_line<bits, 1>(codes[page + p], pair);
+        add_lines<R, P>(acc, lines, rows, 8 * pair + 4, width);
+    }
 #pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) {
-                const I16 whole = shift_left<7>(high[r][p]) + low[r][p] - splat_int(tile.half * queries[r]->sum);
-                store(out[r] + 16 * (page + p), fma(to_float(whole), step * splat(queries[r]->scale), middle * splat(queries[r]->total)));
-            }
+    for (int p = 0; p < P; ++p) {
+        const std::uint16_t* parameters = parameters_of(span.head[page + p], format, width);
+        const F16 step = load_bf16(parameters), middle = load_bf16(parameters + kPageTokens);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            const CodedQuery& query = queries[r]->coded;
+            const I16 whole = whole_sum(acc[r], p) - splat_int(query.sum * (1 << (kept - 1)));
+            store(queries[r]->scores + 16 * (page + p), fma(to_float(whole), step * splat(query.scale), middle * splat(query.total)));
         }
     }
 }
 
-// The weights of one query in a tile, times the values' steps, in two planes.
-struct CodedWeights {
-    alignas(64) std::int8_t planes[2 * kTileKeys];
-    float scale;       // of the planes
-    float shrink;      // for the older sums
-    std::int32_t sum;  // of the codes
-};
+template <int R, int kept, int bits>
+inline void score_coded_block(Query* const* queries, const std::uint8_t* const* codes, const ComingPages& coming, const SpanPages& span,
+                              int width) {
+    const BlockPages<R> seen(queries, span.from, span.to);
+    int page = seen.from;
+    for (; page + kPagesAtOnce <= seen.to; page += kPagesAtOnce)
+        score_coded_pages<R, kPagesAtOnce, kept, bits>(queries, codes, coming, span, page, width);
+    if constexpr (kPagesAtOnce > 1)
+        for (; page < seen.to; ++page) score_coded_pages<R, 1, kept, bits>(queries, codes, coming, span, page, width);
+}
 
-// sums = sums · shrink + scale · (sum of products − half · sum of codes), for R queries; `pages` from … to are visited.
-template <int R, int N, class Tile>
-HEADRACE_INLINE void weigh_codes(float* const* sums, const CodedWeights* weights, const Tile& tile, int width, int from, int to) {
+// A span's weights as integers relative to the largest, the values' steps taken in: 16 high and 16 low bytes for each page
+// of the span, zeros where the query sees none of it. They take the place of the scores.
+template <int kept>
+HEADRACE_INLINE void code_weights(Query& query, const SpanPages& span, int width) {
+    constexpr KvFormat format = kept == 8 ? KvFormat::kv8 : KvFormat::kv4;
+    F16 top = splat(0.0f), middles = splat(0.0f);
+    soften(query, [&](int page, F16 weight, bool whole) {
+        const std::uint16_t* parameters = parameters_of(span.head[page], format, width) + 2 * kPageTokens;
+        F16 step = load_bf16(parameters), middle = load_bf16(parameters + kPageTokens);
+        if (!whole) {  // slots that are not seen may hold anything
+            step = keep_seen(query, page, step, 0.0f);
+            middle = keep_seen(query, page, middle, 0.0f);
+        }
+        middles = fma(weight, middle, middles);
+        weight = weight * step;
+        top = max(weight, top);
+        store(query.scores + 16 * page, weight);
+    });
+    const float peak = maximum(top);
+    const bool live = peak > kLeastPeak;
+    const F16 inverse = splat(live ? kPlanePeak / peak : 0.0f);
+    auto* planes = reinterpret_cast<std::int8_t*>(query.scores);
+    I16 sums = splat_int(0);
+    const int before = query.from_page(), behind = query.to_page();
+    for (int page = before; page < behind; ++page) {
+        const I16 code = to_int(load(query.scores + 16 * page) * inverse);
+        store_narrow_planes(planes + 32 * page, 16, code);
+        sums = sums + code;
+    }
+    for (int page = span.from; page < before; ++page) std::memset(planes + 32 * page, 0, 32);
+    for (int page = behind; page < span.to; ++page) std::memset(planes + 32 * page, 0, 32);
+    query.weights = {live ? peak / kPlanePeak : 0.0f, sum(middles), sum(sums)};
+}
+
+// sums = scale · (sum of products − half · sum of codes) + the weighted middles, for R queries over the pages of a span.
+template <int R, int N, int kept, int bits>
+HEADRACE_INLINE void weigh_codes(Query* const* queries, const std::uint8_t* const* codes, const ComingPages& coming,
+                                 const BlockPages<R>& seen, int width) {
     const std::int8_t* rows[R];
-    for (int r = 0; r < R; ++r) rows[r] = weights[r].planes;
+    for (int r = 0; r < R; ++r) rows[r] = reinterpret_cast<const std::int8_t*>(queries[r]->scores);
     const int pairs = width / 32;
     for (int column = 0; column < pairs; column += N / 2) {
-        I16 high[R][N], low[R][N];
-        clear_sums<R, N>(high, low);
-        for (int page = from; page < to; ++page)
+        I16 acc[R][2][N];
+        clear_sums<R, N>(acc);
+        for (int page = seen.from; page < seen.to; ++page)
             for (int quad = 0; quad < kPageTokens / 4; ++quad) {
                 I16 lines[N];
 #pragma GCC unroll 8
                 for (int n = 0; n < N; n += 2) {
-                    lines[n] = code_line<Tile::bits, 0>(tile.values[page], quad * pairs + column + n / 2);
-                    lines[n + 1] = code_line<Tile::bits, 1>(tile.values[page], quad * pairs + column + n / 2);
+                    prefetch_lines<kept>(coming.at[page], quad * pairs + column + n / 2);
+                    lines[n] = code_line<bits, 0>(codes[page], quad * pairs + column + n / 2);
+                    lines[n + 1] = code_line<bits, 1>(codes[page], quad * pairs + column + n / 2);
                 }
-                add_lines<R, N>(high, low, lines, rows, page * (kPageTokens / 4) + quad, kTileKeys);
+                add_lines<R, N>(acc, lines, rows, 32 * page + 4 * quad, 16);
             }
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-            const I16 offset = splat_int(tile.half * weights[r].sum);
+            const CodedWeights& weights = queries[r]->weights;
+            const I16 offset = splat_int(weights.sum * (1 << (kept - 1)));
 #pragma GCC unroll 8
-            for (int n = 0; n < N; ++n) {
-                float* to_sums = sums[r] + 32 * column + 16 * n;
-                const I16 whole = shift_left<7>(high[r][n]) + low[r][n] - offset;
-                store(to_sums, fma(to_float(whole), splat(weights[r].scale), load(to_sums) * splat(weights[r].shrink)));
-            }
+            for (int n = 0; n < N; ++n)
+                store(queries[r]->sums + 32 * column + 16 * n,
+                      fma(to_float(whole_sum(acc[r], n) - offset), splat(weights.scale), splat(weights.middle)));
         }
     }
+}
+
+template <int R, int kept, int bits>
+inline void weigh_coded_block(Query* const* queries, const std::uint8_t* const* codes, const ComingPages& coming, const SpanPages& span,
+                              int width) {
+    const BlockPages<R> seen(queries, span.from, span.to);
+    if (width % (16 * kVectorsAtOnce) == 0)
+        weigh_codes<R, kVectorsAtOnce, kept, bits>(queries, codes, coming, seen, width);
+    else
+        weigh_codes<R, 2, kept, bits>(queries, codes, coming, seen, width);
 }
 
 }  // namespace headrace::HEADRACE_ISA

@@ -23,6 +23,21 @@ HEADRACE_INLINE F16 exp(F16 x) {
     return as_float(as_int(value) + shift_left<23>(n));
 }
 
+// 2^x within 2 ulp on [-126, 127]; arguments below are clamped to that end. power_of_two(0) is exactly 1.
+// x = n + r, |r| ≤ 1/2, exactly; 2^r = 1 + r·g(r) with g fitted to the smallest relative error.
+HEADRACE_INLINE F16 power_of_two(F16 x) {
+    x = max(x, splat(-126.0f));
+    const I16 n = to_int(x);
+    const F16 r = x - to_float(n);
+    F16 g = splat(1.326472033e-03f);
+    g = fma(g, r, splat(9.671512991e-03f));
+    g = fma(g, r, splat(5.550733581e-02f));
+    g = fma(g, r, splat(2.402224243e-01f));
+    g = fma(g, r, splat(6.931470037e-01f));
+    const F16 value = fma(g, r, splat(1.0f));
+    return as_float(as_int(value) + shift_left<23>(n));
+}
+
 // x·sigmoid(x)
 HEADRACE_INLINE F16 silu(F16 x) { return x / (splat(1.0f) + exp(-x)); }
 

@@ -139,7 +139,10 @@ inline int arg_max_row(const float* x, int n) {
 HEADRACE_INLINE void map_row(int function, const float* x, int n, float* out) {
     for (int i = 0; i < n; i += 16) {
         const F16 value = load(x + i);
-        store(out + i, function == 0 ? exp(value) : function == 1 ? silu(value) : gelu_tanh(value));
+        store(out + i, function == 0   ? exp(value)
+                       : function == 1 ? silu(value)
+                       : function == 2 ? gelu_tanh(value)
+                                       : power_of_two(value));
     }
 }
 

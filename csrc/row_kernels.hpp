@@ -10,9 +10,9 @@
 namespace headrace {
 
 inline constexpr int kMaxQueries = 48;      // query vectors (rows × heads of a group) of one attention tile
-inline constexpr int kSpanKeys = 512;       // keys whose sums are folded on their own, at absolute multiples
-inline constexpr int kTileKeys = 64;        // keys whose scores are known together, at absolute multiples
-inline constexpr int kTilePages = kTileKeys / kPageTokens;
+inline constexpr int kSpanKeys = 512;       // keys whose scores are known together and whose sums are folded on their own, at absolute multiples
+inline constexpr int kSpanPages = kSpanKeys / kPageTokens;
+inline constexpr int kWidePages = 4;        // pages made ready together when many queries use them
 inline constexpr int kMaxHeadDim = 1024;
 
 // Row quantisation as formats.hpp defines it. `inputs` is a multiple of 32.
@@ -89,6 +89,8 @@ struct AttentionTile {
     KvFormat format;
     PagePlaces pages;         // of the slice
     std::size_t head_offset;  // bytes from a page's start to this layer's and head's part
+    bool asked;               // the first keys were asked for before, as those of the next head
+    bool another;             // the next head of the same pages follows
     float* scratch;           // attention_scratch(head_dim) floats
 };
 
@@ -108,9 +110,11 @@ struct SpanMerge {
     float* out;
 };
 
-// Sums and planes of the queries, and a tile of keys and values made ready.
+// Sums and own forms of the queries, their scores in a span, and the keys or values that were made ready for many queries:
+// four pages of floats or a whole span of bytes.
 constexpr std::size_t attention_scratch(int head_dim) {
-    return (static_cast<std::size_t>(kMaxQueries) * 3 / 2 + 2 * kTileKeys) * static_cast<std::size_t>(head_dim);
+    return static_cast<std::size_t>(kMaxQueries) * (2 * static_cast<std::size_t>(head_dim) + kSpanKeys) +
+           static_cast<std::size_t>(kSpanKeys / 4) * static_cast<std::size_t>(head_dim);
 }
 
 enum class ActivationKind : std::uint8_t { silu, gelu_tanh };
@@ -132,7 +136,7 @@ struct RowKernels {
     void (*attend_span)(const AttentionSpan& span);
     void (*merge_spans)(const SpanMerge& merge);
     int (*arg_max)(const float* x, int n);  // index of the largest, the lowest of equals; NaN is never the largest
-    void (*map)(int function, const float* x, int n, float* out);  // 0 exp, 1 silu, 2 gelu_tanh: for tests
+    void (*map)(int function, const float* x, int n, float* out);  // 0 exp, 1 silu, 2 gelu_tanh, 3 power_of_two: for tests
 };
 
 }  // namespace headrace

@@ -1,4 +1,4 @@
-"""Measures attention of a decode step alone, for each format of keys and values: time, bytes that rest in pages, bytes a second."""
+"""Measures attention alone, of decode rows or of prompts, for each format of keys and values: time, products and bytes a second."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from headrace.models.config import AttentionSpec
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeCase:
-    """One new token in each of ``batch`` sequences of ``context`` tokens, through ``layers`` layers.
+class AttentionCase:
+    """The last ``rows`` tokens of each of ``batch`` sequences of ``context`` tokens (1: decoding), through ``layers`` layers.
 
     Pages of several layers are more than a cache keeps, so that attention reads memory as in a real step.
     """
 
     context: int = 8192
     batch: int = 8
+    rows: int = 1
     layers: int = 6
     threads: int = 2
     trials: int = 7
@@ -33,7 +34,7 @@ class DecodeCase:
 class AttentionTime:
     """One format measured: ``seconds`` of attention a step (median, all layers), ``resident_bytes`` of the pages in the pool.
 
-    ``gigabytes``: 10⁹ bytes of pages read a second.
+    ``gigabytes``: 10⁹ bytes of pages a second if each is read once; ``gigamacs``: 10⁹ products of keys and values that rows see.
     """
 
     kv: KvFormat
@@ -42,20 +43,22 @@ class AttentionTime:
     fastest: float
     resident_bytes: int
     gigabytes: float
+    gigamacs: float
 
 
-def decode_attention(
-    spec: AttentionSpec, case: DecodeCase | None = None, formats: Sequence[KvFormat] = ("bf16", "kv8", "kv4")
+def measure_attention(
+    spec: AttentionSpec, case: AttentionCase | None = None, formats: Sequence[KvFormat] = ("bf16", "kv8", "kv4")
 ) -> dict[KvFormat, AttentionTime]:
     """Measure each format on the same keys and values; trials of the formats take turns, so that noise meets all alike.
 
     Raises ``invalid_setting`` for an unknown format or a case without work.
     """
-    case = case or DecodeCase()
+    case = case or AttentionCase()
     if unknown := [kv for kv in formats if kv not in KV_BITS]:
         raise HeadraceError("invalid_setting", f"no format of keys and values is called {unknown[0]!r}", param="formats")
-    if min(case.context, case.batch, case.layers, case.trials) < 1:
-        raise HeadraceError("invalid_setting", "context, batch, layers and trials must be at least 1", param="case")
+    if min(case.rows, case.batch, case.layers, case.trials) < 1 or case.context < case.rows:
+        message = "rows, batch, layers and trials must be at least 1, and context at least rows"
+        raise HeadraceError("invalid_setting", message, param="case")
     steps = {kv: _Step(spec, case, kv) for kv in formats}
     times: dict[KvFormat, list[float]] = {kv: [] for kv in formats}
     for trial in range(case.trials + 1):
@@ -63,18 +66,18 @@ def decode_attention(
             seconds = step.run()
             if trial > 0:  # the first one touches memory
                 times[kv].append(seconds)
-    return {kv: _row(kv, steps[kv].pool.nbytes, times[kv]) for kv in formats}
+    return {kv: _row(kv, steps[kv], times[kv]) for kv in formats}
 
 
-def _row(kv: KvFormat, resident: int, times: list[float]) -> AttentionTime:
-    seconds = statistics.median(times)
-    return AttentionTime(kv, _native.isa(), seconds, min(times), resident, resident / seconds / 1e9)
+def _row(kv: KvFormat, step: _Step, times: list[float]) -> AttentionTime:
+    seconds, resident = statistics.median(times), step.pool.nbytes
+    return AttentionTime(kv, _native.isa(), seconds, min(times), resident, resident / seconds / 1e9, step.products / seconds / 1e9)
 
 
 class _Step:
-    """Pages full of noise and a batch of single rows over them."""
+    """Pages full of noise and a batch of rows over them."""
 
-    def __init__(self, spec: AttentionSpec, case: DecodeCase, kv: KvFormat) -> None:
+    def __init__(self, spec: AttentionSpec, case: AttentionCase, kv: KvFormat) -> None:
         layer_bytes = _shape(spec, 0, kv).layer_bytes
         self._shapes = [_shape(spec, layer * layer_bytes, kv) for layer in range(case.layers)]
         self._threads = _native.ThreadPool(case.threads)
@@ -82,12 +85,16 @@ class _Step:
         self.pool: Bytes = np.zeros((case.batch * own, case.layers * layer_bytes), np.uint8)
         self._fill(spec, case, own)
         rng = np.random.default_rng(1)
-        self._q = (rng.normal(size=(case.batch, spec.heads * spec.head_dim)) * spec.head_dim**-0.5).astype(np.float32)
+        self._q = (rng.normal(size=(case.batch * case.rows, spec.heads * spec.head_dim)) * spec.head_dim**-0.5).astype(np.float32)
         self._out = np.empty_like(self._q)
-        self._positions = _ints(np.full(case.batch, case.context - 1))
-        self._slices = _ints(np.arange(case.batch + 1))
+        self._positions = _ints(np.tile(np.arange(case.context - case.rows, case.context), case.batch))
+        self._slices = _ints(np.arange(case.batch + 1) * case.rows)
         self._starts = _ints(np.arange(case.batch + 1) * own)
         self._pages = _ints(np.arange(case.batch * own))
+        seen = self._positions.astype(np.int64) + 1
+        if spec.window:
+            seen = np.minimum(seen, spec.window)
+        self.products = 2 * case.layers * spec.heads * spec.head_dim * int(seen.sum())
 
     def run(self) -> float:
         """Seconds of one step's attention."""
@@ -98,7 +105,7 @@ class _Step:
             )
         return time.perf_counter() - began
 
-    def _fill(self, spec: AttentionSpec, case: DecodeCase, own: int) -> None:
+    def _fill(self, spec: AttentionSpec, case: AttentionCase, own: int) -> None:
         """One layer of one sequence is written as a step would; the others are copies of its bytes."""
         rng = np.random.default_rng(0)
         noise = rng.normal(size=(2, case.context, spec.kv_heads, spec.head_dim)).astype(np.float32)

@@ -51,6 +51,15 @@ def test_exp_of_zero_is_one_and_ends_are_clamped() -> None:
     assert (got[[3, 5, 7]] > 1e38).all()
 
 
+def test_powers_of_two_are_accurate_to_two_ulp() -> None:
+    x = np.linspace(-126.0, 0.0, 1 << 18, dtype=np.float32)
+    exact = np.exp2(x.astype(np.float64))
+    error = np.abs(mapped("power_of_two", x) - exact) / np.spacing(exact.astype(np.float32))
+    assert error.max() < 2.0
+    ends = mapped("power_of_two", np.array([0.0, -0.0, -1.0, -126.0, -127.0, -1e30, -np.inf, 5.0] * 2, np.float32))
+    assert ends[:8].tolist() == [1.0, 1.0, 0.5, *[2.0**-126] * 4, 32.0]
+
+
 @pytest.mark.parametrize("function", ["silu", "gelu_tanh"])
 def test_activations_follow_their_definition(function: str) -> None:
     x = np.linspace(-30, 30, 1 << 14, dtype=np.float32)
@@ -60,7 +69,7 @@ def test_activations_follow_their_definition(function: str) -> None:
     assert np.abs(mapped(function, x) - exact).max() < 4e-6
 
 
-@pytest.mark.parametrize("function", ["exp", "silu", "gelu_tanh"])
+@pytest.mark.parametrize("function", ["exp", "silu", "gelu_tanh", "power_of_two"])
 def test_functions_have_the_same_bits_everywhere(function: str) -> None:
     x = (np.random.default_rng(3).standard_normal(1 << 14) * 30).astype(np.float32)
     x[:16] = [0, -0.0, np.inf, -np.inf, 1e-40, -1e-40, 88, -88, 87.3, -87.3, 1, -1, 0.5, -0.5, 3e38, -3e38]
