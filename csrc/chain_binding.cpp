@@ -137,10 +137,10 @@ AttentionShape make_shape(int heads, int kv_heads, int head_dim, int window, std
 
 void map(const std::string& function, const Floats& x, const MutableFloats& out) {
     static constexpr const char* names[] = {"exp", "silu", "gelu_tanh", "power_of_two"};
-    const int which = static_cast<int>(std::find(std::begin(names), std::end(names), function) - std::begin(names));
-    if (which == std::size(names)) throw std::invalid_argument("no function is called '" + function + "'");
+    const auto which = std::find(std::begin(names), std::end(names), function) - std::begin(names);
+    if (which == std::ssize(names)) throw std::invalid_argument("no function is called '" + function + "'");
     if (x.shape(0) % 16 || out.shape(0) != x.shape(0)) throw std::invalid_argument("x and out must have the same multiple of 16 values");
-    kernels().rows.map(which, x.data(), static_cast<int>(x.shape(0)), out.data());
+    kernels().rows.map(static_cast<int>(which), x.data(), static_cast<int>(x.shape(0)), out.data());
 }
 
 void norm(const Floats& x, const Floats& gain, float eps, const MutableFloats& out) {
