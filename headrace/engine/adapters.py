@@ -23,7 +23,7 @@ Use = tuple[int, float]
 class Adapters:
     """Between the accounting of a :class:`~headrace.memory.adapter_store.AdapterStore` and the bytes of its ``pool``.
 
-    Nothing of an adapter but a few facts stays in memory when it is not resident. ``pool``: uint8 [pages, page_bytes].
+    Nothing of an adapter but a few facts stays in memory when it is not resident. ``pool``: [pages, page_bytes], or in strips.
     """
 
     def __init__(self, config: ModelConfig, store: AdapterStore, pool: Bytes) -> None:
@@ -40,7 +40,7 @@ class Adapters:
         """
         identity = identify(folder / ADAPTER_WEIGHTS)
         outline = outline_adapter(folder, self._config)
-        size = lay_out(self._config, outline.ranks, self._pool.shape[1]).pages
+        size = lay_out(self._config, outline.ranks, self._pool[:1].size).pages
         record = self.store.register(name, size)
         self._files[record.generation] = folder, identity
         if len(self._files) > 2 * len(self.store) + 16:
