@@ -130,3 +130,13 @@ def assemble(step: Step, choices: Mapping[int, Choice]) -> Assembly:
 
 def _ints(values: array[int]) -> Int32:
     return np.frombuffer(values, np.int32)
+
+
+def add_rows(rows: PooledRows, hidden: np.ndarray) -> None:
+    """Add these of a step's kept rows to an embedding's sum, those that were not added before. ``hidden``: [rows, hidden size]."""
+    choice = rows.choice
+    if choice.pooled is None:
+        choice.pooled = np.zeros(hidden.shape[1], np.float64)
+    for offset in range(max(0, choice.pooled_rows - rows.start), rows.length):
+        choice.pooled += hidden[offset]
+        choice.pooled_rows += 1

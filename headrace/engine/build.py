@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import logging
 import os
 import shutil
 import time
@@ -13,6 +16,7 @@ from pathlib import Path
 from headrace import __version__
 from headrace.engine.calibration import Calibration, calibrate, load, save, store_path
 from headrace.engine.grammars import LazyGrammars
+from headrace.engine.keeping import DiskKeeping
 from headrace.engine.loop import Engine, EngineParts
 from headrace.engine.machine import cpu_name, usable_cores
 from headrace.engine.moving import Moving
@@ -27,6 +31,7 @@ from headrace.kernels.interface import ChainRunner, TorchKv
 from headrace.kernels.sampler import Sampler
 from headrace.memory.arena import Arena
 from headrace.memory.disk_tier import Checksum, DiskTier, lies_in_memory, slot_bytes
+from headrace.memory.kept_file import KeptFile
 from headrace.memory.mover import Mover
 from headrace.memory.moves import MoveOptions, Moves
 from headrace.memory.page_pool import PagePool
@@ -36,10 +41,13 @@ from headrace.models.packages import Progress, cache_dir
 from headrace.models.recoding import recode
 from headrace.scheduling.composer import POLICIES
 from headrace.scheduling.cost import Cost
+from headrace.scheduling.keeping import KeepOptions
 from headrace.scheduling.scheduler import Scheduler
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.scheduling.swapping import SwapOptions, Swapping
 from headrace.text.open_tokenizer import open_tokenizer
+
+logger = logging.getLogger("headrace.engine.build")
 
 SWAP_POOLS = 4  # pools that the swap file holds
 PIECE_BYTES = 4 * 2**20  # most that moves in one piece: disks gain little beyond, and whoever is urgent waits for it
@@ -99,7 +107,8 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
     identity = {"model": model.name, "device": settings.device, "weights": settings.weights, "threads": threads, "kv": kv}
     calibration = _calibration(chain, arena, identity)
     swap = swap_options(settings, arena)
-    scheduler = make_scheduler(options.scheduling, arena.pages, chain, calibration, swap)
+    keep = keep_options(settings, arena)
+    scheduler = make_scheduler(options.scheduling, arena.pages, chain, calibration, swap, keep)
     arena.touch_ahead(0)
     parts = EngineParts(
         chain=chain, pages=arena.rows, scheduler=scheduler, sampler=make_sampler(chain, threads),
@@ -109,6 +118,7 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
         grammars=LazyGrammars(lambda: open_tokenizer(model.tokenizer_source), model.config.vocab),
         touch_ahead=arena.touch_ahead,
         moving=make_moving(scheduler, arena, swap_folder(settings)) if swap is not None else None, viewing=viewing,
+        keeping=make_keeping(scheduler, arena, keep_folder(), page_identity(model, settings)) if keep is not None else None,
     )  # fmt: skip
     return BuiltEngine(Engine(parts), model, chain, arena, threads, calibration, time.perf_counter() - began)
 
@@ -174,12 +184,14 @@ def make_scheduler(
     chain: ChainRunner,
     calibration: Calibration | None,
     swap: SwapOptions | None = None,
+    keep: KeepOptions | None = None,
 ) -> Scheduler:
-    """A scheduler whose budget is the measured knee, wherever the settings leave it open. ``swap``: it has a tier below."""
+    """A scheduler whose budget is the measured knee, wherever the settings leave it open. ``swap``: it has a tier below,
+    ``keep``: its index too."""
     cost = calibration.cost if calibration is not None else Cost()
     pool = PagePool(pages, chain.page_layout.tokens)
     swapping = Swapping(Moves(pool, swap.moves), cost, swap.page_bytes, swap.mode) if swap is not None else None
-    scheduler = Scheduler(settings, pool, cost, POLICIES.get(settings.policy), swapping)
+    scheduler = Scheduler(settings, pool, cost, POLICIES.get(settings.policy), swapping, keep)
     if calibration is not None and settings.step_tokens is None:
         scheduler.budget = dataclasses.replace(scheduler.budget, tokens=calibration.knee)
     if calibration is not None and settings.gap_target_ms is None:
@@ -228,6 +240,53 @@ def make_moving(scheduler: Scheduler, arena: Arena, folder: Path, *, synchronous
 def page_checksum() -> Checksum:
     """The checksum of swapped pages, taken on the thread that carries them."""
     return partial(checksum, pool=ThreadPool(1))
+
+
+def keep_folder() -> Path:
+    """Where pages of prompts are kept."""
+    return cache_dir() / "prefix"
+
+
+def keep_options(settings: EngineSettings, arena: Arena) -> KeepOptions | None:
+    """The disk below the prefix index as the settings want it; ``None``: there is none.
+
+    Raises ``invalid_setting`` for a cache folder that can't be used, or that lies in RAM.
+    """
+    if settings.prefix_disk_gib is None:
+        return None
+    folder = keep_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise HeadraceError("invalid_setting", f"can't keep pages in {folder}: {error}", param="prefix_disk_gib") from None
+    if lies_in_memory(folder):
+        message = f"{folder} lies in RAM, where keeping pages frees nothing: set XDG_CACHE_HOME to a folder on a disk"
+        raise HeadraceError("invalid_setting", message, param="prefix_disk_gib")
+    page = slot_bytes(arena.page_bytes)
+    return KeepOptions(max(1, settings.prefix_disk_gib * 2**30 // page), page, max(1, PIECE_BYTES // page))
+
+
+def page_identity(model: OpenModel, settings: EngineSettings) -> str:
+    """Names everything that a page's bytes depend on beside the tokens: ``model-rest``, in letters and digits."""
+    facts = [
+        [dataclasses.astuple(file) for file in model.files], settings.device, settings.weights,
+        kv_format(settings.kv, settings.device),
+        __version__, _kernels_id(),
+    ]  # fmt: skip
+    name = hashlib.sha256(model.name.encode()).hexdigest()[:16]
+    return f"{name}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}"
+
+
+def make_keeping(scheduler: Scheduler, arena: Arena, folder: Path, identity: str) -> DiskKeeping | None:
+    """What carries a scheduler's kept pages; ``None``, with a warning, while another server uses the files."""
+    assert scheduler.keeping is not None, "a scheduler that keeps"
+    try:
+        file = KeptFile(arena, (folder, identity), scheduler.keeping.pages.slots.total, scheduler.pool.page_tokens, page_checksum())
+    except BlockingIOError:
+        logger.warning("another server uses the kept pages of this model; this one keeps none")
+        scheduler.keep_nothing()
+        return None
+    return DiskKeeping(scheduler, file)
 
 
 def _calibration(chain: ChainRunner, arena: Arena, identity: dict[str, object]) -> Calibration:

@@ -11,8 +11,9 @@ from typing import Protocol
 
 import numpy as np
 
-from headrace.engine.batch import Assembly, PooledRows, assemble
+from headrace.engine.batch import Assembly, add_rows, assemble
 from headrace.engine.choosing import Chooser, Chosen, Outcome
+from headrace.engine.keeping import DiskKeeping
 from headrace.engine.moving import Moving
 from headrace.engine.outbox import Outbox
 from headrace.engine.request import Choice, Grammar, Limits, LiveRequest, check_submit, make_choices, make_request
@@ -29,6 +30,9 @@ from headrace.scheduling.step import Step
 logger = logging.getLogger("headrace.engine.loop")
 
 
+WRITE_BEHIND_SECONDS = 5.0  # an engine that ends may take so long to write what prompts to come could use
+
+
 class GrammarSource(Protocol):
     """Compiles grammars for one tokenizer."""
 
@@ -43,6 +47,7 @@ class EngineParts:
     ``pages``: the pool's bytes, [pages, page_bytes], with rows for aliases behind them where there is ``viewing``.
     ``touch_ahead`` is told before each step how many of the first pages are in use. ``grammars``: ``None`` refuses grammars.
     ``moving``: for a scheduler that swaps. ``viewing``: so that each sequence's pages can be read one after the other.
+    ``keeping``: for a scheduler with a disk below its prefix index.
     """
 
     chain: ChainRunner
@@ -55,6 +60,7 @@ class EngineParts:
     touch_ahead: Callable[[int], object] = int
     moving: Moving | None = None
     viewing: Viewing | None = None
+    keeping: DiskKeeping | None = None
 
 
 @dataclass(slots=True)
@@ -75,6 +81,7 @@ class Engine:
         self._grammars = parts.grammars
         self._moving = parts.moving
         self._viewing = parts.viewing
+        self._keeping = parts.keeping
         self._clock = parts.clock
         self._chooser = Chooser(parts.chain, parts.sampler)
         self._outbox = Outbox()
@@ -104,7 +111,12 @@ class Engine:
     @property
     def moving(self) -> bool:
         """True when pages are on their way, so that the next step may do something though this one did not."""
-        return self._moving is not None and self._moving.busy
+        return (self._moving is not None and self._moving.busy) or (self._keeping is not None and self._keeping.carrying)
+
+    @property
+    def writes_behind(self) -> bool:
+        """True when steps without any work would still bring something to the disk."""
+        return self._keeping is not None and self._keeping.behind
 
     def submit(self, submit: Submit) -> None:
         """Take a request. Raises HeadraceError when it can't run here; a bad grammar is refused later (:meth:`take_refused`)."""
@@ -145,7 +157,7 @@ class Engine:
         began = time.perf_counter()
         self._admit_compiled()
         self._expire()
-        step = self.scheduler.plan() if self._moving is None else self._moving.plan()
+        step = self._plan()
         if step is None:
             return StepOutputs(self._outbox.take(), self.gauges()) if self._outbox else None
         self._touch_ahead(self.scheduler.pool.reach)
@@ -165,6 +177,12 @@ class Engine:
         self._account(assembly, time.perf_counter() - began, run_seconds + outcome.head_seconds)
         return outputs
 
+    def _plan(self) -> Step | None:
+        plan = self.scheduler.plan if self._moving is None else self._moving.plan
+        if self._keeping is None:
+            return plan()
+        return self._keeping.plan(plan, swaps=self._moving is not None and self._moving.busy)
+
     def gauges(self) -> Gauges:
         """The engine's state now."""
         scheduler, counters = self.scheduler, self.scheduler.counters
@@ -176,6 +194,7 @@ class Engine:
             preemptions=counters.preemptions, recomputed_tokens=counters.recomputed,
             moves=self._moving.gauges() if self._moving is not None else None,
             pages_cached=scheduler.pool.cached, prefix_lookups=counters.lookups, prefix_found_tokens=counters.found,
+            kept=self._keeping.gauges() if self._keeping is not None else None,
             prefix_evictions=scheduler.index.evictions if scheduler.index is not None else 0,
             views=self._viewing.gauges() if self._viewing is not None else None,
         )  # fmt: skip
@@ -194,9 +213,11 @@ class Engine:
         wait([future for _, future in self._compiling.values()], timeout=seconds, return_when=FIRST_COMPLETED)
 
     def close(self) -> None:
-        """Stop the threads of compiler, mover and views. The engine must not be used afterwards."""
+        """Stop the threads of compiler, movers and views. The engine must not be used afterwards."""
         if self._viewing is not None:
             self._viewing.close()
+        if self._keeping is not None:
+            self._keeping.close(WRITE_BEHIND_SECONDS)
         if self._moving is not None:
             self._moving.close()
         if self._compiler is not None:
@@ -291,7 +312,7 @@ class Engine:
             return
         hidden = self._chain.hidden()[assembly.head_rows :]
         for rows in assembly.pooled:
-            _add_rows(rows, hidden[rows.first : rows.first + rows.length])
+            add_rows(rows, hidden[rows.first : rows.first + rows.length])
 
     def _commit(self, step: Step, outcome: Outcome) -> None:
         for choice, logprob in outcome.scored:
@@ -375,12 +396,3 @@ class Engine:
         self._totals.step_seconds += seconds
         self._totals.overhead_seconds += seconds - model_seconds
         self.scheduler.cost.observe(len(assembly.batch.token_ids), assembly.pairs, assembly.head_rows, seconds)
-
-
-def _add_rows(rows: PooledRows, hidden: np.ndarray) -> None:
-    choice = rows.choice
-    if choice.pooled is None:
-        choice.pooled = np.zeros(hidden.shape[1], np.float64)
-    for offset in range(max(0, choice.pooled_rows - rows.start), rows.length):
-        choice.pooled += hidden[offset]
-        choice.pooled_rows += 1

@@ -6,6 +6,7 @@ import logging
 import time
 
 from headrace.engine.wire import MoveGauges
+from headrace.memory.lodging import Transfer
 from headrace.memory.mover import Mover
 from headrace.scheduling.scheduler import Scheduler
 from headrace.scheduling.step import Step
@@ -22,7 +23,7 @@ class Moving:
     ``synchronous``: every step waits for all moves, as engines do that copy in line; only for comparison.
     """
 
-    def __init__(self, scheduler: Scheduler, mover: Mover, *, synchronous: bool = False) -> None:
+    def __init__(self, scheduler: Scheduler, mover: Mover[Transfer], *, synchronous: bool = False) -> None:
         assert scheduler.swapping is not None, "a mover needs a scheduler that swaps"
         self.mover = mover
         self.wait_seconds = 0.0

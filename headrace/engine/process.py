@@ -22,6 +22,7 @@ logger = logging.getLogger("headrace.engine.process")
 
 COMPILING_WAIT = 0.005  # seconds between looks at grammars that are being compiled
 BLOCKED_WAIT = 0.05
+WRITING_WAIT = 0.005  # seconds between looks at pages that are being written behind
 GOODBYE_SECONDS = 10.0
 
 
@@ -50,6 +51,8 @@ class EngineServer:
             self._connection.send(refused)
         if outputs is not None:
             self._connection.send(outputs)
+        elif engine.live == 0 and engine.writes_behind and not self._draining:
+            self._connection.wait(WRITING_WAIT)
         elif engine.live == 0:
             engine.check_integrity()
             self._connection.wait(0.0 if self._draining else None)

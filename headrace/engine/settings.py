@@ -59,6 +59,10 @@ class EngineSettings:
         help="Disk for swapped pages. Default: 4 pools, at most a quarter of what is free.",
     )
     swap_dir: str | None = option(None, help="Folder of the swap file, which has no name. Default: headrace's cache folder.")
+    prefix_disk_gib: int | None = option(
+        None, unit="GiB", minimum=1, maximum=65_536,
+        help="Disk in headrace's cache folder that keeps pages of prompts, also for the next start. Default: none.",
+    )  # fmt: skip
     seed: int = option(0, minimum=0, maximum=2**63 - 1, help="Base mixed into the seed of every request.")
 
     def __post_init__(self) -> None:

@@ -122,12 +122,27 @@ class ViewGauges(msgspec.Struct, frozen=True):
     beside_seconds: float = 0.0
 
 
+class KeptGauges(msgspec.Struct, frozen=True):
+    """Pages that a disk keeps for later prompts. Everything but stored_pages and total_pages only grows.
+
+    ``hits``: requests that got pages from the disk; ``failures``: pieces that could not be written or read.
+    """
+
+    stored_pages: int = 0
+    total_pages: int = 0
+    written_pages: int = 0
+    read_pages: int = 0
+    hits: int = 0
+    failures: int = 0
+    page_bytes: int = 0
+
+
 class Gauges(msgspec.Struct, frozen=True):
     """The engine's state after a step, for metrics and health.
 
     Everything but running, waiting, pages_free and pages_cached only grows. ``step_seconds``: whole steps; ``overhead_seconds``:
     the part of them outside the model (plan, assemble, sample, commit). ``moves``: ``None`` when nothing is ever swapped;
-    ``views``: ``None`` when pages are read through tables only.
+    ``views``: ``None`` when pages are read through tables only; ``kept``: when no disk keeps any.
     """
 
     running: int = 0
@@ -147,6 +162,7 @@ class Gauges(msgspec.Struct, frozen=True):
     prefix_found_tokens: int = 0
     prefix_evictions: int = 0
     views: ViewGauges | None = None
+    kept: KeptGauges | None = None
 
 
 class StepOutputs(msgspec.Struct, tag="outputs", frozen=True):

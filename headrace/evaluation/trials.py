@@ -16,6 +16,7 @@ from headrace.engine.build import (
     BuildOptions,
     BuiltEngine,
     build_engine,
+    make_keeping,
     make_moving,
     make_sampler,
     make_scheduler,
@@ -33,6 +34,7 @@ from headrace.memory.disk_tier import SECTOR, Checksum, DiskTier, slot_bytes
 from headrace.memory.moves import MoveOptions
 from headrace.memory.views import AHEAD_PAGES, ViewPlan, Views
 from headrace.models.packages import cache_dir
+from headrace.scheduling.keeping import KeepOptions
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.scheduling.swapping import SwapOptions
 from headrace.text.open_tokenizer import open_tokenizer
@@ -113,10 +115,12 @@ class Bench:
         pages: int | None = None,
         swap: SwapVariant | None = None,
         views: Views | None = None,
+        keep: Path | None = None,
     ) -> Engine:
         """A fresh engine over the loaded chain; ``pages`` limits its pool (at most the pages that are mapped).
 
-        One with ``swap`` or ``views`` must be closed. Without ``swap``, preempted requests are computed again; without ``views``
+        ``keep``: a folder on a disk that keeps pages of prompts. One with ``swap``, ``views`` or ``keep`` must be closed.
+        Without ``swap``, preempted requests are computed again; without ``views``
         pages are read through tables.
         """
         built = self.built
@@ -126,7 +130,9 @@ class Bench:
         if swap is not None:
             run_pages = swap.run_pages or max(1, PIECE_BYTES // page)
             options = SwapOptions(MoveOptions(SWAP_POOLS * held, run_pages, swap.reuse), page, swap.mode)
-        scheduler = make_scheduler(scheduling or SchedulingSettings(), held, built.chain, built.calibration, options)
+        kept = KeepOptions(SWAP_POOLS * built.arena.pages, page, max(1, PIECE_BYTES // page)) if keep is not None else None
+        scheduler = make_scheduler(scheduling or SchedulingSettings(), held, built.chain, built.calibration, options, kept)
+        keeping = make_keeping(scheduler, built.arena, keep, "experiment-1") if keep is not None else None
         moving = None
         if swap is not None:
             folder = swap.folder or cache_dir()
@@ -138,7 +144,7 @@ class Bench:
         sampler = make_sampler(built.chain, built.threads)
         parts = EngineParts(
             built.chain, built.arena.rows, scheduler, sampler, limits, self._grammars, touch_ahead=built.arena.touch_ahead,
-            moving=moving, viewing=Viewing(views) if views is not None else None,
+            moving=moving, viewing=Viewing(views) if views is not None else None, keeping=keeping,
         )  # fmt: skip
         return Engine(parts)
 

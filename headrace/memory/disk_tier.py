@@ -26,28 +26,23 @@ Checksum = Callable[[npt.NDArray[np.uint8]], int]
 _Call = Callable[[int, memoryview, int], int]
 
 
-class DiskTier:
-    """``slots`` places of one page each in a file in ``folder``; pages lie in ``arena``.
+class SlotFile:
+    """``slots`` places of one page each in the open ``file``, which it closes; pages lie in ``arena``.
 
-    The file has no name from the start (``O_TMPFILE``, or unlinked before its first byte), so that nothing is left behind
-    however the process ends, and only this process can read what it holds. Space is taken from the file system in pieces of
-    64 MiB when it is first needed. Direct I/O keeps pages out of the page cache, which would only be more RAM; where the file
-    system has none, written data are flushed and dropped from the cache. Each page is summed before it is written and after it
-    was read: what comes back is what went, or an error. Raises HeadraceError ``invalid_setting``.
+    Space is taken from the file system in pieces of 64 MiB when it is first needed. Direct I/O (``direct``: the file is open for
+    it) keeps pages out of the page cache, which would only be more RAM; where the file system has none, written data are
+    flushed and dropped from the cache. Each page is summed before it is written and after it was read: what comes back is what
+    went, or an error.
     """
 
-    def __init__(self, arena: Arena, folder: Path, slots: int, checksum: Checksum | None = None) -> None:
+    def __init__(self, arena: Arena, file: int, slots: int, checksum: Checksum | None = None, *, direct: bool) -> None:
         self.slot_bytes = slot_bytes(arena.page_bytes)
         self.slots = slots
         self._arena = arena
         self._allocated = 0
         self._checksum = checksum or _crc
         self._sums = np.zeros(slots, np.uint64)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file, self.direct = _open_nameless(folder)
-        except OSError as error:
-            raise HeadraceError("invalid_setting", f"can't make a file to swap to in {folder}: {error}", param="swap_dir") from None
+        self._file, self.direct = file, direct
         self._bounce: mmap.mmap | None = None
 
     def write(self, page: int, slot: int, count: int) -> None:
@@ -77,7 +72,7 @@ class DiskTier:
                 here = self._arena.bytes[page + offset]
                 here[...] = np.frombuffer(view[start : start + self._arena.page_bytes], np.uint8).reshape(here.shape)
             if self._checksum(self._page(page + offset)) != self._sums[slot + offset]:
-                raise OSError(errno.EIO, "the swap file is damaged: a page did not come back as it went")
+                raise OSError(errno.EIO, "the file is damaged: a page did not come back as it went")
 
     def close(self) -> None:
         """Give the space back."""
@@ -110,6 +105,22 @@ class DiskTier:
             wanted = min(self.slots * self.slot_bytes, -(-size // _GROW_BYTES) * _GROW_BYTES)
             os.posix_fallocate(self._file, self._allocated, wanted - self._allocated)
             self._allocated = wanted
+
+
+class DiskTier(SlotFile):
+    """A slot file in ``folder`` for pages that leave the pool for a while.
+
+    It has no name from the start (``O_TMPFILE``, or unlinked before its first byte), so that nothing is left behind however the
+    process ends, and only this process can read what it holds. Raises HeadraceError ``invalid_setting``.
+    """
+
+    def __init__(self, arena: Arena, folder: Path, slots: int, checksum: Checksum | None = None) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file, direct = _open_nameless(folder)
+        except OSError as error:
+            raise HeadraceError("invalid_setting", f"can't make a file to swap to in {folder}: {error}", param="swap_dir") from None
+        super().__init__(arena, file, slots, checksum, direct=direct)
 
 
 def slot_bytes(page_bytes: int) -> int:

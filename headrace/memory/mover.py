@@ -9,9 +9,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Protocol
-
-from headrace.memory.lodging import Transfer
+from typing import Generic, Protocol, TypeVar
 
 logger = logging.getLogger("headrace.memory.mover")
 
@@ -35,17 +33,29 @@ class Tier(Protocol):
         """Give the space back."""
 
 
+class Piece(Protocol):
+    """Adjacent pages and slots, as :class:`headrace.memory.lodging.Transfer` has them."""
+
+    page: int
+    slot: int
+    count: int
+    writes: bool
+
+
+AnyPiece = TypeVar("AnyPiece", bound=Piece)
+
+
 @dataclass(frozen=True, slots=True)
-class Carried:
+class Carried(Generic[AnyPiece]):
     """A piece that was carried, or was not (``error``). ``work``: seconds of a processor that it took."""
 
-    transfer: Transfer
+    transfer: AnyPiece
     seconds: float
     work: float
     error: OSError | None
 
 
-class Mover:
+class Mover(Generic[AnyPiece]):
     """One thread that carries pieces in the order in which they are given.
 
     ``write_rate`` and ``read_rate``: bytes a second as measured; ``work_rate``: processor seconds a byte; ``seconds``: time spent
@@ -57,12 +67,12 @@ class Mover:
         self.write_rate = self.read_rate = _FIRST_RATE
         self.work_rate = _FIRST_WORK
         self.seconds = 0.0
-        self._asked: SimpleQueue[Transfer | None] = SimpleQueue()
-        self._carried: deque[Carried] = deque()
+        self._asked: SimpleQueue[AnyPiece | None] = SimpleQueue()
+        self._carried: deque[Carried[AnyPiece]] = deque()
         self._news = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, transfers: list[Transfer]) -> None:
+    def start(self, transfers: list[AnyPiece]) -> None:
         """Carry these after all others."""
         if transfers and self._thread is None:
             self._thread = threading.Thread(target=self._run, name="headrace-mover", daemon=True)
@@ -70,7 +80,7 @@ class Mover:
         for transfer in transfers:
             self._asked.put(transfer)
 
-    def finished(self) -> list[Carried]:
+    def finished(self) -> list[Carried[AnyPiece]]:
         """Pieces that have ended since the last call; each is told once."""
         self._news.clear()
         ended = [self._carried.popleft() for _ in range(len(self._carried))]
@@ -110,7 +120,7 @@ class Mover:
             self._carried.append(Carried(transfer, time.perf_counter() - began, time.thread_time() - worked, error))
             self._news.set()
 
-    def _learn(self, one: Carried) -> None:
+    def _learn(self, one: Carried[AnyPiece]) -> None:
         moved = one.transfer.count * self.tier.slot_bytes
         rate = moved / one.seconds
         self.work_rate += _RATE_WEIGHT * (one.work / moved - self.work_rate)

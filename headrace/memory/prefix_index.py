@@ -102,6 +102,17 @@ class PrefixIndex:
                 return
             node, at = child, 0
 
+    def spell(self, page: int) -> tuple[list[int], bytes]:
+        """(pages, their tokens packed) of the sequence that a known page ends, from its first page on."""
+        node = self.known[page]
+        assert node is not None, "the page is known"
+        at = node.pages.index(page) + 1
+        pages, tokens = node.pages[:at], bytes(node.tokens[: at * self._size])
+        while (above := node.parent) is not None:
+            node = above
+            pages, tokens = node.pages + pages, bytes(node.tokens) + tokens
+        return pages, tokens
+
     def pack(self, tokens: Sequence[int], first: int, stop: int) -> bytes:
         """The tokens of pages ``first`` … ``stop`` − 1 as little-endian 32-bit numbers."""
         size = self._pool.page_tokens
@@ -176,7 +187,8 @@ class PrefixIndex:
             below = KnownRun(pages, bytearray(data), node)
             if node.children is None:
                 node.children = {}
-            node.children[data[: self._size]] = node = below
+            node.children[data[: self._size]] = below
+            node = below
         else:
             node.pages += pages
             node.tokens += data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from headrace.memory.kept_pages import KeptPages
 from headrace.memory.moves import Moves
 from headrace.memory.page_pool import PagePool
 from headrace.scheduling.item import Item, ItemState
@@ -11,7 +12,7 @@ from headrace.scheduling.roster import Roster
 from headrace.scheduling.shares import Account
 
 
-def check_items(roster: Roster, pool: PagePool, moves: Moves | None = None) -> None:
+def check_items(roster: Roster, pool: PagePool, moves: Moves | None = None, kept: KeptPages | None = None) -> None:
     """Every live item is in one place, in order, with pages that match what it has computed; the pool agrees.
 
     Raises ``AssertionError`` naming the first fault.
@@ -38,7 +39,17 @@ def check_items(roster: Roster, pool: PagePool, moves: Moves | None = None) -> N
     _require(all(item.is_decoding for item in roster.decodes), "a decode misses more than its newest token")
     _require(not any(item.is_decoding for item in roster.prompts), "a prompt misses only its newest token")
     _require(pool.reserved == sum(item.reserved for item in items), "reservations don't add up")
-    pool.check_integrity([*(item.pages for item in items), *(moves.holders() if moves is not None else ())])
+    pool.check_integrity(
+        [
+            *(item.pages for item in items),
+            *(moves.holders() if moves is not None else ()),
+            *(kept.holders() if kept is not None else ()),
+        ]
+    )
+    if kept is not None:
+        kept.check_integrity()
+        coming = {item_id for item_id in roster.items if kept.coming(item_id)}
+        _require(coming <= roster.moving.keys(), "kept pages come for an item that does not move")
     if moves is not None:
         moves.check_integrity()
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from headrace.memory.kept_pages import KeptJob
 from headrace.memory.page_pool import PagePool
 from headrace.memory.page_table import fork_pages, is_private, put_page
 from headrace.memory.prefix_index import PrefixIndex
 from headrace.scheduling.item import NEVER, Item, ItemKind, ItemState
+from headrace.scheduling.keeping import Keeping
 from headrace.scheduling.roster import Roster
 from headrace.scheduling.step import PageCopy
 from headrace.scheduling.swapping import Swapping
@@ -39,7 +41,7 @@ class Residency:
 
     __slots__ = (
         "_expected_share", "_finished", "_refused", "_roster", "_unserved",
-        "found_tokens", "index", "lookups", "max_running", "pool", "preempted", "recomputed", "swapping",
+        "found_tokens", "index", "keeping", "lookups", "max_running", "pool", "preempted", "recomputed", "swapping",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +49,7 @@ class Residency:
     ) -> None:
         self.pool = pool
         self.index = index
+        self.keeping: Keeping | None = None  # over a disk that keeps more of what the index knew
         self.lookups = 0
         self.found_tokens = 0
         self.swapping = swapping
@@ -167,6 +170,18 @@ class Residency:
         item.writable = len(pages) * self.pool.page_tokens
         item.remember_at = self.pool.page_tokens if self.index is not None else NEVER
 
+    def arrive_kept(self, item: Item, job: KeptJob) -> None:
+        """The disk's pages of an item that was admitted as MOVING are there, or the first of them; the others are computed."""
+        assert self.index is not None, "what is kept was known"
+        pages, lost = job.pages[: job.good], job.pages[job.good :]
+        self.pool.release(lost)
+        reserved = self.pool.reserve(len(lost))
+        assert reserved, "they were free just now"
+        item.reserved += len(lost)
+        if job.good > job.found:
+            self.index.add(item.tenant, item.tokens, pages, job.found, job.good)
+        self._start_behind(item, pages)
+
     def lose(self, item: Item) -> None:
         """What an item left with can't be had back: it will catch up from its tokens."""
         if item.state is ItemState.MOVING:
@@ -180,6 +195,8 @@ class Residency:
         """Give back pages and reservation, wherever they are."""
         if self.swapping is not None:
             self.swapping.moves.forget(item.item_id)
+        if self.keeping is not None:
+            self.keeping.pages.forget(item.item_id)
         self.pool.release(item.pages)
         self.pool.unreserve(item.reserved)
         self._let_go(item)
@@ -201,6 +218,8 @@ class Residency:
         item.pages, item.reserved, item.writable = [], 0, 0
         if self.swapping is not None:
             self.swapping.moves.rename(item.item_id, heir.item_id)
+        if self.keeping is not None:
+            self.keeping.pages.rename(item.item_id, heir.item_id)
 
     def learn_length(self, item: Item) -> None:
         """An item has finished by itself: correct the guess of how much of ``max_tokens`` is used."""
@@ -225,15 +244,22 @@ class Residency:
         Its last token's row is wanted in any case, and so may be earlier ones.
         """
         item.shared = 0
-        if self.index is None or item.kind is ItemKind.EMBED or item.computed:
+        most = self._most_found(item)
+        if self.index is None or not most:
             return [], 0
-        most = len(item.tokens) - 1
-        if item.score_from is not None:
-            most = min(most, max(item.score_from, item.scored))
-        found = self.index.find(item.tenant, item.tokens, most // self.pool.page_tokens)
+        found = self.index.find(item.tenant, item.tokens, most)
         held = sum(self.pool.references(page) > 0 for page in found)
         item.shared = held * self.pool.page_tokens
         return found, held
+
+    def _most_found(self, item: Item) -> int:
+        """Pages that a waiting item may do without computing."""
+        if item.kind is ItemKind.EMBED or item.computed:
+            return 0
+        most = len(item.tokens) - 1
+        if item.score_from is not None:
+            most = min(most, max(item.score_from, item.scored))
+        return most // self.pool.page_tokens
 
     def _own_need(self, item: Item, found: int) -> int:
         """Pages to reserve for a waiting item, beside those that are found or that it left behind."""
@@ -264,8 +290,7 @@ class Residency:
     def _take_place(self, item: Item, pages: list[int]) -> ItemState:
         """Let an admitted item take what is known of it or what it left behind, and start to bring back what lies below."""
         if self.swapping is None or self.swapping.moves.find(item.item_id) is None:
-            self._start_behind(item, pages)
-            return ItemState.RUNNING
+            return self._start_or_read(item, pages)
         missing = self.swapping.moves.missing(item.item_id)
         fresh = self.pool.allocate_reserved(missing, *self._place(item, missing))
         item.reserved -= missing
@@ -274,6 +299,18 @@ class Residency:
             return ItemState.MOVING
         self.arrive(item, back)
         return ItemState.RUNNING
+
+    def _start_or_read(self, item: Item, pages: list[int]) -> ItemState:
+        """Start behind what the pool still has, or first read what the disk keeps behind that."""
+        slots = self.keeping.slots_for(item, len(pages), self._most_found(item)) if self.keeping is not None else []
+        if self.keeping is None or not slots:
+            self._start_behind(item, pages)
+            return ItemState.RUNNING
+        ahead = self.pool.pages_for(item.goal) - len(pages) - len(slots)
+        fresh = self.pool.allocate_reserved(len(slots), pages[-1] if pages else None, max(0, min(ahead, _RUN_PAGES)))
+        item.reserved -= len(slots)
+        self.keeping.pages.come(item.item_id, pages, fresh, slots)
+        return ItemState.MOVING
 
     def _step_back(self, item: Item) -> None:
         """An item does not leave with a part-filled page that it shares: others may write next to its tokens."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from headrace.errors import HeadraceError
+from headrace.memory.kept_pages import KeptPages
 from headrace.memory.lodging import Transfer
 from headrace.memory.page_pool import PagePool
 from headrace.memory.prefix_index import PrefixIndex
@@ -14,6 +15,7 @@ from headrace.scheduling.composer import Budget, Draft, Policy, by_share
 from headrace.scheduling.cost import Cost
 from headrace.scheduling.integrity import check_items
 from headrace.scheduling.item import Item, ItemKind, ItemState, order_of
+from headrace.scheduling.keeping import Keeping, KeepOptions
 from headrace.scheduling.residency import Residency
 from headrace.scheduling.roster import Roster
 from headrace.scheduling.settings import SchedulingSettings
@@ -56,7 +58,13 @@ class Scheduler:
     """
 
     def __init__(
-        self, settings: SchedulingSettings, pool: PagePool, cost: Cost, policy: Policy, swapping: Swapping | None = None
+        self,
+        settings: SchedulingSettings,
+        pool: PagePool,
+        cost: Cost,
+        policy: Policy,
+        swapping: Swapping | None = None,
+        keep: KeepOptions | None = None,
     ) -> None:
         self.settings = settings
         self.swapping = swapping
@@ -68,7 +76,11 @@ class Scheduler:
         self.shares = Shares(apart=policy is by_share)
         self._roster = Roster(self.shares)
         self.index = PrefixIndex(pool) if settings.prefix_reuse != "off" else None
+        self.keeping: Keeping | None = None
+        if keep is not None and self.index is not None:
+            self.keeping = Keeping(KeptPages(self.index, pool, keep.slots, keep.run_pages), cost, keep.page_bytes)
         self._residency = Residency(pool, self._roster, settings.max_running, swapping, self.index)
+        self._residency.keeping = self.keeping
         self._arrivals = 0
         self._turn = 0
         self._deadlines: list[tuple[float, tuple[int, int], Item]] = []
@@ -144,6 +156,8 @@ class Scheduler:
         if item.item_id not in self._roster.items:
             raise ValueError(f"item {item.item_id} is not live")
         self._residency.learn_length(item)
+        if self.keeping is not None and item.known:
+            self.keeping.pages.ended(item.tenant, item.pages[: item.known])
         self._remove(item)
         self.counters.finished += 1
 
@@ -185,12 +199,27 @@ class Scheduler:
         moves.lost.clear()
         self.counters.recomputed = self._residency.recomputed
 
+    def kept_arrived(self) -> None:
+        """Let items go on whose kept pages have been read. Call between steps, when pieces have ended."""
+        assert self.keeping is not None, "nothing is kept"
+        arrived = self.keeping.pages.arrived
+        for job in arrived:
+            item = self._roster.items[job.owner]
+            self._residency.arrive_kept(item, job)
+            self._roster.arrive(item)
+        arrived.clear()
+
+    def keep_nothing(self) -> None:
+        """Go on without the disk below the index."""
+        self.keeping = self._residency.keeping = None
+
     def waits_for_newcomers(self, step_seconds: float) -> bool:
         """True when the next step, of about ``step_seconds``, should wait for items whose pages are coming back."""
-        moving = len(self._roster.moving)
-        if self.swapping is None or not moving:
+        if self.swapping is None or not self._roster.moving:
             return False
-        return self.swapping.worth_waiting(self.swapping.moves.coming_pages, moving, self._roster.running - moving, step_seconds)
+        moves, others = self.swapping.moves, self._roster.running - len(self._roster.moving)
+        coming = sum(moves.find(item_id) is not None for item_id in self._roster.moving)
+        return self.swapping.worth_waiting(moves.coming_pages, coming, others, step_seconds)
 
     def plan(self) -> Step | None:
         """The next step, or ``None`` when nothing can run before something is added or finished.
@@ -266,7 +295,8 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Prove that items, lists and pages agree. Raises ``AssertionError`` naming the first fault. O(items + pages)."""
-        check_items(self._roster, self.pool, self.swapping.moves if self.swapping is not None else None)
+        kept = self.keeping.pages if self.keeping is not None else None
+        check_items(self._roster, self.pool, self.swapping.moves if self.swapping is not None else None, kept)
         if self.index is not None:
             self.index.check_integrity()
 

@@ -12,7 +12,20 @@ from headrace.engine.wire import Gauges
 
 StructType = TypeVar("StructType", bound=msgspec.Struct)
 
-_NOW = frozenset({"running", "waiting", "pages_total", "pages_free", "pages_cached", "under_way", "stored_pages", "ranges", "maps"})
+_NOW = frozenset(
+    {
+        "running",
+        "waiting",
+        "pages_total",
+        "pages_free",
+        "pages_cached",
+        "under_way",
+        "stored_pages",
+        "total_pages",
+        "ranges",
+        "maps",
+    }
+)
 """Fields that tell the present state; everything else only grows."""
 
 

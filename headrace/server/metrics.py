@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from headrace.engine.wire import MoveGauges, ViewGauges
+from headrace.engine.wire import KeptGauges, MoveGauges, ViewGauges
 from headrace.server.engine_totals import sum_of
 from headrace.server.loop_lag import LoopLag
 from headrace.server.model_metrics import ModelCollector
@@ -95,6 +95,7 @@ class _EngineCollector(Collector):
             yield CounterMetricFamily(name, text, value=amount)
         yield from _moves(state.moves or MoveGauges(), [one.moves or MoveGauges() for one in states])
         yield from _views(state.views or ViewGauges())
+        yield from _kept(state.kept or KeptGauges(), [one.kept or KeptGauges() for one in states])
 
 
 def _moves(moves: MoveGauges, each: list[MoveGauges]) -> Iterator[Metric]:
@@ -126,6 +127,22 @@ def _views(views: ViewGauges) -> Iterator[Metric]:
         ("headrace_view_failures", "Mappings that the system refused.", views.failures),
         ("headrace_view_wait_seconds", "Time in which steps waited for views.", views.inline_seconds),
         ("headrace_view_beside_seconds", "Time of mapping beside steps.", views.beside_seconds),
+    ):
+        yield CounterMetricFamily(name, text, value=amount)
+
+
+def _kept(kept: KeptGauges, each: list[KeptGauges]) -> Iterator[Metric]:
+    yield GaugeMetricFamily("headrace_prefix_disk_pages", "Pages that the disk keeps for later prompts.", value=kept.stored_pages)
+    yield GaugeMetricFamily("headrace_prefix_disk_pages_total", "Pages that it may keep.", value=kept.total_pages)
+    for name, text, amount in (
+        ("headrace_prefix_disk_hits", "Requests that got pages from the disk.", kept.hits),
+        ("headrace_prefix_disk_read_bytes", "Bytes read for them.", sum(one.read_pages * one.page_bytes for one in each)),
+        (
+            "headrace_prefix_disk_written_bytes",
+            "Bytes of pages that were kept.",
+            sum(one.written_pages * one.page_bytes for one in each),
+        ),
+        ("headrace_prefix_disk_failures", "Pieces that could not be written or read.", kept.failures),
     ):
         yield CounterMetricFamily(name, text, value=amount)
 

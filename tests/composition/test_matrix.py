@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from quantised_models import RoundedWeights
 
-from headrace.engine.build import make_chain, make_moving, make_scheduler
+from headrace.engine.build import make_chain, make_keeping, make_moving, make_scheduler
 from headrace.engine.grammars import LazyGrammars
 from headrace.engine.loop import Engine, EngineParts
 from headrace.engine.request import Limits
@@ -29,6 +29,7 @@ from headrace.memory.moves import MoveOptions
 from headrace.memory.views import ViewPlan, Views
 from headrace.models.catalog import OpenModel, find_model, open_model
 from headrace.models.recoding import recode
+from headrace.scheduling.keeping import KeepOptions
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.scheduling.swapping import SwapOptions
 from headrace.text.open_tokenizer import open_tokenizer
@@ -64,6 +65,7 @@ class Mix:
     weights: str = "auto"
     kv: KvFormat = "bf16"
     reuse: bool = False
+    kept: bool = False
     tenants: int = 1
     priorities: bool = False
     policy: str = "fair"
@@ -87,6 +89,7 @@ MECHANISMS: dict[str, dict[str, int | bool | str]] = {
     "kv8": {"kv": "kv8"},
     "kv4": {"kv": "kv4"},
     "prefix reuse": {"reuse": True},
+    "pages kept on disk": {"reuse": True, "kept": True},
     "fair shares": {"tenants": 3},
     "priorities": {"priorities": True, "policy": "priority"},
     "views": {"views": True},
@@ -178,14 +181,21 @@ def engine_of(mix: Mix, bench: Bench) -> Engine:
     scheduling = SchedulingSettings(
         step_tokens=mix.step_tokens, prefix_reuse="on" if mix.reuse else "off", policy=mix.policy
     )  # fmt: skip
-    scheduler = make_scheduler(scheduling, mix.pages, chain, None, swap)
+    keep = KeepOptions(4 * POOL, slot_bytes(arena.page_bytes)) if mix.kept else None
+    scheduler = make_scheduler(scheduling, mix.pages, chain, None, swap, keep)
+    keeping = None
+    if scheduler.keeping is not None:
+        scheduler.keeping.rates.read = 1e15  # reading is always foreseen to be quicker
+        keeping = make_keeping(scheduler, arena, bench.folder / "kept", f"{mix.weights}{mix.kv}-{mix.threads}")
+        assert keeping is not None
     moving = make_moving(scheduler, arena, bench.folder) if swap is not None else None
     config = bench.model.config
     limits = Limits(config.vocab, config.context_length, config.eos_ids)
     pages = arena.rows if mix.views else arena.bytes[: mix.pages]
     viewing = Viewing(Views(arena, VIEWS)) if mix.views else None
     sampler = Sampler(config.vocab, mix.threads)
-    return Engine(EngineParts(chain, pages, scheduler, sampler, limits, bench.grammars, moving=moving, viewing=viewing))
+    parts = EngineParts(chain, pages, scheduler, sampler, limits, bench.grammars, moving=moving, viewing=viewing, keeping=keeping)
+    return Engine(parts)
 
 
 def run(engine: Engine, submits: list[Submit], arrivals: random.Random | None) -> dict[int, list[Answer]]:
@@ -235,11 +245,17 @@ PAIRS = [  # two values of one switch can't be on together
 
 def check(mix: Mix, bench: Bench) -> None:
     """Every request gets what it gets alone, and what the mix is about has happened."""
+    if mix.kept:  # an earlier server's pages
+        warm = engine_of(dataclasses.replace(mix, pages=POOL, swap="recompute"), bench)
+        run(warm, requests_of(mix, bench), None)
+        warm.close()
     engine = engine_of(mix, bench)
     if mix.pages < POOL:
         expect_short_answers(engine, bench)
     submits = requests_of(mix, bench)
-    if mix.reuse:  # the same once before, so that there is something to find beside what the requests share among themselves
+    if (
+        mix.reuse and not mix.kept
+    ):  # the same once before, so that there is something to find beside what the requests share among themselves
         run(engine, [msgspec.structs.replace(submit, request_id=100 + submit.request_id) for submit in submits], None)
         assert engine.scheduler.pool.cached > 0
     answers = run(engine, submits, random.Random(mix.shuffle) if mix.shuffle else None)
@@ -256,6 +272,8 @@ def check(mix: Mix, bench: Bench) -> None:
         assert views.shown_pages + views.kept_pages > 0, "no pages had to be mapped one after the other"
     if mix.reuse:
         assert engine.gauges().prefix_found_tokens > 0
+    kept = engine.gauges().kept
+    assert not mix.kept or (kept is not None and kept.read_pages > 0), "nothing was read from the disk"
     engine.close()
 
 

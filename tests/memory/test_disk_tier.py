@@ -157,7 +157,7 @@ def _one_transfer() -> tuple[Moves, Transfer]:
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), ValueError("a fault of our own")])
 def test_the_mover_tells_of_failures_and_lives_on(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    mover = Mover(_BrokenTier(error))
+    mover: Mover[Transfer] = Mover(_BrokenTier(error))
     assert isinstance(mover.tier, _BrokenTier)
     mover.tier.go_on.set()
     for _ in range(2):
@@ -198,7 +198,7 @@ def test_long_pieces_are_cut_to_what_may_be_under_way() -> None:
 
 def test_closing_drops_what_has_not_begun() -> None:
     tier = _BrokenTier(OSError("late"))
-    mover = Mover(tier)
+    mover: Mover[Transfer] = Mover(tier)
     transfers = [_one_transfer()[1] for _ in range(5)]
     mover.start(transfers)
     tier.begun.wait(10)
