@@ -10,6 +10,8 @@ from functools import partial
 import msgspec
 
 from headrace.engine.loop import Engine
+from headrace.engine.sampling_params import SamplingParams
+from headrace.engine.wire import Submit
 from headrace.evaluation.exactness import greedy_requests
 from headrace.evaluation.experiment import Claim, Conditions, Experiment, Findings, interleave
 from headrace.evaluation.experiments import _fairness_runs as runs
@@ -52,9 +54,9 @@ def _engine(bench: Bench, policy: str, running: int = 256) -> Engine:
 
 
 def _exact(bench: Bench, conditions: Conditions) -> list[Claim]:
-    """Three shares of different weights and priorities on half the pages, against first come first served on plenty."""
+    """Three shares of different weights and priorities on a third of the pages, against first come first served on plenty."""
     conditions.report("exactness", 0, 2)
-    count, output = (9, 24) if conditions.quick else (24, 64)
+    count, output = (9, 48) if conditions.quick else (24, 96)
     rng = random.Random(conditions.seed)
     submits = greedy_requests(bench, [rng.randrange(20, 160) for _ in range(count)], (output,), conditions.seed)
     plain = run_all(_engine(bench, "fcfs"), submits)
@@ -63,11 +65,13 @@ def _exact(bench: Bench, conditions: Conditions) -> list[Claim]:
         msgspec.structs.replace(one, share=f"share {n % 3}", weight=1 + n % 3, priority=n % 5 - 2) for n, one in enumerate(submits)
     )
     page = bench.built.chain.page_layout.tokens
-    pages = sum(-(-(len(one.prompt) + output) // page) for one in submits) // 2
+    pages = sum(-(-(len(one.prompt) + output) // page) for one in submits) // 3
     engine = bench.engine(SchedulingSettings(policy="fair"), pages)
-    found = run_all(engine, shared, [rng.randrange(3) for _ in shared])
+    ended = SamplingParams(max_tokens=100, logit_bias={bench.built.model.config.eos_ids[0]: 100.0})
+    run_all(engine, [Submit(1_000_000 + n, submits[0].prompt[:8], ended) for n in range(8)])  # short answers are then expected
+    found = run_all(engine, shared)
     same = sum(found.get(key) == trace for key, trace in plain.items())
-    what = "tokens and logprobs under fair shares, weights and priorities on half the pages, as first come first served on plenty"
+    what = "tokens and logprobs under fair shares and priorities on a third of the pages, as first come first served on plenty"
     return [Claim("exact", what, "==", 100, 100 * same / len(plain), "% same bits", f"{engine.gauges().preemptions} preemptions")]
 
 
