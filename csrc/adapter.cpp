@@ -10,7 +10,7 @@ namespace headrace {
 namespace {
 
 constexpr int kUnitBytes = 32;           // sixteen values: every row and panel is a multiple, and begins at one
-constexpr int kAhead = 4;                 // stretches of panels whose numbers are on their way while others are added
+constexpr int kAhead = 8;                 // stretches of panels whose numbers are on their way while others are added
 constexpr std::size_t kMostFetched = 4096; // values of one stretch that are asked for at once
 constexpr std::size_t kTileWork = 49152; // bytes of a tile of shrinking, times a quarter of the rows that meet them
 
@@ -252,7 +252,7 @@ void AdapterRunner::fetch(const PackedMatrix& matrix, int m0, int panel0, int pa
     int left = kAhead;
     each_task(matrix, m0, panel0, panel1, [&](const AdapterExpand& task, std::ptrdiff_t) {
         const std::size_t values = unsign(task.panels) * unsign(task.ranks) * kPanelWidth;
-        for (std::size_t i = 0; i < std::min(values, kMostFetched); i += 32) __builtin_prefetch(task.b + i, 0, 3);
+        for (std::size_t i = 0; i < std::min(values, kMostFetched); i += 32) __builtin_prefetch(task.b + i, 0, 2);
         return --left > 0;
     });
 }

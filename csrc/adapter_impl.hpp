@@ -15,10 +15,14 @@ inline constexpr int kMostRows = 4, kSums = 16;  // 32 registers
 inline constexpr int kMostRows = 2, kSums = 4;  // a value takes two of 16 registers
 #endif
 
+// A single row is bound by memory, which is fastest when few places are read at once; two hide the latency of a sum.
+inline constexpr int kStreams = 2;
+
 inline constexpr std::size_t kLine = 32;  // values of a cache line
 
-// Adapters are read once and from many places: the hardware's own prefetching starts anew at each of them and is late.
-HEADRACE_INLINE void fetch(const std::uint16_t* line) { __builtin_prefetch(line, 0, 3); }
+// Adapters are read once and from many places: the hardware's own prefetching starts anew at each of them and is late. Into
+// the second cache: aiming at the first was measured at half the speed, since few of its misses can be on their way at once.
+HEADRACE_INLINE void fetch(const std::uint16_t* line) { __builtin_prefetch(line, 0, 2); }
 
 template <int rows, int ranks>
 HEADRACE_INLINE void shrink_block(const AdapterShrink& task, int entry, int rank) {
@@ -50,7 +54,7 @@ HEADRACE_INLINE void shrink_block(const AdapterShrink& task, int entry, int rank
 
 template <int rows>
 HEADRACE_INLINE void shrink_entries(const AdapterShrink& task, int entry) {
-    constexpr int ranks = kSums / rows < 8 ? kSums / rows : 8;
+    constexpr int ranks = rows == 1 ? kStreams : kSums / rows;
     int rank = 0;
     for (; rank + ranks <= task.ranks; rank += ranks) shrink_block<rows, ranks>(task, entry, rank);
     for (; rank < task.ranks; ++rank) shrink_block<rows, 1>(task, entry, rank);
@@ -97,7 +101,7 @@ HEADRACE_INLINE void expand_block(const AdapterExpand& task, int entry, int pane
 
 template <int rows>
 HEADRACE_INLINE void expand_entries(const AdapterExpand& task, int entry) {
-    constexpr int panels = kSums / rows < 4 ? kSums / rows : 4;
+    constexpr int panels = rows == 1 ? kStreams : kSums / rows;
     int panel = 0;
     for (; panel + panels <= task.panels; panel += panels) expand_block<rows, panels>(task, entry, panel);
     for (; panel < task.panels; ++panel) expand_block<rows, 1>(task, entry, panel);

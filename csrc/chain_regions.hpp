@@ -11,6 +11,7 @@ inline constexpr int kSerialRows = 2;       // so few rows are not worth a regio
 inline constexpr int kTileRows = 64;        // activation rows of a tile stay in L2 while its panels pass
 inline constexpr int kTileBytes = 24 << 10; // weights of a tile: a few microseconds of memory time
 inline constexpr int kTilePanels = 8;       // at most, which bounds scratch
+inline constexpr int kAdapterPanels = 6;    // at least with adapters, whose own panels of a tile are then longer stretches of memory
 
 // fn(row, worker) for every row, in short runs.
 template <class Fn>
@@ -29,7 +30,8 @@ void Chain::for_rows(int rows, Fn&& fn) {
 template <class Body>
 void Chain::for_tiles(const PackedMatrix& matrix, int rows, Body&& body) {
     const int panel_bytes = static_cast<int>(matrix.bytes() / static_cast<std::size_t>(matrix.panel_count()));
-    const int panels = std::clamp(kTileBytes / std::max(panel_bytes, 1) / 2 * 2, 2, kTilePanels);
+    const int least = adapters_.active() ? kAdapterPanels : 2;
+    const int panels = std::clamp(kTileBytes / std::max(panel_bytes, 1) / 2 * 2, least, kTilePanels);
     const int columns = (matrix.panel_count() + panels - 1) / panels, stripes = (rows + kTileRows - 1) / kTileRows;
     pool_->parallel_for(columns * stripes, [&](int tile, int worker) {
         const int m0 = tile % stripes * kTileRows, panel0 = tile / stripes * panels;
