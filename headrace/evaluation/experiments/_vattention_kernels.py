@@ -69,7 +69,7 @@ def native_claims(bench: Bench, conditions: Conditions) -> list[Claim]:
     variants: list[Callable[[], float]] = [decode.run, partial(decode.run, rows)]
     table, straight = interleave(variants, rounds, partial(conditions.report, "native attention"))
     claims = [
-        Claim("native", "native decode attention at 2,048 tokens, by table / in a row", "<=", 1.05, min(table) / min(straight), "x",
+        Claim("native", "native decode attention at 2,048 tokens, by table / in a row", "<=", 1.15, min(table) / min(straight), "x",
               "so tables stay the default: a table costs one look-up for 4 KiB"),
     ]  # fmt: skip
     tails = [list(range(_PREFIX + _TAIL * child, _PREFIX + _TAIL * (child + 1))) for child in range(_CHILDREN)]
