@@ -13,6 +13,7 @@ from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.wire import Submit
 from headrace.evaluation.trials import Bench
 from headrace.memory.disk_tier import DiskTier, slot_bytes
+from headrace.memory.lodging import Transfer
 from headrace.memory.mover import Mover
 from headrace.memory.moves import MoveOptions, Moves
 from headrace.memory.page_pool import PagePool
@@ -40,7 +41,7 @@ class _Travellers:
 
     def __init__(self, bench: Bench, swapping: Swapping) -> None:
         built = bench.built
-        self._mover = Mover(DiskTier(built.arena, cache_dir(), swapping.moves.options.slots, page_checksum()))
+        self._mover: Mover[Transfer] = Mover(DiskTier(built.arena, cache_dir(), swapping.moves.options.slots, page_checksum()))
         self._swapping = swapping
         self._moves = swapping.moves
         self.moved = 0
