@@ -23,6 +23,9 @@ struct AttentionBlock {
     AttentionShape shape;  // its page_offset is set by the chain
     float scale = 1.0f;
     Gains norm, q_norm, k_norm, post_norm, q_bias, k_bias, v_bias;
+    // Balance of coded keys, [kv_heads][head_dim] each or all empty: pages hold (key + k_shift) · k_factor, and queries are
+    // multiplied by q_factor, its inverse. A shift moves all scores of a query alike, so no weight of attention changes.
+    Gains k_shift, k_factor, q_factor;
     Matrix qkv;  // sources Q, K, V
     Matrix o;
     RopeTable* rope = nullptr;  // set by the chain
@@ -71,6 +74,10 @@ class Chain {
     std::shared_ptr<float> hidden() const { return final_.share(); }     // [kept rows][hidden]
     std::shared_ptr<float> logits(int first, int count);                 // [count][vocab]
     void greedy(int first, int count, std::int32_t* out);
+    // Queries (times `scale`) and keys of all rows as the attention block that ran last made them: [heads + kv_heads][head_dim]
+    // a row. Empty before the first.
+    std::vector<float> finished_heads();
+    int finished_width() const;
 
   private:
     struct Order {
@@ -107,8 +114,9 @@ class Chain {
     std::size_t page_bytes_ = 0;
     std::size_t qkv_width_ = 0, wide_width_ = 0, scratch_floats_ = 0;
     const KernelTable* table_ = nullptr;
+    const AttentionBlock* finished_ = nullptr;  // whose queries and keys stand in qkv_
 
-    int residual_rows_ = 0, kept_rows_ = 0;
+    int residual_rows_ = 0, kept_rows_ = 0, finished_rows_ = 0;
     bool gathered_ = false;  // the residual holds the output rows only
     Buffer<float> residual_, normed_, qkv_, wide_, final_, logits_, scratch_;
     RowBuffer activations_, final_activations_;

@@ -1,4 +1,6 @@
 // The attention half of a chain.
+#include <algorithm>
+
 #include "chain.hpp"
 #include "chain_regions.hpp"
 
@@ -23,6 +25,8 @@ void Chain::run_attention(const AttentionBlock& block, const BatchView& batch, c
         add_adapters(*block.qkv, m0, panel0, panel1, qkv_.data() + product(m0, columns) + panel0 * kPanelWidth, columns);
     });
     finish_qkv(block, batch, pages);
+    finished_ = &block;
+    finished_rows_ = rows;
     const auto stride = static_cast<std::size_t>(width);
     attention_runner_.run(*table_, *pool_, block.shape, batch, pages,
                           {qkv_.data() + block.qkv->column_starts()[0], columns, wide_.data(), stride});
@@ -47,6 +51,9 @@ void Chain::finish_qkv(const AttentionBlock& block, const BatchView& batch, cons
         work.v_bias = pointer(block.v_bias);
         work.q_norm = pointer(block.q_norm);
         work.k_norm = pointer(block.k_norm);
+        work.k_shift = pointer(block.k_shift);
+        work.k_factor = pointer(block.k_factor);
+        work.q_factor = pointer(block.q_factor);
         work.cosine = block.rope->cosine(position);
         work.sine = block.rope->sine(position);
         work.eps = shape_.eps;
@@ -60,6 +67,26 @@ void Chain::finish_qkv(const AttentionBlock& block, const BatchView& batch, cons
         work.slot = position % kPageTokens;
         table_->rows.finish_qkv(work);
     });
+}
+
+int Chain::finished_width() const {
+    return finished_ == nullptr ? 0 : (finished_->shape.heads + finished_->shape.kv_heads) * finished_->shape.head_dim;
+}
+
+std::vector<float> Chain::finished_heads() {
+    std::lock_guard lock(busy_);
+    const auto width = static_cast<std::size_t>(finished_width());
+    std::vector<float> all(product(finished_rows_, width));
+    if (finished_ == nullptr) return all;
+    const auto columns = static_cast<std::size_t>(finished_->qkv->columns());
+    const auto queries = static_cast<std::size_t>(finished_->shape.heads * finished_->shape.head_dim);
+    for (int row = 0; row < finished_rows_; ++row) {
+        const float* from = qkv_.data() + product(row, columns);
+        float* to = all.data() + product(row, width);
+        std::copy_n(from + finished_->qkv->column_starts()[0], queries, to);
+        std::copy_n(from + finished_->qkv->column_starts()[1], width - queries, to + queries);
+    }
+    return all;
 }
 
 void Chain::find_pages(const BatchView& batch) {

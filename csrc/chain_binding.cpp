@@ -51,7 +51,7 @@ ActivationKind activation(const std::string& name) {
     throw std::invalid_argument("no activation is called '" + name + "'");
 }
 
-// `vectors`: norm, post_norm, q_norm, k_norm, q_bias, k_bias, v_bias, as far as the block has them.
+// `vectors`: norm, post_norm, q_norm, k_norm, q_bias, k_bias, v_bias, k_shift, k_factor, q_factor, as far as the block has them.
 void add_attention(Chain& chain, const AttentionShape& shape, float scale, const Floats& inverse_frequencies, Matrix qkv, Matrix o,
                    const nb::dict& vectors) {
     AttentionBlock block;
@@ -66,6 +66,9 @@ void add_attention(Chain& chain, const AttentionShape& shape, float scale, const
     block.q_bias = gains(vectors, "q_bias");
     block.k_bias = gains(vectors, "k_bias");
     block.v_bias = gains(vectors, "v_bias");
+    block.k_shift = gains(vectors, "k_shift");
+    block.k_factor = gains(vectors, "k_factor");
+    block.q_factor = gains(vectors, "q_factor");
     const float* frequencies = inverse_frequencies.data();
     chain.add_attention(std::move(block), {frequencies, frequencies + inverse_frequencies.shape(0)});
 }
@@ -174,6 +177,13 @@ Kept logits(Chain& chain, int first, int count) {
     return kept(values, count, chain.shape().vocab);
 }
 
+Kept finished_heads(Chain& chain) {
+    auto* values = new std::vector<float>(chain.finished_heads());
+    nb::capsule owner(values, [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
+    const auto width = static_cast<std::size_t>(chain.finished_width());
+    return Kept(values->data(), {width == 0 ? 0 : values->size() / width, width}, owner);
+}
+
 void greedy(Chain& chain, int first, const MutableInts& out) {
     nb::gil_scoped_release release;
     chain.greedy(first, static_cast<int>(out.shape(0)), out.data());
@@ -213,6 +223,7 @@ void bind_chain(nb::module_& m) {
         .def("forward", &forward, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "slice_starts"_a.noconvert(),
              "page_starts"_a.noconvert(), "page_ids"_a.noconvert(), "output_rows"_a.noconvert(), "pages"_a.noconvert(), "first"_a, "last"_a,
              "adapters"_a.none() = nb::none(), "first_rows"_a.noconvert().none() = nb::none())
+        .def("finished_heads", &finished_heads, "Queries, then keys, of all rows as the attention block run last made them.")
         .def("resize_threads", &Chain::resize_threads, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
              "Compute with that many threads from the next call on; waits for the one under way.")
         .def("hidden", &hidden)

@@ -56,6 +56,11 @@ void Chain::add_attention(AttentionBlock block, std::vector<float> inverse_frequ
     check_gains("q_bias", block.q_bias, shape.heads * width, false);
     check_gains("k_bias", block.k_bias, shape.kv_heads * width, false);
     check_gains("v_bias", block.v_bias, shape.kv_heads * width, false);
+    const bool balanced = !block.k_shift.empty();
+    check_gains("k_shift", block.k_shift, shape.kv_heads * width, balanced);
+    check_gains("k_factor", block.k_factor, shape.kv_heads * width, balanced);
+    check_gains("q_factor", block.q_factor, shape.kv_heads * width, balanced);
+    demand(balanced || (block.k_factor.empty() && block.q_factor.empty()), "k_factor and q_factor go with k_shift");
     check_matrix("qkv", block.qkv, shape_.hidden, {shape.heads * width, shape.kv_heads * width, shape.kv_heads * width});
     check_matrix("o", block.o, shape.heads * width, {shape_.hidden});
     demand(!block.qkv->interleaved(), "qkv must not be interleaved");

@@ -49,12 +49,25 @@ inline void store_kv_row(const KvRow& row) {
     }
 }
 
+// Keys become (key + shift) · factor, and queries take the inverse factor: see AttentionBlock.
+HEADRACE_INLINE void balance_heads(const QkvRow& row) {
+    const int width = row.head_dim, group = row.heads / row.kv_heads;
+    for (int i = 0; i < row.kv_heads * width; i += 16)
+        store(row.k + i, (load(row.k + i) + load(row.k_shift + i)) * load(row.k_factor + i));
+    for (int head = 0; head < row.heads; ++head) {
+        float* q = row.q + head * width;
+        const float* factor = row.q_factor + head / group * width;
+        for (int i = 0; i < width; i += 16) store(q + i, load(q + i) * load(factor + i));
+    }
+}
+
 inline void finish_qkv_row(const QkvRow& row) {
     const int width = row.head_dim;
     finish_heads(row.q, row.q_bias, row.q_norm, row.heads, row);
     finish_heads(row.k, row.k_bias, row.k_norm, row.kv_heads, row);
     if (row.v_bias) add_row(row.v_bias, row.kv_heads * width, row.v);
     scale_row(row.scale, row.heads * width, row.q);
+    if (row.k_shift) balance_heads(row);
     store_kv_row({row.format, row.kv_heads, width, row.k, row.v, row.page, row.slot});
 }
 

@@ -41,6 +41,9 @@ struct QkvRow {
     const float* v_bias;
     const float* q_norm;
     const float* k_norm;
+    const float* k_shift;   // [kv_heads][head_dim] each, or null: see AttentionBlock
+    const float* k_factor;
+    const float* q_factor;
     const float* cosine;  // [head_dim/2] at the row's position
     const float* sine;
     float eps;

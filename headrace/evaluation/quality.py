@@ -105,11 +105,19 @@ def compare_chains(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Text:
-    """What predictions are compared on: windows [n, length], the token before each, and each how manieth position is scored."""
+    """What predictions are compared on: windows [n, length], the token before each, and each how manieth position is scored.
+
+    ``sparse``: candidates that read only each so manieth window.
+    """
 
     windows: Int32
     first_token: int | None = None
     every: int = 1
+    sparse: Mapping[str, int] = field(default_factory=dict)
+
+    def readers(self, candidates: Mapping[str, ChainRunner], index: int) -> dict[str, ChainRunner]:
+        """Those that read window ``index``."""
+        return {name: runner for name, runner in candidates.items() if index % self.sparse.get(name, 1) == 0}
 
 
 @dataclass(slots=True)
@@ -118,6 +126,8 @@ class _Tally:
 
     agreed: int = 0
     loss: float = 0.0
+    reference_loss: float = 0.0
+    predicted: int = 0
     divergences: list[Float64] = field(default_factory=list)
 
 
@@ -130,39 +140,40 @@ def compare_many(
     """:func:`compare_chains` of several candidates; the reference is computed once. ``seconds`` are those of all together."""
     began = time.perf_counter()
     tallies = {name: _Tally() for name in candidates}
-    loss, predicted = 0.0, 0
     for index, window in enumerate(text.windows):
         following = window[1 :: text.every]  # of each scored position; the last one may have none
-        runs = [window_logits(runner, window, first_token=text.first_token, every=text.every) for runner in candidates.values()]
+        readers = text.readers(candidates, index)
+        runs = [window_logits(runner, window, first_token=text.first_token, every=text.every) for runner in readers.values()]
         position = 0
         for expected in window_logits(reference, window, first_token=text.first_token, every=text.every):
             known, best = log_softmax(expected), expected.argmax(axis=-1)
             share, targets = np.exp(known), following[position : position + len(known)]
             at = np.arange(len(targets))
-            loss -= known[at, targets].sum(dtype=np.float64)
-            for tally, run in zip(tallies.values(), runs, strict=True):
-                actual = next(run)
+            loss = float(known[at, targets].sum(dtype=np.float64))
+            for name, run in zip(readers, runs, strict=True):
+                actual, tally = next(run), tallies[name]
+                tally.reference_loss -= loss
+                tally.predicted += len(targets)
                 tally.agreed += int((best == actual.argmax(axis=-1)).sum())
                 guessed = log_softmax(actual)
                 tally.loss -= float(guessed[at, targets].sum(dtype=np.float64))
                 tally.divergences.append((share * (known - guessed)).sum(axis=-1, dtype=np.float64))
             position += len(known)
-        predicted += len(following)
         if progress is not None:
             progress(index + 1, len(text.windows))
     seconds = time.perf_counter() - began
-    return {name: _quality(tally, loss / predicted, predicted, seconds) for name, tally in tallies.items()}
+    return {name: _quality(tally, seconds) for name, tally in tallies.items()}
 
 
-def _quality(tally: _Tally, reference_loss: float, predicted: int, seconds: float) -> Quality:
+def _quality(tally: _Tally, seconds: float) -> Quality:
     every = np.concatenate(tally.divergences)
     return Quality(
         positions=len(every),
         top1_agreement=tally.agreed / len(every),
         mean_kl=float(every.mean()),
         p99_kl=float(np.quantile(every, 0.99)),
-        reference_perplexity=math.exp(reference_loss),
-        candidate_perplexity=math.exp(tally.loss / predicted),
+        reference_perplexity=math.exp(tally.reference_loss / tally.predicted),
+        candidate_perplexity=math.exp(tally.loss / tally.predicted),
         seconds=seconds,
     )
 

@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.errors import HeadraceError
+from headrace.kernels import key_balance
 from headrace.kernels._native import AttentionShape, Chain, ThreadPool
 from headrace.kernels._native import StepAdapters as NativeAdapters
 from headrace.kernels.interface import PAGE_TOKENS, Bytes, Float32, Int32, KvFormat, PageLayout, StepAdapters, StepBatch
+from headrace.kernels.key_balance import KeyBalance
 from headrace.kernels.packing import Matrices, pack_all
 from headrace.models.config import AttentionSpec, MlpSpec, ModelConfig
 from headrace.models.rope import inverse_frequencies
@@ -40,22 +42,19 @@ class NativeChain:
         self, config: ModelConfig, weights: WeightSource, threads: int, pack: Packer | None = None, kv: KvFormat = "bf16"
     ) -> None:
         self.config = config
-        self._kv = kv
         self._pool = ThreadPool(_checked_threads(threads))
         self._weights = weights
-        self._layer = -1
         self._matrices = (pack or _pack_in_memory)(config, weights, self._pool)
         try:
-            self._chain = Chain(
-                config.hidden, config.vocab, config.context_length, config.norm_eps, config.embedding_scale, self._pool
-            )
-            for spec in config.blocks:
-                self._add_block(spec)
-            self._add_ends()
+            self._balances: list[KeyBalance] = []
+            if kv == "kv4":
+                self._chain = self._built("bf16")
+                self._balances = key_balance.measure(config, self._measured_heads().__getitem__)
+            self._chain = self._built(kv)
         except ValueError as error:
             raise HeadraceError("model_file", f"the model's weights don't form its chain: {error}") from error
         weights.release()
-        del self._weights, self._matrices
+        del self._weights, self._matrices, self._balances
         self.page_layout = PageLayout(PAGE_TOKENS, self._chain.page_bytes, kv)
 
     @property
@@ -107,31 +106,49 @@ class NativeChain:
         self._chain.greedy(first, tokens)
         return tokens
 
-    def _add_block(self, spec: AttentionSpec | MlpSpec) -> None:
-        if isinstance(spec, AttentionSpec):
-            self._layer += 1
-            self._add_attention(spec, f"layer.{self._layer}.attention.")
-        else:
-            self._add_mlp(spec, f"layer.{self._layer}.mlp.")
+    def _built(self, kv: KvFormat) -> Chain:
+        config = self.config
+        chain = Chain(config.hidden, config.vocab, config.context_length, config.norm_eps, config.embedding_scale, self._pool)
+        layer = -1
+        for spec in config.blocks:
+            if isinstance(spec, AttentionSpec):
+                layer += 1
+                self._add_attention(chain, spec, layer, kv)
+            else:
+                self._add_mlp(chain, spec, f"layer.{layer}.mlp.")
+        embedding = self._matrices["embedding"]
+        chain.set_ends(embedding, self._matrices.get("head", embedding), {"norm": self._vector("final_norm")})
+        return chain
 
-    def _add_attention(self, spec: AttentionSpec, prefix: str) -> None:
+    def _measured_heads(self) -> list[tuple[Float32, Float32]]:
+        """Queries and keys of every layer over the sample, computed with pages in bf16."""
+        batch = key_balance.sample_batch(self.config, PAGE_TOKENS)
+        pool = np.zeros((len(batch.page_ids), self._chain.page_bytes), np.uint8)
+        found = []
+        for index, spec in enumerate(self.config.blocks):
+            self.forward_span(batch, pool, index, index + 1)
+            if isinstance(spec, AttentionSpec):
+                heads = self._chain.finished_heads().reshape(len(batch.token_ids), -1, spec.head_dim)
+                found.append((heads[:, : spec.heads], heads[:, spec.heads :]))
+        return found
+
+    def _add_attention(self, chain: Chain, spec: AttentionSpec, layer: int, kv: KvFormat) -> None:
+        prefix = f"layer.{layer}.attention."
         names = ["norm"]
         names += ["q_norm", "k_norm"] if spec.qk_norm else []
         names += ["q_bias", "k_bias", "v_bias"] if spec.qkv_bias else []
         names += ["post_norm"] if spec.post_norm else []
-        shape = AttentionShape.of(spec.heads, spec.kv_heads, spec.head_dim, spec.window or 0, 0, self._kv)
+        shape = AttentionShape.of(spec.heads, spec.kv_heads, spec.head_dim, spec.window or 0, 0, kv)
         qkv, output = self._matrices[prefix + "qkv"], self._matrices[prefix + "o"]
-        self._chain.add_attention(shape, spec.scale, inverse_frequencies(spec), qkv, output, self._vectors(prefix, names))
+        vectors = self._vectors(prefix, names)
+        if self._balances:
+            vectors |= self._balances[layer].vectors()
+        chain.add_attention(shape, spec.scale, inverse_frequencies(spec), qkv, output, vectors)
 
-    def _add_mlp(self, spec: MlpSpec, prefix: str) -> None:
+    def _add_mlp(self, chain: Chain, spec: MlpSpec, prefix: str) -> None:
         names = ["norm", "post_norm"] if spec.post_norm else ["norm"]
         gate_up, down = self._matrices[prefix + "gate_up"], self._matrices[prefix + "down"]
-        self._chain.add_mlp(spec.inner, spec.activation, gate_up, down, self._vectors(prefix, names))
-
-    def _add_ends(self) -> None:
-        embedding = self._matrices["embedding"]
-        head = self._matrices.get("head", embedding)
-        self._chain.set_ends(embedding, head, {"norm": self._vector("final_norm")})
+        chain.add_mlp(spec.inner, spec.activation, gate_up, down, self._vectors(prefix, names))
 
     def _vectors(self, prefix: str, names: list[str]) -> _Vectors:
         return {name: self._vector(prefix + name) for name in names}

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from headrace.kernels.key_balance import KeyBalance
 from headrace.kernels.torch_adapters import Addition, no_addition
 from headrace.kernels.torch_pages import LayerPages, PagedRows
 from headrace.models.config import AttentionSpec, MlpSpec
@@ -78,16 +79,29 @@ class TorchAttention:
         names += ["q_norm", "k_norm"] if spec.qk_norm else []
         names += ["post_norm"] if spec.post_norm else []
         self._weights = {name: read(name) for name in names}
+        self._balance: KeyBalance | None = None
+
+    def set_balance(self, found: KeyBalance) -> None:
+        """Write keys as ``found`` says from now on; see :mod:`~headrace.kernels.key_balance`."""
+        self._balance = found
+
+    def heads(self, x: Tensor, angles: tuple[Tensor, Tensor], add: Addition = no_addition) -> tuple[Tensor, Tensor, Tensor]:
+        """Finished queries (not yet times ``scale``), keys and values of the rows, [T, heads, head_dim] each."""
+        normed = self._tap.rows("qkv", rms_norm(x, self._weights["norm"], self._eps))
+        query, key, value = (self._project(normed, name, add) for name in "qkv")
+        return rotate(query, *angles), rotate(key, *angles), value
 
     def __call__(
         self, x: Tensor, places: BatchPlaces, pages: LayerPages, angles: tuple[Tensor, Tensor], add: Addition = no_addition
     ) -> Tensor:
         """Residual stream [T, hidden] after the block. Writes K and V of all rows before any row reads them."""
         weights, spec = self._weights, self.spec
-        normed = self._tap.rows("qkv", rms_norm(x, weights["norm"], self._eps))
-        query, key, value = (self._project(normed, name, add) for name in "qkv")
-        query, key = rotate(query, *angles), rotate(key, *angles)
+        query, key, value = self.heads(x, angles, add)
         key, value = self._tap.cache(key, value)
+        if self._balance is not None:
+            shift, factor, inverse = (torch.from_numpy(one).to(key) for one in self._balance.parts())
+            key = (key + shift) * factor
+            query = query * inverse.repeat_interleave(spec.heads // spec.kv_heads, dim=0)
         pages.write(places.page, places.slot, key, value)
         mixed = torch.cat([self._attend(query, places, rows, pages) for rows in places.slices])
         out = linear(self._tap.rows("o", mixed), "o", weights, add)

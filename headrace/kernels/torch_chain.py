@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headrace.errors import HeadraceError
+from headrace.kernels import key_balance
 from headrace.kernels.interface import KV_BITS, PAGE_TOKENS, Bytes, Float32, Int32, PageLayout, StepBatch, TorchKv, kv_head_bytes
+from headrace.kernels.key_balance import KeyBalance
 from headrace.kernels.torch_adapters import TorchAdapters
 from headrace.kernels.torch_blocks import BatchPlaces, TorchAttention, TorchMlp, rms_norm
 from headrace.kernels.torch_pages import CodedPages, FloatPages, LayerPages, PagedRows, RowPages, split_last
@@ -49,6 +51,11 @@ class TorchChain:
         self._head = self._embedding if config.tied_head else self._read("head")
         specs = {_rope_key(spec): spec for spec in config.attention_blocks}
         self._frequencies = {key: torch.from_numpy(inverse_frequencies(spec)).to(self._device) for key, spec in specs.items()}
+        if kv == "kv4":
+            plain = TorchChain(config, weights, device, dtype, "fp32")
+            attention = [block for block in self._blocks if isinstance(block, TorchAttention)]
+            for block, found in zip(attention, plain.key_balances(), strict=True):
+                block.set_balance(found)
         self._kept = torch.empty((0, config.hidden), device=self._device, dtype=dtype)
 
     @torch.inference_mode()
@@ -71,6 +78,24 @@ class TorchChain:
                 x = block(x, adapters.layer(layer))
         rows = torch.from_numpy(batch.output_rows.astype(np.int64)).to(self._device)
         self._kept = rms_norm(x[rows], self._final_gain, self.config.norm_eps)
+
+    @torch.inference_mode()
+    def key_balances(self) -> list[KeyBalance]:
+        """How keys of each layer are made ready for 4 bits; see :mod:`~headrace.kernels.key_balance`."""
+        batch = key_balance.sample_batch(self.config, PAGE_TOKENS)
+        views = self._layers(np.zeros((len(batch.page_ids), self.page_layout.page_bytes), np.uint8))
+        places = self._places(batch)
+        x = self._embedding[torch.from_numpy(batch.token_ids.astype(np.int64)).to(self._device)] * self.config.embedding_scale
+        heads: list[tuple[Float32, Float32]] = []
+        for block in self._blocks:
+            if isinstance(block, TorchAttention):
+                angles = self._angles(places.positions, self._frequencies[_rope_key(block.spec)])
+                query, key, _ = block.heads(x, angles)
+                heads.append(((query * block.spec.scale).float().cpu().numpy(), key.float().cpu().numpy()))
+                x = block(x, places, views[len(heads) - 1], angles)
+            else:
+                x = block(x)
+        return key_balance.measure(self.config, heads.__getitem__)
 
     def hidden(self) -> Float32:
         """The kept rows after the final norm, [R, hidden]."""

@@ -28,6 +28,6 @@ EXPERIMENT = Experiment(
     name="qserve",
     title="Few bits for weights, rows, keys and values: the same bits under any schedule, less memory, more speed.",
     source="QServe: W4A8KV4 Quantization and System Co-design for Efficient LLM Serving",
-    minutes=8,
+    minutes=6,
     run=run,
 )
