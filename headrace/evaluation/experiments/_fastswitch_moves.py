@@ -1,17 +1,18 @@
-"""Steps of running streams with a mover at work beside them, and without, in turns."""
+"""What moves cost by themselves: a request carried in pieces of several sizes; steps with a mover at work beside them."""
 
 from __future__ import annotations
 
 import random
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headrace.engine.build import PIECE_BYTES, SWAP_POOLS, page_checksum
 from headrace.engine.loop import Engine
 from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.wire import Submit
-from headrace.evaluation.trials import Bench
+from headrace.evaluation.trials import Bench, PiecewiseTier
 from headrace.memory.disk_tier import DiskTier, slot_bytes
 from headrace.memory.lodging import Transfer
 from headrace.memory.mover import Mover
@@ -21,11 +22,32 @@ from headrace.models.packages import cache_dir
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.scheduling.swapping import Swapping
 
+_PAGES = 44  # of the request that is carried
 _STREAMS = 8
 _PROMPT = 64
 _BLOCK = 4  # steps with moves, then as many without
 _AWAY = 4  # sequences that leave and come by turns
 _LENGTH = 40  # pages of each
+
+
+def page_seconds(bench: Bench, kinds: Sequence[tuple[int, int]], rounds: int) -> list[float]:
+    """Seconds to write a page and read it back when a request leaves and returns, for each kind, by turns; the median round.
+
+    A kind is (adjacent pages in one piece, pieces of a page).
+    """
+    arena = bench.built.arena
+    times: list[list[float]] = [[] for _ in kinds]
+    for number in range(rounds):
+        for (run, pieces), found in zip(kinds, times, strict=True):
+            tier = PiecewiseTier(arena, cache_dir(), 2 * _PAGES, pieces, page_checksum())
+            tier.write(0, 0, 2 * _PAGES)  # its space is there from now on
+            began = time.perf_counter()
+            for carry in (tier.write, tier.read):
+                for page in range(0, _PAGES, run):
+                    carry(page, _PAGES * (number % 2) + page, min(run, _PAGES - page))
+            found.append((time.perf_counter() - began) / _PAGES)
+            tier.close()
+    return [statistics.median(found) for found in times]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +133,16 @@ def _measure(bench: Bench, engine: Engine, travellers: _Travellers, blocks: int,
         engine.submit(Submit(number, bench.prompt(_PROMPT, rng), params))
     while engine.gauges().generated_tokens < 2 * _STREAMS:
         engine.step()
-    ratios, usual = [], _timed(engine)
+    beside, alone = [], [_timed(engine)]
     for _ in range(blocks):
-        beside = []
         for _ in range(_BLOCK):
             began = time.perf_counter()
-            travellers.go_on(usual)
+            travellers.go_on(statistics.median(alone))
             beside.append(time.perf_counter() - began + _timed(engine))
         travellers.rest()
         _timed(engine)
-        alone = [_timed(engine) for _ in range(_BLOCK)]
-        usual = min(alone)
-        ratios.append(sum(beside) / sum(alone))
-    return Beside(100 * (statistics.median(ratios) - 1), travellers.moved / (_BLOCK * blocks))
+        alone += [_timed(engine) for _ in range(_BLOCK)]
+    return Beside(100 * (statistics.median(beside) / statistics.median(alone) - 1), travellers.moved / (_BLOCK * blocks))
 
 
 def _timed(engine: Engine) -> float:

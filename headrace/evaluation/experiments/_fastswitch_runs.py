@@ -41,14 +41,15 @@ class Talk:
 
 @dataclass(slots=True)
 class Run:
-    """``times``: when each token of each request came, from the start; ``sent``: when each request was.
+    """``times``: when each token of each request came, from the start, and how often the request had been set aside by then;
+    ``sent``: when each request was.
 
     ``step_seconds``: of each step. ``held`` and ``needed``: pages that items held after each step, summed, and the fewest that
     hold their tokens. ``taken``: pages handed out.
     """
 
     traces: dict[Key, Trace] = field(default_factory=dict)
-    times: dict[int, list[float]] = field(default_factory=dict)
+    times: dict[int, list[tuple[float, int]]] = field(default_factory=dict)
     sent: dict[int, float] = field(default_factory=dict)
     step_seconds: list[float] = field(default_factory=list)
     seconds: float = 0.0
@@ -64,11 +65,15 @@ class Run:
 
     def gaps(self) -> list[float]:
         """Times between tokens of one answer, sorted; those of answers that were set aside in between as well."""
-        return sorted(b - a for times in self.times.values() for a, b in pairwise(times))
+        return sorted(b - a for times in self.times.values() for (a, _), (b, _) in pairwise(times))
+
+    def running_gaps(self) -> list[float]:
+        """Times between tokens of one answer that was not set aside in between, sorted."""
+        return sorted(b - a for times in self.times.values() for (a, before), (b, after) in pairwise(times) if before == after)
 
     def first_tokens(self) -> list[float]:
         """Times from a request to its first token, sorted."""
-        return sorted(times[0] - self.sent[request] for request, times in self.times.items())
+        return sorted(times[0][0] - self.sent[request] for request, times in self.times.items())
 
     @property
     def tokens(self) -> int:
@@ -133,6 +138,7 @@ class _Driver:
         self._engine = engine
         self._talks = talks
         self._rng = rng
+        self._aside: dict[int, int] = {}  # how often each request was set aside
         self._said: dict[int, list[int]] = {}
         self._began = 0.0
 
@@ -149,10 +155,13 @@ class _Driver:
             if outputs is None:
                 continue
             found.step_seconds.append(ended - began)
+            self._aside.update((choice.request.submit.request_id, choice.item.preemptions) for choice in engine._choices.values())
             for output in outputs.outputs:
                 trace = found.traces.setdefault((output.request_id, output.choice), Trace())
                 trace.take(output)
-                found.times.setdefault(output.request_id, []).extend([ended - self._began] * len(output.tokens))
+                found.times.setdefault(output.request_id, []).extend(
+                    [(ended - self._began, self._aside.get(output.request_id, 0))] * len(output.tokens)
+                )
                 if output.finish is not None:
                     self._answered(output.request_id, trace)
             self._look(pattern if len(found.step_seconds) % every == 0 else None)
