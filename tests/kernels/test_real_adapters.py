@@ -98,11 +98,7 @@ def test_the_same_bits_alone_and_beside_31_others(name: str) -> None:
     _, chain, _ = opened(name)
     pool, placed = pool_of(name)
     tokens = tokens_of(name, ROWS)
-    watched = (
-        {0: [(0, 1.0)], 6: [(6, 1.0)], 17: [(17, 0.5), (3, -1.0)], 31: []}
-        if name == SMOL
-        else {0: [(0, 1.0)], 5: [(5, 2.0), (9, 1.0)]}
-    )
+    watched: dict[int, Uses] = {0: [(0, 1.0)], 17: [(17, 0.5), (3, -1.0)], 31: []} if name == SMOL else {5: [(5, 2.0), (9, 1.0)]}
     for place, uses in watched.items():
         expected = alone(name, uses)
         assert expected.tobytes() == alone(name, uses, size=13).tobytes()
