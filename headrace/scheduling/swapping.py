@@ -79,8 +79,8 @@ class Swapping:
         """Most pages to have under way, so that whoever wants in urgently finds no longer queue than two steps.
 
         ``beside``: while a step of ``step_seconds`` runs, which must not become longer by more than 3 %. A third of that is the
-        mover's work, were it all taken from the thread that is last to end; the rest is what a step loses of memory's
-        bandwidth, which goes with the same bytes (measured: 0 % with a third, 10 % with three times as much).
+        mover's work, were it all taken from the thread that is last to end; the rest is left for what a step loses of
+        memory's bandwidth, which goes with the same bytes.
         """
         most = 2 * step_seconds * min(self.rates.write, self.rates.read)
         if beside and self.rates.work > 0:
