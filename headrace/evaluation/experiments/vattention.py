@@ -13,6 +13,7 @@ from headrace.evaluation.experiments import _vattention_memory as memory
 from headrace.evaluation.experiments._vattention_kernels import native_claims, torch_claims
 from headrace.evaluation.trials import Bench, SwapVariant, Trace, Traces, run_all
 from headrace.memory.views import Views
+from headrace.scheduling.item import ItemState
 from headrace.scheduling.settings import SchedulingSettings
 
 
@@ -65,7 +66,7 @@ def _exact(bench: Bench, conditions: Conditions) -> list[Claim]:
 
 
 def _run_forgetting(engine: Engine, views: Views, submits: Sequence[Submit], seed: int) -> Traces:
-    """Run all; between steps random sequences lose their ranges and must be shown anew."""
+    """Run all; between steps random sequences lose their ranges, and where they can leave for a disk some are sent there."""
     rng = random.Random(seed)
     traces: dict[tuple[int, int], Trace] = {}
     for submit in submits:
@@ -77,9 +78,11 @@ def _run_forgetting(engine: Engine, views: Views, submits: Sequence[Submit], see
             continue
         for output in outputs.outputs:
             traces.setdefault((output.request_id, output.choice), Trace()).take(output)
-        for owner in list(engine._choices):
+        for owner, choice in list(engine._choices.items()):
             if rng.random() < 0.1:
                 views.forget(owner)
+            if engine._moving is not None and choice.item.state is ItemState.RUNNING and rng.random() < 0.03:
+                engine.scheduler.preempt(choice.item)
     return traces
 
 
