@@ -39,6 +39,8 @@ ERROR_TABLE: dict[str, ErrorKind] = {
         ErrorKind("permission_denied", 403, "permission_error", "The key may not do this."),
         ErrorKind("not_found", 404, "not_found_error", "No such route."),
         ErrorKind("model_not_found", 404, "not_found_error", "No model of this name is served."),
+        ErrorKind("adapter_not_found", 404, "not_found_error", "No adapter of this name is registered, or no longer."),
+        ErrorKind("adapter_conflict", 409, "invalid_request_error", "Another generation has the adapter's name than was expected."),
         ErrorKind("method_not_allowed", 405, "invalid_request_error", "The route exists, the method does not."),
         ErrorKind("body_too_large", 413, "invalid_request_error", "The body is over the size limit."),
         ErrorKind("headers_too_large", 431, "invalid_request_error", "The request's headers are over the size limit."),

@@ -14,14 +14,22 @@ from typing import ClassVar
 from headrace.engine.settings import EngineSettings
 from headrace.engine.transport import FrameError, Outbound, encode_frame
 from headrace.engine.wire import (
+    AdapterAnswer,
+    AdapterCall,
+    AdapterCard,
+    AdapterList,
     Cancel,
     Drain,
     EngineInbound,
     EngineOutbound,
     Failed,
     Gauges,
+    ListAdapters,
+    PinAdapter,
     Ready,
     Refused,
+    RegisterAdapter,
+    RemoveAdapter,
     Start,
     StepOutputs,
     Submit,
@@ -124,6 +132,7 @@ class EngineClient:
     def __init__(self, on_death: Callable[[HeadraceError], None] | None = None) -> None:
         self._on_death = on_death
         self._streams: dict[int, RequestStream] = {}
+        self._calls: dict[int, asyncio.Future[AdapterAnswer | AdapterList]] = {}
         self._gauges = Gauges()
         self._ready: Ready | None = None
         self._started: asyncio.Future[Ready] | None = None
@@ -217,6 +226,45 @@ class EngineClient:
         if stream is not None:
             stream.cancel(choice)
 
+    async def register_adapter(
+        self, name: str, folder: str, *, expected_generation: int | None = None, pin: bool = False
+    ) -> AdapterCard:
+        """Give a PEFT folder a name (see :class:`RegisterAdapter`).
+
+        Raises ``model_file``, ``invalid_value`` or ``adapter_conflict``, and what :meth:`submit` raises.
+        """
+        return await self._card(RegisterAdapter(self.new_request_id(), name, folder, expected_generation, pin))
+
+    async def remove_adapter(self, name: str, *, expected_generation: int | None = None) -> AdapterCard:
+        """Take a name away. Raises ``adapter_not_found`` or ``adapter_conflict``."""
+        return await self._card(RemoveAdapter(self.new_request_id(), name, expected_generation))
+
+    async def pin_adapter(self, name: str, *, pinned: bool) -> AdapterCard:
+        """Keep an adapter in memory, or no longer. Raises ``adapter_not_found``, or ``invalid_value`` when it has no room."""
+        return await self._card(PinAdapter(self.new_request_id(), name, pinned))
+
+    async def list_adapters(self) -> list[AdapterCard]:
+        """The cards of all adapters that have names, the oldest first."""
+        answer = await self._call(ListAdapters(self.new_request_id()))
+        assert isinstance(answer, AdapterList), "a list is answered by a list"
+        return answer.cards
+
+    async def _card(self, call: AdapterCall) -> AdapterCard:
+        answer = await self._call(call)
+        assert isinstance(answer, AdapterAnswer), "a call about one adapter is answered by its card"
+        if answer.card is None:
+            raise HeadraceError(answer.code, answer.message, param=answer.param)
+        return answer.card
+
+    async def _call(self, call: AdapterCall) -> AdapterAnswer | AdapterList:
+        self._check_serving()
+        future = self._calls[call.call_id] = asyncio.get_running_loop().create_future()
+        try:
+            self._send(call)
+            return await future
+        finally:
+            del self._calls[call.call_id]
+
     async def drain(self, timeout: float | None = None) -> bool:
         """Let what runs finish, take nothing new, and wait for the engine's end; True when it ended in time (seconds)."""
         self._leaving = True
@@ -277,6 +325,10 @@ class EngineClient:
                 stream = self._streams.get(message.request_id)
                 if stream is not None:
                     stream._fail(HeadraceError(message.code, message.message, param=message.param))
+            case AdapterAnswer() | AdapterList():
+                call = self._calls.get(message.call_id)
+                if call is not None and not call.done():
+                    call.set_result(message)
             case Ready():
                 self._ready = message
                 if self._started is not None and not self._started.done():
@@ -294,6 +346,9 @@ class EngineClient:
             self._started.set_exception(HeadraceError(code, self._dead.message))
         for stream in list(self._streams.values()):
             stream._fail(HeadraceError("engine_dead", self._dead.message))
+        for call in self._calls.values():
+            if not call.done():
+                call.set_exception(HeadraceError("engine_dead", self._dead.message))
         if self._ready is not None and not self._leaving and self._on_death is not None:
             self._on_death(self._dead)
 

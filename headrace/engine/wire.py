@@ -21,12 +21,19 @@ class Start(msgspec.Struct, tag="start", frozen=True):
     scheduling: SchedulingSettings = msgspec.field(default_factory=SchedulingSettings)
 
 
+class AdapterUse(msgspec.Struct, frozen=True, array_like=True):
+    """One adapter of a request: what it adds is multiplied by ``scale``. ``generation`` is that of its :class:`AdapterCard`."""
+
+    generation: int
+    scale: float = 1.0
+
+
 class Submit(msgspec.Struct, tag="submit", frozen=True):
     """Start a request. ``deadline`` is seconds from arrival. ``embed`` asks for the pooled hidden state only.
 
     ``priority``: −8 … 8, more goes first; age makes up for it (:func:`headrace.scheduling.item.order_of`).
     ``tenant``: whose pages it may reuse; only requests with the same name ever meet. ``share``: who pays for it where shares are
-    served fairly, and ``weight`` (1 … 1000) how much that share is due beside others.
+    served fairly, and ``weight`` (1 … 1000) how much that share is due beside others. ``adapters`` are added up in that order.
     """
 
     request_id: int
@@ -38,6 +45,7 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
     tenant: str = ""
     share: str = ""
     weight: int = 1
+    adapters: list[AdapterUse] = msgspec.field(default_factory=list)
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):
@@ -49,6 +57,82 @@ class Cancel(msgspec.Struct, tag="cancel", frozen=True):
 
 class Drain(msgspec.Struct, tag="drain", frozen=True):
     """Finish what runs, take nothing new, then exit 0."""
+
+
+class RegisterAdapter(msgspec.Struct, tag="register_adapter", frozen=True):
+    """Give a PEFT folder a name; what had the name stays for the requests that use it. Answered by AdapterAnswer.
+
+    ``expected_generation``: the generation that must have the name now (0: none may), else ``adapter_conflict``. ``pin``: load it
+    now and keep it in memory.
+    """
+
+    call_id: int
+    name: str
+    folder: str
+    expected_generation: int | None = None
+    pin: bool = False
+
+
+class RemoveAdapter(msgspec.Struct, tag="remove_adapter", frozen=True):
+    """Take a name away; requests under way keep their adapter. Answered by AdapterAnswer with the card as it was."""
+
+    call_id: int
+    name: str
+    expected_generation: int | None = None
+
+
+class PinAdapter(msgspec.Struct, tag="pin_adapter", frozen=True):
+    """Load an adapter and keep it in memory, or no longer. Answered by AdapterAnswer, at once: loading may still go on."""
+
+    call_id: int
+    name: str
+    pinned: bool
+
+
+class ListAdapters(msgspec.Struct, tag="list_adapters", frozen=True):
+    """Ask for the cards of all adapters that have names. Answered by AdapterList."""
+
+    call_id: int
+
+
+class AdapterCard(msgspec.Struct, frozen=True):
+    """What is known of one generation of an adapter.
+
+    ``pages`` and ``bytes``: what it takes in the pool while it is there. ``state``: ``registered``, ``loading``, ``resident``, or
+    ``pinned`` while requests use it or an operator has ``pinned`` it. ``rank``: the largest of its ``modules``, which are those of
+    any layer. ``base_model``: what its file says. ``waiting``: requests that have it and have not ended; ``uses``: all so far.
+    """
+
+    name: str
+    generation: int
+    pages: int
+    bytes: int
+    state: str
+    pinned: bool
+    rank: int
+    modules: list[str]
+    parameters: int
+    base_model: str
+    folder: str
+    waiting: int = 0
+    uses: int = 0
+
+
+class AdapterAnswer(msgspec.Struct, tag="adapter", frozen=True):
+    """The end of one call about an adapter: its card, or (``card`` is ``None``) a row of the error table."""
+
+    call_id: int
+    card: AdapterCard | None
+    code: str = ""
+    message: str = ""
+    param: str | None = None
+
+
+class AdapterList(msgspec.Struct, tag="adapters", frozen=True):
+    """The adapters that have names, in order of their generations."""
+
+    call_id: int
+    cards: list[AdapterCard]
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -137,12 +221,30 @@ class KeptGauges(msgspec.Struct, frozen=True):
     page_bytes: int = 0
 
 
+class AdapterGauges(msgspec.Struct, frozen=True):
+    """Adapters. ``loads``, ``evictions`` and ``failures`` (of loads) only grow; ``adapter_pages``: what all of them hold.
+
+    ``load_seconds``: time spent reading them, beside the steps.
+    """
+
+    registered: int = 0
+    resident: int = 0
+    loading: int = 0
+    adapter_pages: int = 0
+    loads: int = 0
+    evictions: int = 0
+    failures: int = 0
+    load_seconds: float = 0.0
+    page_bytes: int = 0
+
+
 class Gauges(msgspec.Struct, frozen=True):
     """The engine's state after a step, for metrics and health.
 
     Everything but running, waiting, pages_free and pages_cached only grows. ``step_seconds``: whole steps; ``overhead_seconds``:
     the part of them outside the model (plan, assemble, sample, commit). ``moves``: ``None`` when nothing is ever swapped;
-    ``views``: ``None`` when pages are read through tables only; ``kept``: when no disk keeps any.
+    ``views``: ``None`` when pages are read through tables only; ``kept``: when no disk keeps any;
+    ``adapters``: when none was ever registered.
     """
 
     running: int = 0
@@ -163,6 +265,7 @@ class Gauges(msgspec.Struct, frozen=True):
     prefix_evictions: int = 0
     views: ViewGauges | None = None
     kept: KeptGauges | None = None
+    adapters: AdapterGauges | None = None
 
 
 class StepOutputs(msgspec.Struct, tag="outputs", frozen=True):
@@ -200,5 +303,6 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
     message: str
 
 
-EngineInbound = Start | Submit | Cancel | Drain
-EngineOutbound = StepOutputs | Refused | Ready | Failed
+AdapterCall = RegisterAdapter | RemoveAdapter | PinAdapter | ListAdapters
+EngineInbound = Start | Submit | Cancel | Drain | RegisterAdapter | RemoveAdapter | PinAdapter | ListAdapters
+EngineOutbound = StepOutputs | Refused | Ready | Failed | AdapterAnswer | AdapterList

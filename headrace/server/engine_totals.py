@@ -24,6 +24,10 @@ _NOW = frozenset(
         "total_pages",
         "ranges",
         "maps",
+        "registered",
+        "resident",
+        "loading",
+        "adapter_pages",
     }
 )
 """Fields that tell the present state; everything else only grows."""
