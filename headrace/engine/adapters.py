@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from headrace.kernels.adapter_layout import lay_out
 from headrace.kernels.adapter_pages import place_adapter
 from headrace.kernels.interface import Bytes, PlacedAdapter, StepAdapters
 from headrace.memory.adapter_store import AdapterRecord, AdapterStore
+from headrace.models.adapter import MODULES
 from headrace.models.adapter_file import ADAPTER_WEIGHTS, outline_adapter, read_adapter
 from headrace.models.config import ModelConfig
 from headrace.models.files import FileIdentity, identify
@@ -20,16 +22,42 @@ Use = tuple[int, float]
 """A generation and what its sum is multiplied by."""
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterFacts:
+    """What stays known of an adapter while it is not in memory. ``rank``: the largest of its ``modules``."""
+
+    folder: Path
+    identity: FileIdentity
+    rank: int
+    modules: tuple[str, ...]
+    parameters: int
+    base_model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A folder that was checked; ``size``: pages it will take."""
+
+    facts: AdapterFacts
+    size: int
+
+
+def _any_base() -> None:
+    """Adapters fit this base."""
+
+
 class Adapters:
     """Between the accounting of a :class:`~headrace.memory.adapter_store.AdapterStore` and the bytes of its ``pool``.
 
     Nothing of an adapter but a few facts stays in memory when it is not resident. ``pool``: [pages, page_bytes], or in strips.
+    ``check_base`` raises when the base can't have adapters at all.
     """
 
-    def __init__(self, config: ModelConfig, store: AdapterStore, pool: Bytes) -> None:
+    def __init__(self, config: ModelConfig, store: AdapterStore, pool: Bytes, check_base: Callable[[], object] = _any_base) -> None:
         self.store = store
-        self._config, self._pool = config, pool
-        self._files: dict[int, tuple[Path, FileIdentity]] = {}
+        self.page_bytes = int(pool[:1].size)
+        self._config, self._pool, self._check_base = config, pool, check_base
+        self._facts: dict[int, AdapterFacts] = {}
         self._placed: dict[int, PlacedAdapter] = {}
         store.on_evict = self._forget
 
@@ -38,15 +66,31 @@ class Adapters:
 
         Raises ``model_file`` for what is wrong with it, ``invalid_value`` when the whole pool could not hold it.
         """
+        return self.enter(name, self.prepare(folder))
+
+    def prepare(self, folder: Path) -> Prepared:
+        """Check a folder: the slow part of registering, which touches no accounting."""
+        self._check_base()
         identity = identify(folder / ADAPTER_WEIGHTS)
         outline = outline_adapter(folder, self._config)
-        size = lay_out(self._config, outline.ranks, self._pool[:1].size).pages
-        record = self.store.register(name, size)
-        self._files[record.generation] = folder, identity
-        if len(self._files) > 2 * len(self.store) + 16:
+        size = lay_out(self._config, outline.ranks, self.page_bytes).pages
+        ranks = [rank for layer in outline.ranks for rank in layer.values()]
+        changed = {name for layer in outline.ranks for name in layer}
+        modules = tuple(name for name in MODULES if name in changed)
+        return Prepared(AdapterFacts(folder, identity, max(ranks), modules, outline.parameters, outline.base_model[:256]), size)
+
+    def enter(self, name: str, prepared: Prepared) -> AdapterRecord:
+        """Give a folder that was checked the name. Raises ``invalid_value`` when the whole pool could not hold it."""
+        record = self.store.register(name, prepared.size)
+        self._facts[record.generation] = prepared.facts
+        if len(self._facts) > 2 * len(self.store) + 16:
             live = {one.generation for one in self.store}
-            self._files = {generation: files for generation, files in self._files.items() if generation in live}
+            self._facts = {generation: facts for generation, facts in self._facts.items() if generation in live}
         return record
+
+    def facts(self, generation: int) -> AdapterFacts:
+        """What is known of a generation that is registered or still in use."""
+        return self._facts[generation]
 
     def load(self, generation: int, ahead: bool = False) -> bool:
         """Bring it into pages now; ``False`` when there is no room (see :meth:`AdapterStore.begin_load`).
@@ -66,7 +110,7 @@ class Adapters:
 
     def fill(self, generation: int) -> None:
         """Read its files into the pages that a load has begun with: the slow part, which touches no accounting."""
-        folder, identity = self._files[generation]
+        folder, identity = self._facts[generation].folder, self._facts[generation].identity
         adapter = read_adapter(folder, self._config)
         if identify(folder / ADAPTER_WEIGHTS) != identity:
             name = self.store.get(generation).name

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from headrace import __version__
+from headrace.engine.adapters import Adapters
+from headrace.engine.adapting import Adapting
 from headrace.engine.calibration import Calibration, calibrate, load, save, store_path
 from headrace.engine.grammars import LazyGrammars
 from headrace.engine.keeping import DiskKeeping
@@ -36,6 +38,7 @@ from headrace.memory.mover import Mover
 from headrace.memory.moves import MoveOptions, Moves
 from headrace.memory.page_pool import PagePool
 from headrace.memory.views import Views, plan_views
+from headrace.models.adapter import check_base
 from headrace.models.catalog import OpenModel, find_model, open_model
 from headrace.models.packages import Progress, cache_dir
 from headrace.models.recoding import recode
@@ -97,7 +100,7 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
     """Load the model and make an engine for it. Raises HeadraceError (``model_not_found``, ``model_file``, ``invalid_setting``)."""
     began = time.perf_counter()
     options = options or BuildOptions()
-    model = open_model(find_model(settings.model), options.progress)
+    model = original = open_model(find_model(settings.model), options.progress)
     model = dataclasses.replace(model, weights=recode(model.weights, settings.weights))
     threads = settings.threads or usable_cores()
     kv = kv_format(settings.kv, settings.device)
@@ -119,6 +122,7 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
         touch_ahead=arena.touch_ahead,
         moving=make_moving(scheduler, arena, swap_folder(settings)) if swap is not None else None, viewing=viewing,
         keeping=make_keeping(scheduler, arena, keep_folder(), page_identity(model, settings)) if keep is not None else None,
+        adapting=make_adapting(scheduler, arena, original),
     )  # fmt: skip
     return BuiltEngine(Engine(parts), model, chain, arena, threads, calibration, time.perf_counter() - began)
 
@@ -240,6 +244,11 @@ def make_moving(scheduler: Scheduler, arena: Arena, folder: Path, *, synchronous
 def page_checksum() -> Checksum:
     """The checksum of swapped pages, taken on the thread that carries them."""
     return partial(checksum, pool=ThreadPool(1))
+
+
+def make_adapting(scheduler: Scheduler, arena: Arena, model: OpenModel) -> Adapting:
+    """Adapters of a model in the pool of its keys and values."""
+    return Adapting(scheduler, Adapters(model.config, scheduler.adapters.store, arena.rows, partial(check_base, model.weights)))
 
 
 def keep_folder() -> Path:

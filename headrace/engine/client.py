@@ -258,7 +258,8 @@ class EngineClient:
 
     async def _call(self, call: AdapterCall) -> AdapterAnswer | AdapterList:
         self._check_serving()
-        future = self._calls[call.call_id] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[AdapterAnswer | AdapterList] = asyncio.get_running_loop().create_future()
+        self._calls[call.call_id] = future
         try:
             self._send(call)
             return await future

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from headrace.engine.sampling_params import SamplingParams
-from headrace.engine.wire import FinishReason, TokenLogprob, TokenOutput
+from headrace.engine.wire import AdapterUse, FinishReason, TokenLogprob, TokenOutput
 from headrace.text.text_stream import TextStream
 from headrace.text.tokenizer import Tokenizer
 
@@ -58,9 +59,17 @@ class Job:
     ``open``: choices that go on. ``embedding`` is filled instead of answers when one was asked for.
     """
 
-    def __init__(self, request_id: int, prompt: list[int], params: SamplingParams, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        request_id: int,
+        prompt: list[int],
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        adapters: Sequence[AdapterUse] = (),
+    ) -> None:
         self.request_id = request_id
         self.params = params
+        self.adapters = list(adapters)
         self.generation = Generation(prompt, [_empty(params) for _ in range(params.n)])
         self.embedding: list[float] = []
         self.open = set(range(params.n))

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from headrace.engine.adapting import Adapting
 from headrace.engine.build import BuildOptions, build_engine
 from headrace.engine.generation import Answer, Generation, Job
 from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.settings import EngineSettings
-from headrace.engine.wire import Submit
+from headrace.engine.wire import AdapterCard, AdapterUse, Submit
 from headrace.errors import HeadraceError
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.text.chat_template import ChatTemplate, Conversation
@@ -25,6 +27,8 @@ COMPILING_SECONDS = 0.05
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
+AdapterChoice = str | Mapping[str, float]
+"""An adapter's name, or names with what each adapter's change is multiplied by; several are added up."""
 
 
 class LLM:
@@ -70,16 +74,18 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        adapters: AdapterChoice | Sequence[AdapterChoice | None] | None = None,
         progress: bool = False,
     ) -> list[Generation]:
         """Continue prompts (texts or token ids), all of them batched together; results in the order of the prompts.
 
-        ``params``: one for all, or one a prompt. ``progress`` shows a bar. Raises HeadraceError for the first prompt that is
-        refused, after stopping the others.
+        ``params``: one for all, or one a prompt; so are ``adapters``, whose names :meth:`register_adapter` gave. ``progress`` shows
+        a bar. Raises HeadraceError for the first prompt that is refused, after stopping the others.
         """
         wanted = _prompt_list(prompts)
         each = _params_list(params, len(wanted))
-        jobs = [self._job(self._encode(prompt), one) for prompt, one in zip(wanted, each, strict=True)]
+        uses = [self._uses(choice) for choice in _adapter_list(adapters, len(wanted))]
+        jobs = [self._job(self._encode(prompt), one, own) for prompt, one, own in zip(wanted, each, uses, strict=True)]
         with _bar(len(jobs), progress) as finished:
             self._run(jobs, finished)
         return [job.generation for job in jobs]
@@ -95,6 +101,17 @@ class LLM:
         several = bool(messages) and not isinstance(messages[0], Mapping)
         conversations: Any = messages if several else [messages]
         return self.generate([self.render(conversation) for conversation in conversations], params, progress=progress)
+
+    def register_adapter(self, name: str, folder: str | Path) -> AdapterCard:
+        """Give a low-rank adapter (a folder as PEFT saves it) a name for ``adapters``; a name that is taken gets the new content.
+
+        Raises ``model_file`` for what is wrong with the folder, ``invalid_value`` when the page pool could not hold the adapter.
+        """
+        return self._adapting.register(name, Path(folder))
+
+    def remove_adapter(self, name: str) -> AdapterCard:
+        """Take a name away. Raises ``adapter_not_found``."""
+        return self._adapting.remove(name)
 
     def render(self, messages: Sequence[Message]) -> list[int]:
         """Prompt tokens of a conversation by the model's chat template."""
@@ -127,12 +144,23 @@ class LLM:
     def _encode(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(prompt)
 
-    def _job(self, prompt: list[int], params: SamplingParams) -> Job:
+    @property
+    def _adapting(self) -> Adapting:
+        adapting = self._engine.adapting
+        assert adapting is not None, "built engines have adapters"
+        return adapting
+
+    def _uses(self, choice: AdapterChoice | None) -> list[AdapterUse]:
+        named = {choice: 1.0} if isinstance(choice, str) else choice or {}
+        return [AdapterUse(self._adapting.find(name).generation, scale) for name, scale in named.items()]
+
+    def _job(self, prompt: list[int], params: SamplingParams, adapters: Sequence[AdapterUse] = ()) -> Job:
         self._last_id += 1
-        return Job(self._last_id, prompt, params, self.tokenizer)
+        return Job(self._last_id, prompt, params, self.tokenizer, adapters)
 
     def _submit(self, job: Job, *, embed: bool = False) -> None:
-        self._engine.submit(Submit(job.request_id, job.generation.prompt_tokens, job.params, embed=embed))
+        prompt = job.generation.prompt_tokens
+        self._engine.submit(Submit(job.request_id, prompt, job.params, embed=embed, adapters=job.adapters))
         self._jobs[job.request_id] = job
 
     def _run(self, jobs: list[Job], finished: Callable[[int], None], *, embed: bool = False) -> None:
@@ -187,6 +215,14 @@ def _params_list(params: SamplingParams | Sequence[SamplingParams] | None, count
     if len(params) != count:
         raise HeadraceError("invalid_value", f"{count} prompts need as many params, not {len(params)}", param="params")
     return list(params)
+
+
+def _adapter_list(adapters: AdapterChoice | Sequence[AdapterChoice | None] | None, count: int) -> Sequence[AdapterChoice | None]:
+    if adapters is None or isinstance(adapters, str | Mapping):
+        return [adapters] * count
+    if len(adapters) != count:
+        raise HeadraceError("invalid_value", f"{count} prompts need as many adapters, not {len(adapters)}", param="adapters")
+    return adapters
 
 
 def _ignore(count: int) -> None:

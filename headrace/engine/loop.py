@@ -4,69 +4,29 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
+from headrace.engine.adapting import Adapting
 from headrace.engine.batch import Assembly, add_rows, assemble
 from headrace.engine.choosing import Chooser, Chosen, Outcome
-from headrace.engine.keeping import DiskKeeping
-from headrace.engine.moving import Moving
+from headrace.engine.engine_gauges import PartGauges, Totals, gather_gauges
 from headrace.engine.outbox import Outbox
-from headrace.engine.request import Choice, Grammar, Limits, LiveRequest, check_submit, make_choices, make_request
-from headrace.engine.sampling_params import GrammarSpec
-from headrace.engine.viewing import Viewing
+from headrace.engine.parts import EngineParts, GrammarSource
+from headrace.engine.request import Choice, Grammar, LiveRequest, check_submit, make_choices, make_request
 from headrace.engine.wire import FinishReason, Gauges, Refused, StepOutputs, Submit
 from headrace.errors import HeadraceError
-from headrace.kernels.interface import Bytes, ChainRunner
-from headrace.kernels.sampler import Sampler
 from headrace.scheduling.item import Item
-from headrace.scheduling.scheduler import Scheduler
 from headrace.scheduling.step import Step
 
 logger = logging.getLogger("headrace.engine.loop")
 
 
+__all__ = ["Engine", "EngineParts", "GrammarSource"]
+
 WRITE_BEHIND_SECONDS = 5.0  # an engine that ends may take so long to write what prompts to come could use
-
-
-class GrammarSource(Protocol):
-    """Compiles grammars for one tokenizer."""
-
-    def compile(self, spec: GrammarSpec) -> Grammar:
-        """Compile a grammar. Raises ``invalid_grammar``. Runs on the compiler's thread."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineParts:
-    """What an engine is made of.
-
-    ``pages``: the pool's bytes, [pages, page_bytes], with rows for aliases behind them where there is ``viewing``.
-    ``touch_ahead`` is told before each step how many of the first pages are in use. ``grammars``: ``None`` refuses grammars.
-    ``moving``: for a scheduler that swaps. ``viewing``: so that each sequence's pages can be read one after the other.
-    ``keeping``: for a scheduler with a disk below its prefix index.
-    """
-
-    chain: ChainRunner
-    pages: Bytes
-    scheduler: Scheduler
-    sampler: Sampler
-    limits: Limits
-    grammars: GrammarSource | None = None
-    clock: Callable[[], float] = time.monotonic
-    touch_ahead: Callable[[int], object] = int
-    moving: Moving | None = None
-    viewing: Viewing | None = None
-    keeping: DiskKeeping | None = None
-
-
-@dataclass(slots=True)
-class _Totals:
-    step_seconds: float = 0.0
-    overhead_seconds: float = 0.0
 
 
 class Engine:
@@ -75,6 +35,7 @@ class Engine:
     def __init__(self, parts: EngineParts) -> None:
         self.scheduler = parts.scheduler
         self.limits = parts.limits
+        self.adapting = parts.adapting
         self._chain = parts.chain
         self._pages = parts.pages
         self._touch_ahead = parts.touch_ahead
@@ -90,7 +51,7 @@ class Engine:
         self._compiling: dict[int, tuple[LiveRequest, Future[Grammar]]] = {}
         self._compiler = ThreadPoolExecutor(1, "grammar") if parts.grammars is not None else None
         self._refused: list[Refused] = []
-        self._totals = _Totals()
+        self._totals = Totals()
         self._next_item = 1
 
     @property
@@ -114,6 +75,11 @@ class Engine:
         return (self._moving is not None and self._moving.busy) or (self._keeping is not None and self._keeping.carrying)
 
     @property
+    def reading_adapters(self) -> bool:
+        """True when files of adapters are being read, so that the next step may do something though this one did not."""
+        return self.adapting is not None and self.adapting.busy
+
+    @property
     def writes_behind(self) -> bool:
         """True when steps without any work would still bring something to the disk."""
         return self._keeping is not None and self._keeping.behind
@@ -123,6 +89,7 @@ class Engine:
         if submit.request_id in self._requests:
             raise HeadraceError("invalid_value", f"request id {submit.request_id} is in use", param="request_id")
         check_submit(submit, self.limits)
+        self._check_adapters(submit)
         self._check_queue()
         request = make_request(submit, self._clock(), self.limits)
         grammar = None if submit.embed else submit.params.grammar
@@ -133,6 +100,8 @@ class Engine:
         else:
             self._compiling[submit.request_id] = (request, self._compiler.submit(self._grammars.compile, grammar))
         self._requests[submit.request_id] = request
+        if self.adapting is not None:
+            self.adapting.count_use(use.generation for use in submit.adapters)
 
     def cancel(self, request_id: int, choice: int | None = None) -> None:
         """Stop a request or one of its choices; its pages are free when this returns. Unknown ids are ignored.
@@ -155,14 +124,20 @@ class Engine:
     def step(self) -> StepOutputs | None:
         """Run one step. ``None``: nothing to run and nothing to tell."""
         began = time.perf_counter()
+        if self.adapting is not None and self.adapting.busy:
+            self._collect_adapters(self.adapting)
         self._admit_compiled()
         self._expire()
         step = self._plan()
+        if self.adapting is not None:
+            self.adapting.begin()
         if step is None:
             return StepOutputs(self._outbox.take(), self.gauges()) if self._outbox else None
         self._touch_ahead(self.scheduler.pool.reach)
         assembly = assemble(step, self._choices)
         self._note_started(step)
+        if self.adapting is not None and self.scheduler.adapters.in_use:
+            assembly.batch.adapters = self.adapting.adapters.step([piece.item.adapters for piece in step.slices])
         if self._viewing is not None:
             assembly.batch.first_rows = self._viewing.show(step, self._choices)
         assembled = time.perf_counter()
@@ -174,7 +149,7 @@ class Engine:
         self._pool_rows(assembly)
         self._commit(step, outcome)
         outputs = StepOutputs(self._outbox.take(), self.gauges())
-        self._account(assembly, time.perf_counter() - began, run_seconds + outcome.head_seconds)
+        self._account(assembly, step.adapter_pages, time.perf_counter() - began, run_seconds + outcome.head_seconds)
         return outputs
 
     def _plan(self) -> Step | None:
@@ -185,19 +160,13 @@ class Engine:
 
     def gauges(self) -> Gauges:
         """The engine's state now."""
-        scheduler, counters = self.scheduler, self.scheduler.counters
-        return Gauges(
-            running=scheduler.running, waiting=scheduler.waiting + len(self._compiling),
-            pages_total=scheduler.pool.total, pages_free=scheduler.pool.free, steps=counters.steps,
-            step_seconds=self._totals.step_seconds, overhead_seconds=self._totals.overhead_seconds,
-            prompt_tokens=counters.prompt_tokens, generated_tokens=counters.generated,
-            preemptions=counters.preemptions, recomputed_tokens=counters.recomputed,
+        parts = PartGauges(
             moves=self._moving.gauges() if self._moving is not None else None,
-            pages_cached=scheduler.pool.cached, prefix_lookups=counters.lookups, prefix_found_tokens=counters.found,
             kept=self._keeping.gauges() if self._keeping is not None else None,
-            prefix_evictions=scheduler.index.evictions if scheduler.index is not None else 0,
             views=self._viewing.gauges() if self._viewing is not None else None,
-        )  # fmt: skip
+            adapters=self.adapting.gauges() if self.adapting is not None else None,
+        )
+        return gather_gauges(self.scheduler, self._totals, len(self._compiling), parts)
 
     def check_integrity(self) -> None:
         """Prove that requests, items and pages agree. Raises ``AssertionError`` naming the first fault."""
@@ -209,11 +178,16 @@ class Engine:
         assert len(self._choices) == self.scheduler.live, "the scheduler and the engine disagree on who lives"
 
     def wait_compiled(self, seconds: float) -> None:
-        """Sleep until a grammar is compiled, at most ``seconds``; not at all when none is under way."""
-        wait([future for _, future in self._compiling.values()], timeout=seconds, return_when=FIRST_COMPLETED)
+        """Sleep until a grammar is compiled or an adapter read, at most ``seconds``; not at all when none is under way."""
+        futures: list[Future[Any]] = [future for _, future in self._compiling.values()]
+        if self.adapting is not None:
+            futures += self.adapting.futures
+        wait(futures, timeout=seconds, return_when=FIRST_COMPLETED)
 
     def close(self) -> None:
-        """Stop the threads of compiler, movers and views. The engine must not be used afterwards."""
+        """Stop the threads of compiler, movers, views and adapters. The engine must not be used afterwards."""
+        if self.adapting is not None:
+            self.adapting.close()
         if self._viewing is not None:
             self._viewing.close()
         if self._keeping is not None:
@@ -222,6 +196,22 @@ class Engine:
             self._moving.close()
         if self._compiler is not None:
             self._compiler.shutdown(wait=False, cancel_futures=True)
+
+    def _check_adapters(self, submit: Submit) -> None:
+        if submit.adapters and self.adapting is None:
+            raise HeadraceError("unsupported_parameter", "this engine serves no adapters", param="model")
+        if self.adapting is not None:
+            self.adapting.check_uses(use.generation for use in submit.adapters)
+
+    def _collect_adapters(self, adapting: Adapting) -> None:
+        """Adapters that have been read; requests for those that could not be are refused, whatever they have got so far."""
+        for generation, error in adapting.collect():
+            for choice in [one for one in self._choices.values() if any(own == generation for own, _ in one.item.adapters)]:
+                self.scheduler.cancel(choice.item.item_id)
+                del self._choices[choice.item.item_id], choice.request.open[choice.index]
+                if not choice.request.open:
+                    self._refuse(choice.request.submit.request_id, error)
+            adapting.failed(generation)
 
     def _check_queue(self) -> None:
         """Requests behind the compiler's one thread wait like any other. Raises ``queue_full``."""
@@ -392,7 +382,7 @@ class Engine:
         self.scheduler.finish(choice.item)
         self._end(choice, reason, last=last)
 
-    def _account(self, assembly: Assembly, seconds: float, model_seconds: float) -> None:
+    def _account(self, assembly: Assembly, adapters: int, seconds: float, model_seconds: float) -> None:
         self._totals.step_seconds += seconds
         self._totals.overhead_seconds += seconds - model_seconds
-        self.scheduler.cost.observe(len(assembly.batch.token_ids), assembly.pairs, assembly.head_rows, seconds)
+        self.scheduler.cost.observe(len(assembly.batch.token_ids), assembly.pairs, assembly.head_rows, seconds, adapters)

@@ -15,7 +15,21 @@ from headrace.engine.build import BuildOptions, BuiltEngine, build_engine
 from headrace.engine.loop import Engine
 from headrace.engine.machine import return_memory
 from headrace.engine.transport import EngineSocket, FrameError, PeerGone
-from headrace.engine.wire import Cancel, Drain, EngineInbound, Failed, Refused, Start, Submit
+from headrace.engine.wire import (
+    AdapterAnswer,
+    AdapterCall,
+    Cancel,
+    Drain,
+    EngineInbound,
+    Failed,
+    ListAdapters,
+    PinAdapter,
+    Refused,
+    RegisterAdapter,
+    RemoveAdapter,
+    Start,
+    Submit,
+)
 from headrace.errors import HeadraceError
 
 logger = logging.getLogger("headrace.engine.process")
@@ -23,6 +37,7 @@ logger = logging.getLogger("headrace.engine.process")
 COMPILING_WAIT = 0.005  # seconds between looks at grammars that are being compiled
 BLOCKED_WAIT = 0.05
 WRITING_WAIT = 0.005  # seconds between looks at pages that are being written behind
+READING_WAIT = 0.002  # seconds between looks at adapters that are being read
 GOODBYE_SECONDS = 10.0
 
 
@@ -33,6 +48,7 @@ class EngineServer:
         self._engine = engine
         self._connection = connection
         self._draining = False
+        self._checked_steps = -1
 
     def run(self) -> None:
         """Messages at the border of steps, steps while there is work, sleep else. Returns when drained; raises PeerGone."""
@@ -49,16 +65,27 @@ class EngineServer:
         outputs = engine.step()
         for refused in engine.take_refused():
             self._connection.send(refused)
+        for answer in engine.adapting.take_answers() if engine.adapting is not None else ():
+            self._connection.send(answer)
         if outputs is not None:
             self._connection.send(outputs)
+        elif engine.reading_adapters:
+            self._connection.wait(READING_WAIT)
         elif engine.live == 0 and engine.writes_behind and not self._draining:
             self._connection.wait(WRITING_WAIT)
         elif engine.live == 0:
-            engine.check_integrity()
+            self._check_integrity()
             self._connection.wait(0.0 if self._draining else None)
         else:
             seconds = COMPILING_WAIT if engine.compiling else BLOCKED_WAIT
             self._connection.wait(0.0 if engine.moving else seconds)  # a step waits for pages by itself
+
+    def _check_integrity(self) -> None:
+        """Once after each burst of work: with thousands of adapters it is not free, and registering them is no work."""
+        steps = self._engine.scheduler.counters.steps
+        if steps != self._checked_steps:
+            self._checked_steps = steps
+            self._engine.check_integrity()
 
     def _handle(self, message: EngineInbound) -> None:
         match message:
@@ -68,8 +95,17 @@ class EngineServer:
                 self._engine.cancel(message.request_id, message.choice)
             case Drain():
                 self._draining = True
+            case RegisterAdapter() | RemoveAdapter() | PinAdapter() | ListAdapters():
+                self._ask(message)
             case Start():
                 raise FrameError("a running engine can't be started")
+
+    def _ask(self, call: AdapterCall) -> None:
+        if self._engine.adapting is not None:
+            self._engine.adapting.ask(call)
+        else:
+            message = "this engine serves no adapters"
+            self._connection.send(AdapterAnswer(call.call_id, None, "unsupported_parameter", message))
 
     def _submit(self, message: Submit) -> None:
         try:

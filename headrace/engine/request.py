@@ -18,6 +18,8 @@ from headrace.scheduling.item import MOST_PRIORITY, Item, ItemKind
 from headrace.scheduling.shares import MOST_WEIGHT
 
 GREEDY_BELOW = np.float32(1e-6)  # temperature, as the native sampler sees it: in single precision
+MOST_ADAPTERS = 8  # of one request
+MOST_SCALE = 1000.0
 MASK_WINDOW = 8  # tokens over which the cost of a grammar's masks is watched
 
 
@@ -147,8 +149,21 @@ def check_submit(submit: Submit, limits: Limits) -> None:
         raise HeadraceError("invalid_value", message, param="priority")
     if not 1 <= submit.weight <= MOST_WEIGHT:
         raise HeadraceError("invalid_value", f"weight must be from 1 to {MOST_WEIGHT}, not {submit.weight}", param="weight")
+    _check_uses(submit)
     if submit.deadline is not None and not submit.deadline > 0:
         raise HeadraceError("invalid_value", "a deadline is a positive number of seconds", param="deadline")
+
+
+def _check_uses(submit: Submit) -> None:
+    if len(submit.adapters) > MOST_ADAPTERS:
+        message = f"a request has at most {MOST_ADAPTERS} adapters, not {len(submit.adapters)}"
+        raise HeadraceError("invalid_value", message, param="adapters")
+    if len({use.generation for use in submit.adapters}) < len(submit.adapters):
+        raise HeadraceError(
+            "invalid_value", "an adapter is named twice; give it once, with the sum of its scales", param="adapters"
+        )
+    if not all(abs(use.scale) <= MOST_SCALE for use in submit.adapters):  # false for what is not a number, too
+        raise HeadraceError("invalid_value", f"an adapter's scale is from -{MOST_SCALE} to {MOST_SCALE}", param="adapters")
 
 
 def make_request(submit: Submit, arrival: float, limits: Limits) -> LiveRequest:
@@ -187,6 +202,7 @@ def make_choices(request: LiveRequest, first_item_id: int, limits: Limits) -> li
             tenant=submit.tenant,
             share=submit.share,
             weight=submit.weight,
+            adapters=tuple((use.generation, use.scale) for use in submit.adapters),
         )
         record, plain, tabled = _record(request, index, limits), _is_plain(request), _is_modified(params)
         choice = Choice(request, index, item, record, plain, tabled, _wants_logprobs(request), params.min_tokens)

@@ -61,7 +61,10 @@ class AdapterStore:
     ``ValueError``: it is a bug in the caller, never something a client can cause.
     """
 
-    __slots__ = ("_ahead_limit", "_current", "_known", "_next", "_pool", "_victims", "ahead_pages", "on_evict", "resident_pages")
+    __slots__ = (
+        "_ahead_limit", "_current", "_known", "_next", "_pool", "_victims",
+        "ahead_pages", "evictable", "evictions", "on_evict", "resident_pages",
+    )  # fmt: skip
 
     def __init__(self, pool: PagePool, ahead_share: float = 0.1) -> None:
         self._pool = pool
@@ -74,6 +77,9 @@ class AdapterStore:
         self._victims: tuple[OrderedDict[int, AdapterRecord], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
         self.ahead_pages = 0  # of adapters fetched ahead
         self.resident_pages = 0  # of all adapters that are loading or resident
+        # Pages that make_room could give back: what is free in the pool and this is all that work may count on.
+        self.evictable = 0
+        self.evictions = 0  # adapters whose pages others needed
         self.on_evict: Callable[[AdapterRecord], object] = lambda record: None
 
     def __len__(self) -> int:
@@ -84,9 +90,9 @@ class AdapterStore:
         return iter(self._known.values())
 
     @property
-    def evictable(self) -> int:
-        """Pages that :meth:`make_room` could give back: what is free in the pool and this is all that work may count on."""
-        return sum(record.size for victims in self._victims for record in victims.values())
+    def names(self) -> int:
+        """Adapters that have names."""
+        return len(self._current)
 
     def register(self, name: str, size: int) -> AdapterRecord:
         """A new generation under that name; one that had the name is retired.
@@ -107,6 +113,10 @@ class AdapterStore:
     def find(self, name: str) -> AdapterRecord | None:
         """The generation that new requests for that name get."""
         return self._current.get(name)
+
+    def known(self, generation: int) -> AdapterRecord | None:
+        """A generation, or ``None`` when it is gone for good or never was."""
+        return self._known.get(generation)
 
     def get(self, generation: int) -> AdapterRecord:
         """A generation that is registered or still in use."""
@@ -209,6 +219,7 @@ class AdapterStore:
         for record in chosen:
             self._give_back(record)
             self._settle(record)
+        self.evictions += len(chosen)
         return True
 
     def holders(self) -> Iterator[Sequence[int]]:
@@ -222,6 +233,8 @@ class AdapterStore:
         assert held == self.resident_pages, f"{held} pages are held, {self.resident_pages} counted"
         ahead = sum(record.size for record in records if record.fetched_ahead)
         assert ahead == self.ahead_pages, f"{ahead} pages are fetched ahead, {self.ahead_pages} counted"
+        idle = sum(record.size for record in records if record.state is AdapterState.RESIDENT)
+        assert idle == self.evictable, f"{idle} pages are evictable, {self.evictable} counted"
         ranked = {generation for victims in self._victims for generation in victims}
         for record in records:
             where = f"adapter generation {record.generation}"
@@ -234,13 +247,15 @@ class AdapterStore:
     def _settle(self, record: AdapterRecord) -> None:
         """Put it where its counts say: among the victims of its rank as the newest, or out of sight."""
         for victims in self._victims:
-            victims.pop(record.generation, None)
+            if victims.pop(record.generation, None) is not None:
+                self.evictable -= record.size
         if record.state is AdapterState.RESIDENT:
             if record.retired and not record.waiting:
                 self._give_back(record)
             else:
                 rank = 0 if not record.waiting else 1 if record.fetched_ahead else 2
                 self._victims[rank][record.generation] = record
+                self.evictable += record.size
         if _is_over(record):
             self._known.pop(record.generation, None)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 from headrace.memory.page_pool import PagePool
 
+_FEW_ROOTS = 64  # roots that may stand without pages before they are looked for
 _PIECE = 32  # pages packed at first: a prompt that differs early is not packed to its end
 
 
@@ -40,17 +41,18 @@ class PrefixIndex:
     move still holds that), the whole branch goes: nothing is ever known that can't be reached.
     """
 
-    __slots__ = ("_pool", "_roots", "_size", "evictions", "known")
+    __slots__ = ("_most_roots", "_pool", "_roots", "_size", "evictions", "known")
 
     def __init__(self, pool: PagePool) -> None:
         self._pool = pool
         self._size = 4 * pool.page_tokens
-        self._roots: dict[str, KnownRun] = {}
+        self._roots: dict[Hashable, KnownRun] = {}
+        self._most_roots = _FEW_ROOTS
         self.known: list[KnownRun | None] = [None] * pool.total
         self.evictions = 0
         pool.on_forget = self._forget
 
-    def find(self, tenant: str, tokens: Sequence[int], most: int) -> list[int]:
+    def find(self, tenant: Hashable, tokens: Sequence[int], most: int) -> list[int]:
         """Pages of the longest known beginning of ``tokens`` in full pages, at most ``most`` of them, in order."""
         found: list[int] = []
         node, size = self._roots.get(tenant), self._size
@@ -77,7 +79,7 @@ class PrefixIndex:
                 break
         return found
 
-    def add(self, tenant: str, tokens: Sequence[int], pages: list[int], first: int, stop: int) -> None:
+    def add(self, tenant: Hashable, tokens: Sequence[int], pages: list[int], first: int, stop: int) -> None:
         """Make the full pages ``first`` … ``stop`` − 1 of the table ``pages`` of a tenant's ``tokens`` known.
 
         Those before ``first`` must be known and held. A page that is known already, because another sequence was quicker,
@@ -136,16 +138,23 @@ class PrefixIndex:
         _require(reached == sum(node is not None for node in self.known), "a known page hangs on no tenant")
         _require(all(self.known[page] is not None for page in cached), "a cached page is not in the tree")
 
-    def _place(self, tenant: str, page: int | None) -> tuple[KnownRun, int]:
+    def _place(self, tenant: Hashable, page: int | None) -> tuple[KnownRun, int]:
         """(run, pages of it up to and with ``page``) behind which a sequence goes on."""
         if page is None:
             root = self._roots.get(tenant)
             if root is None:
+                self._drop_empty_roots()
                 root = self._roots[tenant] = KnownRun([], bytearray(), None)
             return root, 0
         node = self.known[page]
         assert node is not None, "what a sequence grows from is known"
         return node, len(node.pages) if node.pages[-1] == page else node.pages.index(page) + 1
+
+    def _drop_empty_roots(self) -> None:
+        """Names may be many (each scale of an adapter is one): those that lead to nothing any more are dropped now and then."""
+        if len(self._roots) >= self._most_roots:
+            self._roots = {name: root for name, root in self._roots.items() if root.children is not None}
+            self._most_roots = 2 * len(self._roots) + _FEW_ROOTS
 
     def _same(self, node: KnownRun, at: int, data: bytes) -> int:
         """Pages of a run, from ``at`` on, that begin ``data``."""

@@ -43,8 +43,8 @@ class Draft:
     """A step in the making. Policies call ``add_decodes`` and ``add_prompts`` in the order they want."""
 
     __slots__ = (
-        "_budget", "_cost", "_favoured", "_first_decode", "_limit", "_residency", "_room", "_roster", "_seconds",
-        "copies", "decodes", "logit_rows", "pairs", "slices", "tokens",
+        "_adapters", "_budget", "_cost", "_favoured", "_first_decode", "_limit", "_residency", "_room", "_roster", "_seconds",
+        "adapter_pages", "copies", "decodes", "logit_rows", "pairs", "slices", "tokens",
     )  # fmt: skip
 
     def __init__(self, roster: Roster, residency: Residency, cost: Cost, budget: Budget, first_decode: int) -> None:
@@ -54,6 +54,8 @@ class Draft:
         self.tokens = 0
         self.pairs = 0
         self.logit_rows = 0
+        self.adapter_pages = 0  # of the different adapters of its slices
+        self._adapters: set[int] = set()
         self._roster = roster
         self._residency = residency
         self._cost = cost
@@ -62,6 +64,11 @@ class Draft:
         self._room = self._limit = 0  # rows for prompts: those that are meant for them, and those that there are
         self._seconds: float | None = None
         self._favoured: Item | None = None  # others were set aside for it
+
+    @property
+    def load(self) -> tuple[int, int, int, int]:
+        """What Cost is asked about."""
+        return self.tokens, self.pairs, self.logit_rows, self.adapter_pages
 
     def add_decodes(self) -> None:
         """One row for each running stream.
@@ -89,6 +96,9 @@ class Draft:
             append(new(Slice, (item, start, 1, 1)))
             pairs += start
         self.decodes = added = len(self.slices)
+        if residency.adapters.in_use:
+            for piece in self.slices:
+                self._note_adapters(piece.item)
         self.pairs += pairs + added
         self.tokens += added
         self.logit_rows += added
@@ -171,7 +181,7 @@ class Draft:
             count = min(pending, limit, count + -(start + count) % page)
         count = self._within_logit_rows(item, count, pending)
         if seconds is not None and count > 0:
-            bound = self._cost.max_tokens_within(seconds, self.tokens, self.pairs, self.logit_rows, start)
+            bound = self._cost.max_tokens_within(seconds, self.load, start)
             # some rows of prompt in each step, or prompts could starve: few beside few streams, whose time they lengthen most
             least = min(ROW_TILE, max(_FEWEST_ROWS, self.decodes // 4)) if self.tokens == self.decodes else 0
             count = min(count, max(bound, least))
@@ -201,10 +211,18 @@ class Draft:
             rows = 0
         if end > item.writable:
             self._residency.extend(item, end)
+        if item.adapters:
+            self._note_adapters(item)
         self.slices.append(Slice(item, start, count, rows))
         self.tokens += count
         self.pairs += count * start + count * (count + 1) // 2
         self.logit_rows += rows
+
+    def _note_adapters(self, item: Item) -> None:
+        for generation, _ in item.adapters:
+            if generation not in self._adapters:
+                self._adapters.add(generation)
+                self.adapter_pages += self._residency.adapters.store.get(generation).size
 
 
 class Policy(Protocol):

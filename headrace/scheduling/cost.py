@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,12 @@ from headrace.errors import HeadraceError
 
 # Up to some rows a step is bound by reading the weights, then by computing: two hinges let the fit bend upwards there.
 _HINGES = (8.0, 32.0)
-_NAMES = ("base", "token", "token_beyond_8", "token_beyond_32", "pair", "logit_row")
-_SCALES = (1.0, 64.0, 64.0, 64.0, 16384.0, 16.0)  # typical feature sizes, so that the normal equations are well conditioned
+_NAMES = ("base", "token", "token_beyond_8", "token_beyond_32", "pair", "logit_row", "adapter_page")
+_SCALES = (1.0, 64.0, 64.0, 64.0, 16384.0, 16.0, 16.0)  # typical feature sizes, so that the normal equations are well conditioned
 _SIZE = len(_NAMES)
 _FORGETTING = 0.998
 _ANCHOR = 1e-4  # information that always pulls to the present coefficients: unexcited directions stay where they are
-_FIRST_GUESS = (5e-3, 1e-4, 3e-4, 0.0, 3e-7, 1e-4)  # seconds; before anything was measured
+_FIRST_GUESS = (5e-3, 1e-4, 3e-4, 0.0, 3e-7, 1e-4, 3e-5)  # seconds; before anything was measured
 _EAGER = 64  # observations after which the equations are solved only every _SOLVE_EVERY-th time
 _SOLVE_EVERY = 8
 _PACE_RATE = 0.1  # how fast the speed of the machine as a whole is followed
@@ -40,10 +40,11 @@ class CostErrors:
 
 
 class Cost:
-    """T = a + b·tokens + b8·max(0, tokens - 8) + b32·max(0, tokens - 32) + c·pairs + d·rows, in seconds, none negative.
+    """T = a + b·tokens + b8·max(0, tokens - 8) + b32·max(0, tokens - 32) + c·pairs + d·rows + e·adapters, in seconds.
 
-    ``tokens``: rows computed; ``pairs``: query-key pairs, the sum over rows of the keys they see; ``rows``: rows through the
-    head. Recursive least squares with forgetting on relative errors, kept as normal equations so that the non-negative
+    None is negative. ``tokens``: rows computed; ``pairs``: query-key pairs, the sum over rows of the keys they see; ``rows``: rows
+    through the head; ``adapters``: pages of the different adapters that a step reads, which is what they cost.
+    Recursive least squares with forgetting on relative errors, kept as normal equations so that the non-negative
     solution is exact. A common factor, the pace, follows the speed of the whole machine within some tens of steps (others use
     its cores, its clock drops), while the proportions between the terms are learnt slowly. A step that took far longer than
     foreseen (its thread was preempted) has little weight in both, until such steps become typical.
@@ -67,28 +68,28 @@ class Cost:
         return self._observed
 
     def coefficients(self) -> dict[str, float]:
-        """Seconds by term: base, token, token_beyond_8, token_beyond_32, pair, logit_row."""
+        """Seconds by term: base, token, token_beyond_8, token_beyond_32, pair, logit_row, adapter_page."""
         return {name: self._pace * value for name, value in zip(_NAMES, self._coefficients, strict=True)}
 
-    def predict(self, tokens: int, pairs: int, rows: int) -> float:
+    def predict(self, tokens: int, pairs: int, rows: int, adapters: int = 0) -> float:
         """Expected seconds of a step."""
-        base, token, beyond_low, beyond_high, pair, row = self._coefficients
-        seconds = base + token * tokens + pair * pairs + row * rows
+        base, token, beyond_low, beyond_high, pair, row, adapter = self._coefficients
+        seconds = base + token * tokens + pair * pairs + row * rows + adapter * adapters
         if tokens > _HINGES[0]:
             seconds += beyond_low * (tokens - _HINGES[0])
             if tokens > _HINGES[1]:
                 seconds += beyond_high * (tokens - _HINGES[1])
         return self._pace * seconds
 
-    def max_tokens_within(self, seconds: float, tokens: int, pairs: int, rows: int, start: int) -> int:
-        """Most rows that a prompt chunk from position ``start`` may add to a step of ``tokens``, ``pairs``, ``rows``.
+    def max_tokens_within(self, seconds: float, load: Sequence[int], start: int) -> int:
+        """Most rows that a prompt chunk from position ``start`` may add to a step of ``load``: the arguments of :meth:`predict`.
 
         Convex in the chunk, so each straight piece between hinges is a quadratic equation. 0 when the step is full already.
         """
-        left = (seconds - self.predict(tokens, pairs, rows)) / self._pace
+        left, tokens = (seconds - self.predict(*load)) / self._pace, load[0]
         if left <= 0.0:
             return 0
-        _, slope, beyond_low, beyond_high, pair, _ = self._coefficients
+        _, slope, beyond_low, beyond_high, pair, _, _ = self._coefficients
         count = 0.0
         for hinge, beyond in ((_HINGES[0], beyond_low), (_HINGES[1], beyond_high), (math.inf, 0.0)):
             width = hinge - (tokens + count)
@@ -102,11 +103,11 @@ class Cost:
             slope += beyond
         return int(min(count, 1e9))
 
-    def observe(self, tokens: int, pairs: int, rows: int, seconds: float) -> None:
+    def observe(self, tokens: int, pairs: int, rows: int, seconds: float, adapters: int = 0) -> None:
         """Learn from one measured step. Raises ``ValueError`` unless ``seconds`` is positive and finite."""
         if not (seconds > 0.0 and math.isfinite(seconds)):
             raise ValueError(f"a step takes a positive time, not {seconds}")
-        predicted = max(self.predict(tokens, pairs, rows), 1e-9)
+        predicted = max(self.predict(tokens, pairs, rows, adapters), 1e-9)
         self._recent.append(seconds / predicted - 1.0)
         self._observed += 1
         early = self._observed <= 2 * _SIZE
@@ -119,7 +120,7 @@ class Cost:
         # early predictions mean nothing, so the measured time sets the scale of the error
         paced = seconds / self._pace
         scale = paced if early else max(predicted / self._pace, 1e-7)
-        self._absorb(_features(tokens, pairs, rows), paced, influence / scale**2)
+        self._absorb(_features(tokens, pairs, rows, adapters), paced, influence / scale**2)
         if self._observed <= _EAGER or self._observed % _SOLVE_EVERY == 0:
             self._coefficients = _solve_non_negative(self._information, self._target, self._coefficients)
 
@@ -142,9 +143,11 @@ class Cost:
         """The inverse of :meth:`to_dict`. Raises :class:`HeadraceError` ``invalid_value`` for anything else."""
         cost = cls()
         coefficients = data.get("coefficients")
-        if data.get("format") != _FORMAT or not isinstance(coefficients, Mapping) or set(coefficients) != set(_NAMES):
+        known = isinstance(coefficients, Mapping) and set(coefficients) | {_NAMES[-1]} == set(_NAMES)
+        if data.get("format") != _FORMAT or not isinstance(coefficients, Mapping) or not known:
             raise HeadraceError("invalid_value", "the stored step times have an unknown form", param="coefficients")
-        values = [coefficients[name] for name in _NAMES]
+        # files from before there were adapters lack the last one
+        values = [coefficients.get(name, guess) for name, guess in zip(_NAMES, _FIRST_GUESS, strict=True)]
         numbers = [*values, data.get("spread"), data.get("observed")]
         if not all(isinstance(value, int | float) and math.isfinite(value) and value >= 0 for value in numbers) or sum(values) <= 0:
             raise HeadraceError("invalid_value", "the stored step times are not finite and positive", param="coefficients")
@@ -173,9 +176,9 @@ class Cost:
             self._target[i] += weight * self._coefficients[i] * _SCALES[i]
 
 
-def _features(tokens: int, pairs: int, rows: int) -> tuple[float, ...]:
+def _features(tokens: int, pairs: int, rows: int, adapters: int) -> tuple[float, ...]:
     low, high = max(0.0, tokens - _HINGES[0]), max(0.0, tokens - _HINGES[1])
-    raw = (1.0, float(tokens), low, high, float(pairs), float(rows))
+    raw = (1.0, float(tokens), low, high, float(pairs), float(rows), float(adapters))
     return tuple(value / scale for value, scale in zip(raw, _SCALES, strict=True))
 
 

@@ -8,15 +8,17 @@ from headrace.memory.kept_pages import KeptPages
 from headrace.memory.moves import Moves
 from headrace.memory.page_pool import PagePool
 from headrace.scheduling.item import Item, ItemState
+from headrace.scheduling.residency import Residency
 from headrace.scheduling.roster import Roster
 from headrace.scheduling.shares import Account
 
 
-def check_items(roster: Roster, pool: PagePool, moves: Moves | None = None, kept: KeptPages | None = None) -> None:
+def check_items(roster: Roster, residency: Residency, moves: Moves | None = None, kept: KeptPages | None = None) -> None:
     """Every live item is in one place, in order, with pages that match what it has computed; the pool agrees.
 
     Raises ``AssertionError`` naming the first fault.
     """
+    pool, adapters = residency.pool, residency.adapters
     items = roster.items.values()
     forks = [child for item in items for child in item.forks]
     places = [*roster.waiting, *roster.prompts, *roster.decodes, *roster.parked.values(), *roster.moving.values(), *forks]
@@ -31,8 +33,12 @@ def check_items(roster: Roster, pool: PagePool, moves: Moves | None = None, kept
         _require(not item.pages and not item.reserved, f"item {item.item_id} waits and holds pages")
         _check_away(item, moves)
     for item in roster.moving.values():
-        _require(item.state is ItemState.MOVING and not item.pages, f"item {item.item_id} moves and is {item.state.value}")
-        _check_away(item, moves)
+        _require(item.state is ItemState.MOVING, f"item {item.item_id} moves and is {item.state.value}")
+        if item.pages:
+            _require(adapters.is_coming(item.item_id), f"item {item.item_id} waits for nothing")
+            _check_running(item, pool)
+        else:
+            _check_away(item, moves)
     for item in (*roster.prompts, *roster.decodes, *roster.parked.values()):
         _require(item.state is ItemState.RUNNING, f"item {item.item_id} runs and is {item.state.value}")
         _check_running(item, pool)
@@ -44,8 +50,10 @@ def check_items(roster: Roster, pool: PagePool, moves: Moves | None = None, kept
             *(item.pages for item in items),
             *(moves.holders() if moves is not None else ()),
             *(kept.holders() if kept is not None else ()),
+            *adapters.store.holders(),
         ]
     )
+    adapters.check_integrity(items)
     if kept is not None:
         kept.check_integrity()
         coming = {item_id for item_id in roster.items if kept.coming(item_id)}

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from headrace.scheduling.shares import Account
 
+Root = str | tuple[str, tuple[tuple[int, float], ...]]
+"""What tokens alone don't say of a page: whose it is, and with which adapters it was computed."""
+
 NEVER = 2**62
 """A position that no sequence reaches."""
 
@@ -19,7 +22,8 @@ class ItemKind(enum.Enum):
 
 
 class ItemState(enum.Enum):
-    """Where an item stands. Only RUNNING items hold pages; those of a MOVING item are on their way back to it."""
+    """Where an item stands. Only RUNNING items hold pages, and MOVING ones that wait for adapters; other pages of a MOVING item are
+    on their way back to it."""
 
     WAITING = "waiting"
     MOVING = "moving"
@@ -52,6 +56,7 @@ class Item:
 
     ``priority``: −8 … 8, more goes first (:func:`order_of`). ``tenant``: whose pages it may reuse, and who may reuse its own.
     ``share``: who pays for it, and ``weight`` how much of the machine that share is due beside others.
+    ``adapters``: (generation, scale) of each adapter that it runs with, in the order in which they are added up.
 
     The last fields are the scheduler's own: ``account`` is the share's, ``charged`` the prompt's tokens that it has paid for,
     ``order`` is the place in all queues, ``reserved`` the pages
@@ -74,6 +79,7 @@ class Item:
     tenant: str = ""
     share: str = ""
     weight: int = 1
+    adapters: tuple[tuple[int, float], ...] = ()
     state: ItemState = ItemState.WAITING
     computed: int = 0
     pages: list[int] = field(default_factory=list)
@@ -92,6 +98,11 @@ class Item:
     lost: int = 0
     known: int = 0
     remember_at: int = NEVER
+
+    @property
+    def root(self) -> Root:
+        """Where its pages are known: never where other adapters, generations or scales would find them."""
+        return (self.tenant, self.adapters) if self.adapters else self.tenant
 
     @property
     def pending(self) -> int:

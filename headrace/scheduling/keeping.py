@@ -30,6 +30,8 @@ class Keeping:
 
     def slots_for(self, item: Item, known: int, most: int) -> list[int]:
         """Slots to read the item's pages ``known`` … from, in a row; none when computing them is foreseen to be quicker."""
+        if item.adapters:  # generations mean nothing after the next start
+            return []
         slots = self.pages.find(item.item_id, item.tenant, item.tokens, known, most)
         return slots if slots and self.is_quicker(known, len(slots)) else []
 

@@ -8,6 +8,7 @@ from headrace.memory.kept_pages import KeptJob
 from headrace.memory.page_pool import PagePool
 from headrace.memory.page_table import fork_pages, is_private, put_page
 from headrace.memory.prefix_index import PrefixIndex
+from headrace.scheduling.adapter_presence import AdapterPresence
 from headrace.scheduling.item import NEVER, Item, ItemKind, ItemState
 from headrace.scheduling.keeping import Keeping
 from headrace.scheduling.roster import Roster
@@ -40,7 +41,7 @@ class Residency:
     """
 
     __slots__ = (
-        "_expected_share", "_finished", "_refused", "_roster", "_unserved",
+        "_expected_share", "_finished", "_refused", "_roster", "_unserved", "adapters",
         "found_tokens", "index", "keeping", "lookups", "max_running", "pool", "preempted", "recomputed", "swapping",
     )  # fmt: skip
 
@@ -48,6 +49,7 @@ class Residency:
         self, pool: PagePool, roster: Roster, max_running: int, swapping: Swapping | None = None, index: PrefixIndex | None = None
     ) -> None:
         self.pool = pool
+        self.adapters = AdapterPresence(pool)
         self.index = index
         self.keeping: Keeping | None = None  # over a disk that keeps more of what the index knew
         self.lookups = 0
@@ -65,7 +67,7 @@ class Residency:
     def admit(self, item: Item) -> ItemState | None:
         """Give the first waiting item what is known of it and reserve what else it needs, all or nothing (``None``: not now).
 
-        RUNNING: it has all it needs. MOVING: it runs when its pages have come back.
+        RUNNING: it has all it needs. MOVING: it runs when its pages have come back, and its adapters are loaded.
         """
         pool, running = self.pool, self._roster.running
         if running and (running + 1 + len(item.forks) > self.max_running or item is self._refused or self._unserved):
@@ -73,7 +75,7 @@ class Residency:
         pages, held = self._find(item)
         own = self._own_need(item, len(pages))
         needed = own + len(item.forks)
-        if running and needed > pool.available - (len(pages) - held):  # cached pages that it takes won't be available
+        if running and needed > self.adapters.room(item) - (len(pages) - held):  # cached pages that it takes won't be available
             return None
         if running and not self._fits_later(item):
             self._refused = item
@@ -83,17 +85,19 @@ class Residency:
             if not self._make_room(item, own):
                 pool.release(pages)
                 return None
-            needed = max(own, min(needed, pool.available))
+            needed = max(own, min(needed, self.adapters.room(item)))
+        self.adapters.claim(item, needed)
         item.reserved = needed
         reserved = pool.reserve(needed)
         assert reserved, "there is room"
-        return self._take_place(item, pages)
+        state = self._take_place(item, pages)
+        return ItemState.MOVING if self.adapters.is_coming(item.item_id) else state
 
     def remember(self, item: Item) -> None:
         """An item has filled pages: make them known, or take over those that others have filled alike meanwhile."""
         assert self.index is not None, "nothing is remembered without an index"
         full = item.computed // self.pool.page_tokens
-        self.index.add(item.tenant, item.tokens, item.pages, item.known, full)
+        self.index.add(item.root, item.tokens, item.pages, item.known, full)
         item.known = full
         item.remember_at = (full + 1) * self.pool.page_tokens
 
@@ -179,7 +183,7 @@ class Residency:
         assert reserved, "they were free just now"
         item.reserved += len(lost)
         if job.good > job.found:
-            self.index.add(item.tenant, item.tokens, pages, job.found, job.good)
+            self.index.add(item.root, item.tokens, pages, job.found, job.good)
         self._start_behind(item, pages)
 
     def lose(self, item: Item) -> None:
@@ -187,6 +191,7 @@ class Residency:
         if item.state is ItemState.MOVING:
             self.pool.unreserve(item.reserved)
             item.reserved = 0
+            self.adapters.release(item)
             self._roster.preempted(item)
         self._start_over(item)
         self._refused = None
@@ -209,6 +214,7 @@ class Residency:
         if leader.reserved:
             leader.reserved -= 1
             child.reserved = 1
+        self.adapters.join(child)
 
     def inherit(self, item: Item, heir: Item) -> None:
         """``heir`` gets everything that ``item`` holds."""
@@ -216,6 +222,7 @@ class Residency:
         heir.computed, heir.scored, heir.found, heir.shared = item.computed, item.scored, item.found, item.shared
         heir.known, heir.remember_at = item.known, item.remember_at
         item.pages, item.reserved, item.writable = [], 0, 0
+        self.adapters.inherit(item, heir)
         if self.swapping is not None:
             self.swapping.moves.rename(item.item_id, heir.item_id)
         if self.keeping is not None:
@@ -235,7 +242,7 @@ class Residency:
             return True
         found, held = self._find(item)
         needed = self._own_need(item, len(found)) + len(item.forks)
-        room = self.pool.available - (len(found) - held) + self._will_be_free()
+        room = self.adapters.room(item) - (len(found) - held) + self._will_be_free()
         return running + 1 + len(item.forks) <= self.max_running and needed <= room and self._fits_later(item)
 
     def _find(self, item: Item) -> tuple[list[int], int]:
@@ -247,7 +254,7 @@ class Residency:
         most = self._most_found(item)
         if self.index is None or not most:
             return [], 0
-        found = self.index.find(item.tenant, item.tokens, most)
+        found = self.index.find(item.root, item.tokens, most)
         held = sum(self.pool.references(page) > 0 for page in found)
         item.shared = held * self.pool.page_tokens
         return found, held
@@ -282,6 +289,7 @@ class Residency:
 
     def _let_go(self, item: Item) -> None:
         """The item holds nothing any more."""
+        self.adapters.release(item)
         item.pages = []
         item.reserved = item.writable = item.shared = item.known = 0
         item.remember_at = NEVER
@@ -332,7 +340,7 @@ class Residency:
 
     def _make_room(self, item: Item, count: int) -> bool:
         """True when the only item to run finds its pages; shared ones that waiting items keep are taken if it must be."""
-        while count > self.pool.available:
+        while count > self.adapters.room(item):
             if self._will_be_free() or not self._reclaim(item):
                 return False
         return True
@@ -353,6 +361,8 @@ class Residency:
             item.reserved -= 1
             return self.pool.allocate_reserved(1, *self._place(item, 1))[0]
         taken = self.pool.allocate(1, *self._place(item, 1))
+        if taken is None and self.adapters.make_page():
+            taken = self.pool.allocate(1, *self._place(item, 1))
         return taken[0] if taken else None
 
     def _place(self, item: Item, count: int) -> tuple[int | None, int]:
@@ -380,4 +390,4 @@ class Residency:
             tokens += length
             most = max(most, tokens + alive * ahead)
         slack = alive * self.pool.page_tokens // 2  # part-filled last pages
-        return most + slack <= self.pool.total * self.pool.page_tokens
+        return most + slack <= (self.pool.total - self.adapters.pages_with(item)) * self.pool.page_tokens

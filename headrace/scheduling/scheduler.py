@@ -81,6 +81,7 @@ class Scheduler:
             self.keeping = Keeping(KeptPages(self.index, pool, keep.slots, keep.run_pages), cost, keep.page_bytes)
         self._residency = Residency(pool, self._roster, settings.max_running, swapping, self.index)
         self._residency.keeping = self.keeping
+        self.adapters = self._residency.adapters
         self._arrivals = 0
         self._turn = 0
         self._deadlines: list[tuple[float, tuple[int, int], Item]] = []
@@ -156,7 +157,7 @@ class Scheduler:
         if item.item_id not in self._roster.items:
             raise ValueError(f"item {item.item_id} is not live")
         self._residency.learn_length(item)
-        if self.keeping is not None and item.known:
+        if self.keeping is not None and item.known and not item.adapters:
             self.keeping.pages.ended(item.tenant, item.pages[: item.known])
         self._remove(item)
         self.counters.finished += 1
@@ -192,7 +193,7 @@ class Scheduler:
         self.swapping.note(transfer, well=well)
         for owner, pages in moves.arrived:
             self._residency.arrive(items[owner], pages)
-            self._roster.arrive(items[owner])
+            self._go_on(items[owner])
         for owner in moves.lost:
             self._residency.lose(items[owner])
         moves.arrived.clear()
@@ -206,8 +207,15 @@ class Scheduler:
         for job in arrived:
             item = self._roster.items[job.owner]
             self._residency.arrive_kept(item, job)
-            self._roster.arrive(item)
+            self._go_on(item)
         arrived.clear()
+
+    def adapter_loaded(self, generation: int) -> None:
+        """Let items go on that waited for this adapter. Call between steps."""
+        self.adapters.loaded(generation)
+        arrived, self.adapters.arrived = self.adapters.arrived, []
+        for item_id in arrived:
+            self._go_on(self._roster.items[item_id])
 
     def keep_nothing(self) -> None:
         """Go on without the disk below the index."""
@@ -235,14 +243,15 @@ class Scheduler:
             preempted += tuple(residency.preempted)
             if draft.slices or not residency.preempted:
                 break
+        self.adapters.fetch_ahead()
         self.counters.preemptions += len(preempted)
         self.counters.recomputed = residency.recomputed
         self.counters.lookups, self.counters.found = residency.lookups, residency.found_tokens
         if not draft.slices:
             return None
         self._turn += draft.decodes
-        seconds = self.cost.predict(draft.tokens, draft.pairs, draft.logit_rows)
-        return Step(tuple(draft.slices), tuple(draft.copies), preempted, seconds)
+        seconds = self.cost.predict(*draft.load)
+        return Step(tuple(draft.slices), tuple(draft.copies), preempted, seconds, draft.adapter_pages)
 
     def commit(self, step: Step, sampled: Mapping[int, int]) -> list[Item]:
         """The step has run: advance its items, append sampled tokens, start forks.
@@ -296,7 +305,7 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Prove that items, lists and pages agree. Raises ``AssertionError`` naming the first fault. O(items + pages)."""
         kept = self.keeping.pages if self.keeping is not None else None
-        check_items(self._roster, self.pool, self.swapping.moves if self.swapping is not None else None, kept)
+        check_items(self._roster, self._residency, self.swapping.moves if self.swapping is not None else None, kept)
         if self.index is not None:
             self.index.check_integrity()
 
@@ -317,6 +326,7 @@ class Scheduler:
             if positions > room:
                 message = f"prompt and max_tokens need {positions} positions, the page pool holds {room}"
                 raise HeadraceError("context_length_exceeded", message, param="max_tokens")
+            self.adapters.check(item)
         except HeadraceError:
             self.counters.refused += 1
             raise
@@ -331,6 +341,7 @@ class Scheduler:
         item.account = self.shares.enter(item.share, item.weight)
         item.goal = item.prompt_length + (max(0, item.max_tokens - 1) if item.kind is ItemKind.GENERATE else 0)
         self._roster.items[item.item_id] = item
+        self.adapters.enter(item)
         if item.deadline is not None:
             heappush(self._deadlines, (item.deadline, item.order, item))
 
@@ -342,12 +353,21 @@ class Scheduler:
             heir.charged = item.charged
             self._residency.inherit(item, heir)
             self._roster.replace(item, heir)
+            self.adapters.leave(item)
             return
         if item.state is ItemState.WAITING and not self._roster.is_queued(item):
             leader = next(other for other in self._roster.items.values() if item in other.forks)
             leader.forks.remove(item)
         self._residency.release(item)
         self._roster.drop(item)
+        self.adapters.leave(item)
+
+    def _go_on(self, item: Item) -> None:
+        """Part of what a MOVING item waits for has come: it runs when that was all."""
+        swapped = self.swapping is not None and self.swapping.moves.find(item.item_id) is not None
+        kept = self.keeping is not None and self.keeping.pages.coming(item.item_id)
+        if not (swapped or kept or self.adapters.is_coming(item.item_id)):
+            self._roster.arrive(item)
 
     def _start_forks(self, leader: Item, sampled: Mapping[int, int], spent: list[Item]) -> int:
         """The leader's prompt is done: its forks share the pages and start with their own first tokens."""

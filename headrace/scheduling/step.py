@@ -45,12 +45,14 @@ class Step:
     """What the next execution computes, in order. Immutable, so that it can be recorded and replayed.
 
     ``predicted`` is the time in seconds that Cost expects. ``preempted`` items gave their pages back for this step.
+    ``adapter_pages``: of the different adapters that its slices use.
     """
 
     slices: tuple[Slice, ...]
     copies: tuple[PageCopy, ...] = ()
     preempted: tuple[Item, ...] = ()
     predicted: float = 0.0
+    adapter_pages: int = 0
 
     @property
     def tokens(self) -> int:

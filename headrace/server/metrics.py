@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from headrace.engine.wire import KeptGauges, MoveGauges, ViewGauges
+from headrace.engine.wire import AdapterGauges, KeptGauges, MoveGauges, ViewGauges
 from headrace.server.engine_totals import sum_of
 from headrace.server.loop_lag import LoopLag
 from headrace.server.model_metrics import ModelCollector
@@ -96,6 +96,7 @@ class _EngineCollector(Collector):
         yield from _moves(state.moves or MoveGauges(), [one.moves or MoveGauges() for one in states])
         yield from _views(state.views or ViewGauges())
         yield from _kept(state.kept or KeptGauges(), [one.kept or KeptGauges() for one in states])
+        yield from _adapters(state.adapters or AdapterGauges(), [one.adapters or AdapterGauges() for one in states])
 
 
 def _moves(moves: MoveGauges, each: list[MoveGauges]) -> Iterator[Metric]:
@@ -143,6 +144,24 @@ def _kept(kept: KeptGauges, each: list[KeptGauges]) -> Iterator[Metric]:
             sum(one.written_pages * one.page_bytes for one in each),
         ),
         ("headrace_prefix_disk_failures", "Pieces that could not be written or read.", kept.failures),
+    ):
+        yield CounterMetricFamily(name, text, value=amount)
+
+
+def _adapters(adapters: AdapterGauges, each: list[AdapterGauges]) -> Iterator[Metric]:
+    for name, text, value in (
+        ("headrace_adapters_registered", "Adapters that have names.", adapters.registered),
+        ("headrace_adapters_resident", "Adapters that lie in pages.", adapters.resident),
+        ("headrace_adapters_loading", "Adapters that are being read.", adapters.loading),
+        ("headrace_adapter_pages", "Pages that adapters hold.", adapters.adapter_pages),
+        ("headrace_adapter_bytes", "Bytes of them.", sum(one.adapter_pages * one.page_bytes for one in each)),
+    ):
+        yield GaugeMetricFamily(name, text, value=value)
+    for name, text, amount in (
+        ("headrace_adapter_loads", "Times an adapter was read into pages.", adapters.loads),
+        ("headrace_adapter_load_seconds", "Time of that, beside steps.", adapters.load_seconds),
+        ("headrace_adapter_evictions", "Adapters whose pages others needed.", adapters.evictions),
+        ("headrace_adapter_failures", "Loads that came to nothing.", adapters.failures),
     ):
         yield CounterMetricFamily(name, text, value=amount)
 

@@ -10,16 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from quantised_models import RoundedWeights
 
+from headrace.engine.adapters import Adapters
+from headrace.engine.adapting import Adapting
 from headrace.engine.build import make_chain, make_keeping, make_moving, make_scheduler
 from headrace.engine.grammars import LazyGrammars
 from headrace.engine.loop import Engine, EngineParts
 from headrace.engine.request import Limits
 from headrace.engine.sampling_params import GrammarSpec, SamplingParams
 from headrace.engine.viewing import Viewing
-from headrace.engine.wire import Submit, TokenLogprob, TokenOutput
+from headrace.engine.wire import AdapterUse, Submit, TokenLogprob, TokenOutput
 from headrace.kernels.interface import KvFormat, TorchKv
 from headrace.kernels.native_chain import NativeChain
 from headrace.kernels.sampler import Sampler
@@ -27,7 +30,10 @@ from headrace.memory.arena import Arena
 from headrace.memory.disk_tier import slot_bytes
 from headrace.memory.moves import MoveOptions
 from headrace.memory.views import ViewPlan, Views
+from headrace.models.adapter import Adapter, LowRank, module_sides, round_bf16
+from headrace.models.adapter_file import write_adapter
 from headrace.models.catalog import OpenModel, find_model, open_model
+from headrace.models.config import ModelConfig
 from headrace.models.recoding import recode
 from headrace.scheduling.keeping import KeepOptions
 from headrace.scheduling.settings import SchedulingSettings
@@ -47,6 +53,7 @@ SCHEMA = '{"type":"object","properties":{"name":{"type":"string","maxLength":8}}
 OUTPUT, LONG_OUTPUT = 10, 36
 POOL, STARVED, THIRD = 256, 12, 9  # pages; eight requests need 27
 VIEWS = ViewPlan(40, 16)
+ADAPTERS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,7 @@ class Mix:
     priorities: bool = False
     policy: str = "fair"
     views: bool = False
+    adapters: bool = False
 
 
 MECHANISMS: dict[str, dict[str, int | bool | str]] = {
@@ -93,6 +101,7 @@ MECHANISMS: dict[str, dict[str, int | bool | str]] = {
     "fair shares": {"tenants": 3},
     "priorities": {"priorities": True, "policy": "priority"},
     "views": {"views": True},
+    "adapters": {"adapters": True},
 }
 
 
@@ -150,9 +159,29 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     tokenizer = open_tokenizer(model.tokenizer_source)
     grammars = LazyGrammars(lambda: tokenizer, model.config.vocab)
     made = Bench(model, {}, {}, grammars, [tokenizer.encode(text) for text in TEXTS], {}, tmp_path_factory.mktemp("swap"))
+    for index in range(ADAPTERS):
+        write_adapter(made.folder / f"adapter {index}", small_adapter(model.config, index))
     yield made
     for arena in made.arenas.values():
         arena.close()
+
+
+def small_adapter(config: ModelConfig, seed: int) -> Adapter:
+    """Rank 2 on the queries and on what attention puts out, enough to change every answer."""
+    generator = np.random.default_rng(seed)
+    layers = []
+    for sides in module_sides(config):
+        made = {}
+        for name in ("q", "o"):
+            a, b = (generator.standard_normal(shape, np.float32) for shape in ((2, sides[name][0]), (sides[name][1], 2)))
+            made[name] = LowRank(round_bf16(a), round_bf16(b), 0.01)
+        layers.append(made)
+    return Adapter(tuple(layers), "random")
+
+
+def adapters_of(i: int) -> list[AdapterUse]:
+    """No adapter, one of three, or two added up."""
+    return [[], [AdapterUse(1, 1.0)], [AdapterUse(2, 0.5)], [AdapterUse(3, 1.0), AdapterUse(1, -0.5)]][i % 4]
 
 
 def requests_of(mix: Mix, bench: Bench) -> list[Submit]:
@@ -170,7 +199,9 @@ def requests_of(mix: Mix, bench: Bench) -> list[Submit]:
         )  # fmt: skip
         share, priority = f"tenant {i % mix.tenants}", (i * 5) % 17 - 8 if mix.priorities else 0
         weight = 1 + i % mix.tenants
-        submits.append(Submit(i, bench.prompts[i % len(TEXTS)], params, priority=priority, share=share, weight=weight))
+        uses = adapters_of(i) if mix.adapters else []
+        prompt = bench.prompts[i % len(TEXTS)]
+        submits.append(Submit(i, prompt, params, priority=priority, share=share, weight=weight, adapters=uses))
     return submits
 
 
@@ -194,7 +225,12 @@ def engine_of(mix: Mix, bench: Bench) -> Engine:
     pages = arena.rows if mix.views else arena.bytes[: mix.pages]
     viewing = Viewing(Views(arena, VIEWS)) if mix.views else None
     sampler = Sampler(config.vocab, mix.threads)
-    parts = EngineParts(chain, pages, scheduler, sampler, limits, bench.grammars, moving=moving, viewing=viewing, keeping=keeping)
+    adapting = Adapting(scheduler, Adapters(config, scheduler.adapters.store, pages))
+    for index in range(ADAPTERS):
+        adapting.register(f"adapter {index}", bench.folder / f"adapter {index}")
+    parts = EngineParts(
+        chain, pages, scheduler, sampler, limits, bench.grammars, moving=moving, viewing=viewing, keeping=keeping, adapting=adapting
+    )
     return Engine(parts)
 
 
@@ -261,7 +297,10 @@ def check(mix: Mix, bench: Bench) -> None:
     answers = run(engine, submits, random.Random(mix.shuffle) if mix.shuffle else None)
     for submit in submits:
         assert answers[submit.request_id] == alone(submit, bench, mix), f"request {submit.request_id}"
-    assert engine.scheduler.pool.free == mix.pages
+    assert engine.scheduler.pool.free == mix.pages - engine.scheduler.adapters.store.resident_pages
+    adapters = engine.gauges().adapters
+    assert adapters is not None
+    assert adapters.loads >= ADAPTERS if mix.adapters else not adapters.loads
     moves = engine.gauges().moves
     assert mix.swap != "swap" or (moves is not None and moves.written_pages > 0), "nothing was swapped"
     if mix.pages < POOL:

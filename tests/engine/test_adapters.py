@@ -123,4 +123,4 @@ def test_names_that_are_taken_again_leave_nothing_behind(tmp_path: Path) -> None
     for index in range(300):
         adapters.register(f"a{index % 10}", tmp_path)
     assert len(adapters.store) == 10
-    assert len(adapters._files) <= 40
+    assert len(adapters._facts) <= 40

@@ -30,7 +30,7 @@ class World:
     def known(self) -> dict[Beginning, int]:
         """Slow oracle: every known beginning, spelt from its page up to the root."""
         beginnings = {}
-        tenants = {root: tenant for tenant, root in self.index._roots.items()}
+        tenants = {root: tenant for tenant, root in self.index._roots.items() if isinstance(tenant, str)}
         for page, known in enumerate(self.index.known):
             if known is None:
                 continue

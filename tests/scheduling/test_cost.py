@@ -131,7 +131,7 @@ def test_most_tokens_within_is_the_inverse_of_predict(*, seconds: float, tokens:
     for _ in range(100):
         load = random_load(generator)
         cost.observe(*load, true_seconds(load))
-    most = cost.max_tokens_within(seconds, tokens, pairs, rows, start)
+    most = cost.max_tokens_within(seconds, (tokens, pairs, rows), start)
 
     def step(count: int) -> float:
         return cost.predict(tokens + count, pairs + count * start + count * (count + 1) // 2, rows)

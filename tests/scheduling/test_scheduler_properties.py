@@ -60,6 +60,9 @@ class World:
         item.priority = self.random.choice((0, 0, 0, -8, 1, 8))
         return item
 
+    def new_fork(self, leader: Item) -> Item:
+        return self.new_item(self.prompts[leader.item_id], leader.max_tokens)
+
     def add(self) -> None:
         length = self.random.choice((1, 15, 16, 17, 31, 32, 33, self.random.randint(1, 120)))
         prompt = [self.random.randrange(2**31) for _ in range(length)]
@@ -78,7 +81,7 @@ class World:
             self.scheduler.add(leader)
             if leader.kind is ItemKind.GENERATE and leader.max_tokens > 0:
                 for _ in range(self.random.choice((0, 0, 0, 1, 3))):
-                    self.scheduler.add_fork(leader, self.new_item(prompt, leader.max_tokens))
+                    self.scheduler.add_fork(leader, self.new_fork(leader))
         except HeadraceError as refusal:
             if refusal.code not in {"queue_full", "context_length_exceeded"}:
                 raise
@@ -148,18 +151,21 @@ class World:
             assert rows >= completes or item.kind is ItemKind.EMBED
             assert completes or item.score_from is not None or rows == 0
 
+    def cell(self, item: Item, position: int) -> Cell:
+        return item.tenant, item.tokens[position]
+
     def execute(self, step: Step) -> None:
         for copy in step.copies:
             self.memory[copy.target] = list(self.memory[copy.source])
         for item, start, count, rows in step.slices:
             for position in range(start, start + count):
-                self.memory[item.pages[position // PAGE]][position % PAGE] = (item.tenant, item.tokens[position])
+                self.memory[item.pages[position // PAGE]][position % PAGE] = self.cell(item, position)
             if item.score_from is not None:
                 self.delivered[item.item_id] += [p for p in range(start + count - rows, start + count) if p >= item.scored]
         for item, start, count, _ in step.slices:
             end = start + count
             for index in range((end - 1) // PAGE + 1):
-                known = [(item.tenant, token) for token in item.tokens[index * PAGE : min(end, (index + 1) * PAGE)]]
+                known = [self.cell(item, position) for position in range(index * PAGE, min(end, (index + 1) * PAGE))]
                 assert self.memory[item.pages[index]][: len(known)] == known, f"item {item.item_id} lost page {index}"
 
     def drain(self) -> None:
