@@ -22,15 +22,16 @@ _STEPS_HELP = "\n".join(f"  {name:<17} {what}" for name, what in STEPS.items())
 def quantize(settings: QuantiseSettings, model: str, out: Path) -> None:
     """Write MODEL with integer weights into a new folder that `headrace serve FOLDER` opens.
 
-    4-bit groups of int8 rows (QServe's QoQ) or 8 bits per channel. Activations may be 8 bits as well, which makes prompts and
-    large batches faster, or 16, which costs no quality. Calibration and report run in torch (extra `torch`). Interrupted?
-    The same call goes on with the next layer.
+    8 bits per channel with 8-bit activations: below 0.01 nats on the packaged models, and fast in prompts and batches. 4-bit
+    groups of int8 rows (QServe's QoQ) read half the bytes and lose more: for single streams of models that come in floats.
+    Activations of 16 bits cost no quality. Calibration and report run in torch (extra `torch`). Interrupted? The same call
+    goes on with the next layer.
 
     \b
-    headrace quantize smollm2 --out smollm2-w4
-    headrace quantize smollm2 --out smollm2-w8a8 --group channel --activation-bits mixed
-    headrace quantize gemma3 --out gemma-w4 --group 128 --report ladder
-    headrace quantize ./my-model --out my-model-w4 --calibration-text my-domain.txt
+    headrace quantize smollm2 --out smollm2-w8a8
+    headrace quantize gemma3 --out gemma-w8 --activation-bits mixed --report ladder
+    headrace quantize ./my-model --out my-model-w8a8 --calibration-text my-domain.txt
+    headrace quantize ./my-model --out my-model-w4 --group 64 --activation-bits 16
     """
     with progress_bar() as bar:
         outcome = run(model, out, settings, Loading(bar))

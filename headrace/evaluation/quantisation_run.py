@@ -35,8 +35,10 @@ _CALIBRATION_SHARE = 0.6
 class QuantiseSettings:
     """What the quantised model will be like, and how much is looked at."""
 
-    group: str = option("64", choices=tuple(GROUPS), help="Inputs that share a 4-bit group's scale; channel: 8-bit codes instead.")
-    activation_bits: str = option("16", choices=tuple(ACTIVATIONS), help="Of rows in products; mixed: 8, but 16 before `down`.")
+    group: str = option(
+        "channel", choices=tuple(GROUPS), help="channel: 8-bit codes; a number: 4-bit codes, so many inputs share a scale."
+    )
+    activation_bits: str = option("8", choices=tuple(ACTIVATIONS), help="Of rows in products; mixed: 8, but 16 before `down`.")
     steps: str = option("auto", help="auto, all, none, or steps joined by commas; auto: what pays with these activations.")
     calibration_text: str | None = option(
         None, unit="file", help="UTF-8 text like what the model will see; none: packaged English."

@@ -19,6 +19,8 @@ Float32 = npt.NDArray[np.float32]
 
 _FLOATS = ("F32", "F16", "BF16")
 _KINDS = {"w4": "Q4_1", "w8": "Q8_0", "bf16": "BF16"}
+# Already what is asked for: their codes run as they are, and rounding them onto another grid would only lose.
+_KEPT = {"w4": ("Q4_0", "Q4_1", "Q4_K"), "w8": ("Q8_0",), "bf16": ("BF16",)}
 _PIECE = 1 << 22  # weights encoded together
 
 
@@ -104,8 +106,8 @@ def recode(source: WeightSource, weights: str) -> WeightSource:
     """The source as the option ``weights`` wants its matrices.
 
     ``auto``: as they are, but floats of inputs in whole groups become w8 (half the bytes, several times the speed, and a loss
-    that real text hardly shows). ``w8``, ``w4``: 8 or 4 bits in groups of 32, whatever they were. ``bf16``: dequantised.
-    Raises ``invalid_setting`` for what can't be or would undo a calibration.
+    that real text hardly shows). ``w8``, ``w4``: 8 or 4 bits in groups of 32; under w4 a matrix that has such codes keeps them.
+    ``bf16``: dequantised. Raises ``invalid_setting`` for what can't be or would undo a calibration.
     """
     kinds: dict[str, str] = {}
     for name in source.names():
@@ -117,7 +119,7 @@ def recode(source: WeightSource, weights: str) -> WeightSource:
                 kinds[name] = _KINDS["w8"]
             continue
         _check(name, outline, weights)
-        if outline.kind != _KINDS[weights]:
+        if outline.kind not in _KEPT[weights]:
             kinds[name] = _KINDS[weights]
     return RecodedWeights(source, kinds) if kinds else source
 

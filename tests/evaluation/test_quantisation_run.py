@@ -26,7 +26,7 @@ from headrace.quantization.checkpoint import FOLDER_NAME
 from headrace.quantization.format import copy_tokenizer, write_model
 from headrace.quantization.recipe import STEPS, Recipe
 
-SMALL = QuantiseSettings(group="32", calibration_tokens=512, evaluation_tokens=512, threads=1)
+SMALL = QuantiseSettings(group="32", activation_bits="16", calibration_tokens=512, evaluation_tokens=512, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +78,10 @@ def test_a_folder_is_written_that_the_engine_opens(small_model: Path, tmp_path: 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(small_model: Path, tmp_path: Path) -> None:
     settings = replace(SMALL, report="none")
     out = tmp_path / "killed"
-    arguments = ["quantize", str(small_model), "--out", str(out), "--group", "32", "--calibration-tokens", "512"]
+    arguments = ["quantize", str(small_model), "--out", str(out), "--group", "32", "--activation-bits", "16"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "headrace", *arguments, "--report", "none", "--threads", "1"], stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "headrace", *arguments, "--calibration-tokens", "512", "--report", "none", "--threads", "1"],
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
     while not (out / FOLDER_NAME / "layer_0000.npz").exists() and process.poll() is None and time.monotonic() < deadline:
@@ -140,3 +141,7 @@ def test_rungs_lead_up_to_the_recipe() -> None:
     assert [len(recipe.steps) for _, recipe in ladder] == [0, 2, 5]
     assert all(recipe.activations == "8" for _, recipe in ladder)
     assert [label for label, _ in rungs(Recipe(steps=("gptq",)), every=True)] == ["plain rounding"]
+
+
+def test_the_default_is_the_one_that_keeps_the_quality() -> None:
+    assert (QuantiseSettings().group, QuantiseSettings().activation_bits, QuantiseSettings().steps) == ("channel", "8", "auto")

@@ -86,6 +86,13 @@ def test_every_choice_says_what_it_does() -> None:
     assert whole.kinds == {"b": "Q4_1"}
 
 
+@pytest.mark.parametrize(("kind", "row_bytes"), [("Q4_0", 144), ("Q4_1", 160), ("Q4_K", 144)])
+def test_codes_of_4_bits_stay(kind: str, row_bytes: int) -> None:
+    source = Source(a=RawTensor(kind, (3, 256), np.zeros(3 * row_bytes, np.uint8)))
+    assert recode(source, "w4") is source
+    assert recode(source, "w8").outline("a").kind == "Q8_0"
+
+
 def test_calibrated_codes_are_not_rounded_again() -> None:
     source = Source(a=random_matrix("a", (16, 64), 32).encode())
     for weights in ("w4", "w8"):
