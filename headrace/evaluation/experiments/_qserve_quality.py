@@ -28,7 +28,7 @@ class Subject:
     every: int
 
 
-SUBJECTS = (Subject("smollm2-135m-instruct", ("bf16", "kv8", "kv4"), 8), Subject("gemma-3-270m", ("bf16", "kv4"), 16))
+SUBJECTS = (Subject("smollm2-135m-instruct", ("bf16", "kv8", "kv4"), 8), Subject("gemma-3-270m", ("bf16", "kv8", "kv4"), 16))
 
 
 def quality(conditions: Conditions, subject: Subject) -> list[Claim]:
