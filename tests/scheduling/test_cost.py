@@ -187,3 +187,21 @@ def test_impossible_times_are_refused(seconds: float) -> None:
 
 def test_errors_before_anything_ran() -> None:
     assert Cost().errors().count == 0
+
+
+def test_what_adapters_cost_comes_back_beside_everything_else() -> None:
+    generator = random.Random(8)
+    cost = Cost()
+    for _ in range(800):
+        load = random_load(generator)
+        pages = generator.choice((0, 0, 10, 40, 160))
+        cost.observe(*load, true_seconds(load) * generator.gauss(1, 0.02) + 4e-5 * pages, pages)
+    assert cost.coefficients()["adapter_page"] == pytest.approx(4e-5, rel=0.1)
+    assert cost.coefficients()["base"] == pytest.approx(4.5e-3, rel=0.07)
+    assert cost.errors().within_tenth > 0.9
+
+
+def test_times_stored_before_there_were_adapters_are_still_read() -> None:
+    stored = Cost().to_dict()
+    del stored["coefficients"]["adapter_page"]
+    assert Cost.from_dict(stored).coefficients() == Cost().coefficients()
