@@ -33,6 +33,8 @@ logger = logging.getLogger("headrace.server")
 SettingsType = TypeVar("SettingsType")
 DEATH_NOTICE = 1.0
 """Seconds between the engine's death and our exit: clients get their errors and probes see 503."""
+BACKLOG = 1024
+"""Connections that wait to be taken."""
 
 
 class Settings(Protocol):
@@ -63,12 +65,16 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def listen(options: ServerSettings) -> socket.socket:
-    """A bound socket. Raises ``invalid_setting`` when the address can't be had."""
+    """A socket that takes connections from now on: who comes before the HTTP stack stands waits for it, and is not refused.
+
+    Raises ``invalid_setting`` when the address can't be had.
+    """
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((options.host, options.port))
+        sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         problem = f"can't listen on {options.host} port {options.port}: {error.strerror or error}"
@@ -129,7 +135,7 @@ class Runner:
         return ApiServer(
             uvicorn.Config(
                 create_app(self._hub, self._keys), http=GuardedProtocol, ws="none", lifespan="off", log_config=None,
-                access_log=False, server_header=False, timeout_graceful_shutdown=2, backlog=1024,
+                access_log=False, server_header=False, timeout_graceful_shutdown=2, backlog=BACKLOG,
             )
         )  # fmt: skip
 
