@@ -70,8 +70,8 @@ def listen(options: ServerSettings) -> socket.socket:
     Raises ``invalid_setting`` when the address can't be had.
     """
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    # By its protocol number asyncio knows a TCP socket, and sends small answers at once (TCP_NODELAY) instead of waiting up to 40 ms
-    # for the client to acknowledge the piece before.
+    # By its protocol number asyncio knows a TCP socket, and sends small answers at once (TCP_NODELAY) instead of waiting up to
+    # 40 ms for the client to acknowledge the piece before.
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
