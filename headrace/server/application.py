@@ -18,6 +18,7 @@ from headrace.server.auth import KeyRing
 from headrace.server.endpoint import Endpoint
 from headrace.server.gate import Gate
 from headrace.server.hub import Hub
+from headrace.server.protocol.decode import decode_query
 from headrace.server.rate_limits import Claim
 from headrace.server.rendering import STATUS_HUNG_UP, error_response, internal_error, table_error
 from headrace.server.requests import TENANT, Call, ClientGone, HangupGuard, declared_length, decoded
@@ -49,7 +50,8 @@ def _handler(hub: Hub, endpoint: Endpoint) -> Callable[[Request], Awaitable[Resp
         claim = hub.rate_limits.enter(tenant, declared_length(request)) if endpoint.metered else Claim()
         try:
             body = await decoded(request, hub.settings, endpoint.body) if endpoint.body is not None else None
-            call: Call[Any] = Call(body, request.path_params, request.scope["headrace.request_id"], request, tenant, claim)
+            query = decode_query(request.query_params.multi_items(), endpoint.query) if endpoint.query is not None else None
+            call: Call[Any] = Call(body, request.path_params, request.scope["headrace.request_id"], request, tenant, claim, query)
             if endpoint.body is None:
                 return await endpoint.handler(hub, call)
             return await _answer(hub, endpoint, call)

@@ -18,7 +18,8 @@ class Endpoint:
 
     ``metered`` ones take from the key's requests and tokens a minute. ``probe``: answered whatever the server's state; others are
     refused while loading, draining or after a death. ``by_model``: the body names the model that answers, and the handler gets its
-    service; others get the hub.
+    service; others get the hub. ``query``: the struct of what may stand behind the path. ``form``: the fields of a
+    form body, which the handler reads by itself.
     """
 
     method: str
@@ -32,6 +33,8 @@ class Endpoint:
     probe: bool = False
     metered: bool = False
     by_model: bool = False
+    query: type[msgspec.Struct] | None = None
+    form: type[msgspec.Struct] | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -216,7 +216,7 @@ class Generation:
         piece.tokens += output.tokens[:used]
         piece.offsets += [entry.offset for entry in delta.pieces]
         self.totals.completion += used
-        self._service.rate_limits.used(self._standing.tenant, used)
+        self._claim.used(used)
         if output.logprobs is not None:
             piece.logprobs = [*(piece.logprobs or ()), *output.logprobs[:used]]
         if delta.finished_by_stop is not None:

@@ -6,8 +6,9 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
 
-from headrace.errors import HeadraceError
+from headrace.errors import ERROR_TABLE, HeadraceError
 from headrace.server.loop_lag import LoopLag
 from headrace.server.metrics import Metrics
 from headrace.server.model_table import ModelTable
@@ -16,6 +17,9 @@ from headrace.server.rendering import table_error
 from headrace.server.service import Service
 from headrace.server.settings import ServerSettings
 from headrace.server.tenants import Tenants
+
+if TYPE_CHECKING:
+    from headrace.server.desk import Desk
 
 
 class Hub:
@@ -30,7 +34,10 @@ class Hub:
         self.metrics = Metrics(table, self.lag)
         self.started = int(time.time())
         self.draining = False
+        self.opened_desk: Desk | None = None
+        self.no_desk = ERROR_TABLE["state_unavailable"].meaning
         self._weight = 0
+        self._background = 0  # of it, what no client waits for
         self._weights: dict[str, int] = {}  # of it, what each tenant has in flight
         self._idle = asyncio.Event()
         self._idle.set()
@@ -72,12 +79,13 @@ class Hub:
         tenant = claim.tenant
         try:
             self.check_open()
-            if self._is_full(sequences, tenant):
+            if not claim.background and self._is_full(sequences, tenant):
                 raise table_error("queue_full")
         except HeadraceError:
             claim.drop()
             raise
         claim.settle(prompt_tokens)
+        self._background += sequences if claim.background else 0
         self._weight += sequences
         self._weights[tenant] = self._weights.get(tenant, 0) + sequences
         self._idle.clear()
@@ -85,6 +93,7 @@ class Hub:
             yield
         finally:
             self._weight -= sequences
+            self._background -= sequences if claim.background else 0
             self._weights[tenant] -= sequences
             if not self._weights[tenant]:
                 del self._weights[tenant]
@@ -93,15 +102,26 @@ class Hub:
 
     def _is_full(self, sequences: int, tenant: str) -> bool:
         most, own = self.settings.max_queue, self._weights.get(tenant, 0)
-        if not self._weight or self._weight + sequences <= most:
+        if not self.online or self.online + sequences <= most:
             return False
         tenants = len(self._weights) + (own == 0)
         return tenants == 1 or own + sequences > most // tenants
+
+    def desk(self) -> Desk:
+        """Files, batches and jobs. Raises ``state_unavailable`` where the server has no folder for them."""
+        if self.opened_desk is None:
+            raise HeadraceError("state_unavailable", self.no_desk)
+        return self.opened_desk
 
     def drain(self) -> None:
         """Take nothing new from now on."""
         self.draining = True
         self.table.drain()
+
+    @property
+    def online(self) -> int:
+        """Sequences in flight that clients wait for."""
+        return self._weight - self._background
 
     @property
     def in_flight(self) -> int:

@@ -18,7 +18,9 @@ _REF = "#/components/schemas/{name}"
 def openapi(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
     """The whole description as plain values."""
     endpoints = tuple(endpoints)
-    structs = {kind for endpoint in endpoints for kind in (endpoint.body, endpoint.answer, endpoint.event) if kind} | {ErrorBody}
+    structs = {
+        kind for endpoint in endpoints for kind in (endpoint.body, endpoint.answer, endpoint.event, endpoint.form) if kind
+    } | {ErrorBody}
     ordered = sorted(structs, key=lambda kind: kind.__name__)
     references, components = msgspec.json.schema_components(ordered, ref_template=_REF)
     schemas = dict(zip(ordered, references, strict=True))
@@ -57,8 +59,17 @@ def _operation(endpoint: Endpoint, path: str, schemas: dict[type[msgspec.Struct]
     }
     if endpoint.body is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schemas[endpoint.body]}}}
-    if "{id}" in path:
-        operation["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    if endpoint.form is not None:
+        operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": schemas[endpoint.form]}}}
+    parameters = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}] if "{id}" in path else []
+    if endpoint.query is not None:
+        fields = msgspec.json.schema_components([endpoint.query])[1][endpoint.query.__name__]
+        parameters += [
+            {"name": name, "in": "query", "required": name in fields.get("required", ()), "schema": schema}
+            for name, schema in fields["properties"].items()
+        ]
+    if parameters:
+        operation["parameters"] = parameters
     return operation
 
 

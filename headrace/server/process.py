@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from headrace.engine.client import EngineClient
@@ -23,6 +24,7 @@ from headrace.server.model_names import entries
 from headrace.server.model_table import ModelTable
 from headrace.server.notices import say
 from headrace.server.settings import ServerSettings
+from headrace.server.storage.folder import StateFolder, default_folder
 
 if TYPE_CHECKING:
     from headrace.server.http import ApiServer
@@ -52,9 +54,10 @@ def serve(settings: Settings, client: type[EngineClient] = EngineClient) -> int:
     models = entries(settings.of(ModelSettings).model, options.served_name)
     engine = settings.of(EngineSettings), settings.of(SchedulingSettings)
     table = ModelTable(models, options, engine, client)
+    folder = claim_folder(options)
     sock = listen(options)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(Runner(options, sock, table, keys).run())
+        return runner.run(Runner(options, sock, table, keys, folder).run())
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -84,11 +87,28 @@ def listen(options: ServerSettings) -> socket.socket:
     return sock
 
 
+def claim_folder(options: ServerSettings) -> StateFolder | None:
+    """The folder for files, batches and jobs; ``None`` when the default one can't be had: the server then does without.
+
+    Raises ``invalid_setting`` when the folder that the options name can't be had.
+    """
+    try:
+        return StateFolder(Path(options.state_dir).expanduser() if options.state_dir is not None else default_folder())
+    except HeadraceError as error:
+        if options.state_dir is not None:
+            raise
+        say(f"no files, batches or fine-tuning here: {error.message}")
+        return None
+
+
 class Runner:
     """One server run: owns the models, the HTTP server and the reaction to signals and death."""
 
-    def __init__(self, options: ServerSettings, sock: socket.socket, table: ModelTable, keys: KeyRing | None) -> None:
+    def __init__(
+        self, options: ServerSettings, sock: socket.socket, table: ModelTable, keys: KeyRing | None, folder: StateFolder | None
+    ) -> None:
         self._options = options
+        self._folder = folder
         self._keys = keys
         self._sock = sock
         self._table = table
@@ -104,12 +124,15 @@ class Runner:
         side_tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._watch_death())]
         await self._table.begun()  # an engine's process loads while the HTTP stack is imported here
         self._hub = self._new_hub()
+        self._open_desk()
         side_tasks.append(asyncio.create_task(self._hub.lag.run()))
         server = self._http_server()
         serving = asyncio.create_task(server.serve([self._sock]))
         host, port = self._sock.getsockname()[:2]
         say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
         await self._stop.wait()
+        if self._hub.opened_desk is not None:
+            await self._hub.opened_desk.close()  # its work goes on at the next start; clients' requests may finish
         await self._wind_down()
         server.should_exit = True
         await serving
@@ -127,6 +150,16 @@ class Runner:
         from headrace.server.tenants import Tenants
 
         return Hub(self._options, self._table, Tenants(self._keys.rules) if self._keys is not None else None)
+
+    def _open_desk(self) -> None:
+        """Files, batches and jobs, where there is a folder for them."""
+        from headrace.server.desk import Desk
+        from headrace.server.routes import GENERATING
+
+        if self._folder is None:
+            return
+        self._hub.opened_desk = Desk(self._hub, self._folder, {endpoint.paths[0]: endpoint for endpoint in GENERATING})
+        self._hub.opened_desk.start()
 
     def _http_server(self) -> ApiServer:
         import uvicorn

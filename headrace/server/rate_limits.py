@@ -67,10 +67,10 @@ class _Account:
 class Claim:
     """What one request was let in with: one request, and an estimate of its tokens, until the prompt is known.
 
-    Without an account nothing is limited.
+    Without an account nothing is limited. ``background``: no client waits for it, and it takes no place in the queue.
     """
 
-    __slots__ = ("_account", "_body_bytes", "_clock", "_estimate", "tenant")
+    __slots__ = ("_account", "_body_bytes", "_clock", "_estimate", "background", "tenant")
 
     def __init__(
         self,
@@ -78,8 +78,11 @@ class Claim:
         account: _Account | None = None,
         body_bytes: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        background: bool = False,
     ) -> None:
         self.tenant = tenant
+        self.background = background
         self._account = account
         self._body_bytes = body_bytes
         self._clock = clock
@@ -117,6 +120,11 @@ class Claim:
             raise _exceeded(f"This key may use {account.tokens.limit:,} tokens a minute; the prompt has {prompt_tokens:,}", wait)
         account.tokens.take(prompt_tokens, now)
 
+    def used(self, tokens: int) -> None:
+        """Take generated tokens, whatever is at hand."""
+        if self._account is not None and self._account.tokens is not None and tokens:
+            self._account.tokens.take(tokens, self._clock())
+
     def drop(self) -> None:
         """Give the estimate back. The request stays taken: one that was refused for what it asks counts as well."""
         if self._account is not None and self._account.tokens is not None and self._estimate:
@@ -148,12 +156,6 @@ class RateLimits:
         claim = Claim(tenant, self._accounts.get(tenant), body_bytes, self._clock)
         claim.take()
         return claim
-
-    def used(self, tenant: str, tokens: int) -> None:
-        """Take generated tokens."""
-        account = self._accounts.get(tenant)
-        if account is not None and account.tokens is not None and tokens:
-            account.tokens.take(tokens, self._clock())
 
     def headers(self, tenant: str) -> list[tuple[bytes, bytes]]:
         """``x-ratelimit-{limit,remaining,reset}-{requests,tokens}`` as OpenAI's clients read them."""

@@ -46,6 +46,8 @@ def error_response(error: HeadraceError, headers: dict[str, str] | None = None) 
     extra = dict(headers or {})
     if error.retry_after is not None:
         extra["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    elif error.kind.status == 429:
+        extra["x-should-retry"] = "false"  # OpenAI's clients would try again
     if error.kind.status == 401:
         extra["www-authenticate"] = "Bearer"
     return Response(error_body(error), status_code=error.kind.status, headers=extra, media_type=JSON_TYPE)

@@ -29,7 +29,7 @@ class Call(Generic[BodyType]):
     """One request as handlers see it: its decoded body, path parameters, id, and the connection (to notice a hang-up).
 
     ``tenant`` names the API key's owner without saying the key: pages are reused under one name only. ``claim``: what was taken
-    of the key's allowance before the body was read.
+    of the key's allowance before the body was read. ``query``: what stands behind the path, where the operation knows such fields.
     """
 
     body: BodyType
@@ -38,6 +38,7 @@ class Call(Generic[BodyType]):
     request: Request
     tenant: str = ""
     claim: Claim = field(default_factory=Claim)
+    query: Any = None
 
 
 def request_id_of(headers: list[tuple[bytes, bytes]]) -> str:

@@ -6,14 +6,16 @@ from typing import Any
 
 from starlette.responses import Response
 
-from headrace.server import chat, completions, embeddings, models, operations, tokens
+from headrace.server import batches, chat, completions, embeddings, files, models, operations, tokens
 from headrace.server.endpoint import Endpoint
 from headrace.server.hub import Hub
 from headrace.server.openapi import openapi
 from headrace.server.operations import Health, Version
+from headrace.server.protocol.batches import BatchList, BatchObject, BatchRequest, PageQuery
 from headrace.server.protocol.chat import ChatChunk, ChatCompletion, ChatRequest
 from headrace.server.protocol.completions import Completion, CompletionRequest
 from headrace.server.protocol.embeddings import EmbeddingList, EmbeddingRequest
+from headrace.server.protocol.files import FileDeleted, FileList, FileObject, FileQuery, Upload
 from headrace.server.protocol.tokens import (
     DetokenizeAnswer,
     DetokenizeRequest,
@@ -34,15 +36,31 @@ async def describe(hub: Hub, call: Call[Any]) -> Response:
     return json_response(openapi(ENDPOINTS))
 
 
+GENERATING: tuple[Endpoint, ...] = tuple(
+    Endpoint("POST", path, handler, summary, body, answer, event, by_model=True, metered=True)
+    for path, handler, summary, body, answer, event in (
+        ("/chat/completions", chat.complete, "Answer a conversation.", ChatRequest, ChatCompletion, ChatChunk),
+        ("/completions", completions.complete, "Continue a text.", CompletionRequest, Completion, Completion),
+        ("/embeddings", embeddings.embed, "Vectors of texts.", EmbeddingRequest, EmbeddingList, None),
+    )
+)
+"""The operations that run a model; batches may name them."""
+
+LASTING: tuple[Endpoint, ...] = (
+    Endpoint("POST", "/files", files.upload, "Keep a file.", None, FileObject, form=Upload),
+    Endpoint("GET", "/files", files.list_files, "The kept files.", None, FileList, query=FileQuery),
+    Endpoint("GET", "/files/{id}", files.show, "One kept file.", None, FileObject),
+    Endpoint("DELETE", "/files/{id}", files.delete, "Drop a file.", None, FileDeleted),
+    Endpoint("GET", "/files/{id}/content", files.content, "The bytes of a file."),
+    Endpoint("POST", "/batches", batches.create, "Run the calls of a file when there is time.", BatchRequest, BatchObject),
+    Endpoint("GET", "/batches", batches.list_batches, "The batches.", None, BatchList, query=PageQuery),
+    Endpoint("GET", "/batches/{id}", batches.show, "One batch.", None, BatchObject),
+    Endpoint("POST", "/batches/{id}/cancel", batches.cancel, "End a batch early.", None, BatchObject),
+)
+"""What the server keeps, and does without a client waiting for it."""
+
 ENDPOINTS: tuple[Endpoint, ...] = (
-    *(
-        Endpoint("POST", path, handler, summary, body, answer, event, by_model=True, metered=True)
-        for path, handler, summary, body, answer, event in (
-            ("/chat/completions", chat.complete, "Answer a conversation.", ChatRequest, ChatCompletion, ChatChunk),
-            ("/completions", completions.complete, "Continue a text.", CompletionRequest, Completion, Completion),
-            ("/embeddings", embeddings.embed, "Vectors of texts.", EmbeddingRequest, EmbeddingList, None),
-        )
-    ),
+    *GENERATING,
     *(
         Endpoint("POST", path, handler, summary, body, answer, by_model=True)
         for path, handler, summary, body, answer in (
@@ -56,6 +74,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", "/models/{id:path}", models.show_model, "One served model.", None, ModelCard),
     Endpoint("POST", "/models/load", models.load, "Bring a model into memory.", LoadRequest, ModelCard),
     Endpoint("POST", "/models/unload", models.unload, "Send a model out of memory.", UnloadRequest, ModelCard),
+    *LASTING,
     Endpoint("GET", "/livez", operations.livez, "Liveness probe.", None, Health, versioned=False, probe=True),
     Endpoint("GET", "/readyz", operations.readyz, "Readiness probe.", None, Health, versioned=False, probe=True),
     Endpoint("GET", "/health", operations.readyz, "Same as /readyz.", None, Health, versioned=False, probe=True),

@@ -29,6 +29,14 @@ class ServerSettings:
     keepalive: float = option(10.0, unit="s", minimum=0.05, maximum=3600.0, help="Silence before a stream gets a comment line.")
     drain: float = option(30.0, unit="s", minimum=0.0, maximum=3600.0, help="Longest wait for running requests at shutdown.")
     log_requests: bool = option(False, help="Log one line a request.")
+    state_dir: str | None = option(
+        None, help="Folder for files, batches and fine-tuning jobs. Default: headrace/state in the user's folder for data."
+    )
+    max_file_mib: int = option(512, unit="MiB", minimum=1, maximum=1_048_576, help="Largest uploaded file.", public=False)
+    max_tenant_files_mib: int = option(
+        4096, unit="MiB", minimum=1, maximum=2**30, help="What the files of one key may take together.", public=False
+    )
+    max_tenant_files: int = option(10_000, minimum=1, maximum=1_000_000, help="Files that one key may keep.", public=False)
     max_json_depth: int = option(64, minimum=4, maximum=512, help="Deepest nesting of a JSON body.", public=False)
     body_timeout: float = option(30.0, unit="s", minimum=0.1, maximum=3600.0, help="Longest wait for a whole body.", public=False)
     load_timeout: float = option(600.0, unit="s", minimum=0.1, maximum=86_400, help="Longest wait for a load.", public=False)

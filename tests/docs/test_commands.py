@@ -65,9 +65,9 @@ def run_block(block: Block, folder: Path, address: str = ADDRESS) -> str:
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real server on a free port, ready."""
-    command = [sys.executable, "-m", "headrace", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "headrace", "serve", "--port", "0", "--state-dir", str(tmp_path_factory.mktemp("state"))]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:

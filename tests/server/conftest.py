@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +33,8 @@ class Running:
     url: str = ""
     key: str | None = None
     reader: threading.Thread = field(default_factory=threading.Thread)
+    scratch: str | None = None
+    made: openai.OpenAI | None = None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -40,7 +44,10 @@ class Running:
         return httpx.Client(base_url=self.url, headers=self.headers, timeout=30.0, trust_env=False, **options)
 
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key or "none", max_retries=0, timeout=30.0)
+        """The one client of this server; its connections close with it."""
+        if self.made is None:
+            self.made = openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key or "none", max_retries=0, timeout=30.0)
+        return self.made
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
         with self.http() as http:
@@ -72,6 +79,8 @@ class Running:
         raise AssertionError("no engine process")
 
     def stop(self) -> int:
+        if self.made is not None:
+            self.made.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -82,6 +91,8 @@ class Running:
         self.reader.join(5)
         assert self.process.stderr is not None
         self.process.stderr.close()
+        if self.scratch is not None:
+            shutil.rmtree(self.scratch)
         return self.process.returncode
 
 
@@ -114,10 +125,12 @@ def wait_ready(running: Running) -> Running:
 
 
 def launch_raw(engine: str, options: dict[str, Any], model: str = "", key: str | None = None) -> Running:
-    """A server that has just begun to listen."""
-    return launch(
-        [sys.executable, str(HERE / "run_server.py"), engine, json.dumps({"port": 0, **options}), *([model] if model else [])], key
-    )
+    """A server that has just begun to listen; without ``state_dir`` it gets a fresh one that goes with it."""
+    scratch = None if "state_dir" in options else tempfile.mkdtemp(prefix="headrace-state-")
+    options = {"port": 0, "state_dir": scratch, **options}
+    running = launch([sys.executable, str(HERE / "run_server.py"), engine, json.dumps(options), *([model] if model else [])], key)
+    running.scratch = scratch
+    return running
 
 
 def launch_server(engine: str | float = 0.005, key: str | None = None, **options: Any) -> Running:

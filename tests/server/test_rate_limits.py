@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import HeadraceError
 from headrace.server.auth import KeyRules
-from headrace.server.rate_limits import RateLimits, duration
+from headrace.server.rate_limits import Claim, RateLimits, duration
 
 
 class Clock:
@@ -23,9 +23,11 @@ class Clock:
         return self.now
 
 
-def admit(limits: RateLimits, tenant: str, prompt_tokens: int) -> None:
+def admit(limits: RateLimits, tenant: str, prompt_tokens: int) -> Claim:
     """Let a request in whose size nobody knows before, and tell its prompt."""
-    limits.enter(tenant, 0).settle(prompt_tokens)
+    claim = limits.enter(tenant, 0)
+    claim.settle(prompt_tokens)
+    return claim
 
 
 def limits(requests: int | None, tokens: int | None) -> tuple[RateLimits, Clock]:
@@ -58,8 +60,7 @@ def test_a_refusal_takes_nothing() -> None:
 
 def test_generated_tokens_are_waited_off_later() -> None:
     allowed, clock = limits(None, 60)
-    admit(allowed, "a", 10)
-    allowed.used("a", 110)
+    admit(allowed, "a", 10).used(110)
     clock.now += 60.0
     with pytest.raises(HeadraceError, match="has used them up") as caught:
         admit(allowed, "a", 20)
@@ -86,8 +87,7 @@ def test_tenants_are_apart_and_the_unlimited_stay_so() -> None:
     admit(allowed, "a", 1)
     admit(allowed, "b", 1)
     for _ in range(100):
-        admit(allowed, "c", 10_000)
-        allowed.used("c", 10_000)
+        admit(allowed, "c", 10_000).used(10_000)
     assert allowed.headers("c") == []
 
 
@@ -142,12 +142,12 @@ def test_no_minute_sees_more_than_the_burst_and_the_refill(calls: list[tuple[flo
     for pause, prompt, output in calls:
         clock.now += pause
         try:
-            admit(allowed, "a", prompt)
+            claim = admit(allowed, "a", prompt)
         except HeadraceError:
             continue
         admitted += prompt
         assert admitted + used <= 60 + (clock.now - 1000.0) + 1e-6
-        allowed.used("a", output)
+        claim.used(output)
         used += output
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -42,6 +43,25 @@ def decode_body(data: bytes, kind: type[T]) -> T:
         raise HeadraceError("invalid_value", "The body nests too deeply.") from None
 
 
+def decode_query(pairs: Sequence[tuple[str, str]], kind: type[T]) -> T:
+    """What stands behind a path as a ``kind``. Raises as :func:`decode_body`; a name that comes twice is refused."""
+    fields: dict[str, str] = {}
+    for name, value in pairs:
+        if name in fields:
+            shown = _SAFE_NAME.sub("?", name)[:64]
+            raise HeadraceError("invalid_value", f"'{shown}' comes twice.", param=shown)
+        fields[name] = value
+    return checked(fields, kind)
+
+
+def checked(fields: dict[str, Any], kind: type[T]) -> T:
+    """Fields that came as text, as a ``kind``. Raises as :func:`decode_body`."""
+    try:
+        return msgspec.convert(fields, type=kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise _refusal(str(error), kind) from None
+
+
 def _refusal(message: str, kind: type[msgspec.Struct]) -> HeadraceError:
     match = _AT.match(message)
     what, path = (match["what"], match["path"]) if match else (message, None)
@@ -56,8 +76,8 @@ def _refusal(message: str, kind: type[msgspec.Struct]) -> HeadraceError:
     leaf = re.split(r"[.\[]", param)[0] if param else ""
     last = param.rsplit(".", 1)[-1] if param else ""
     for candidate in (leaf, last):
-        if candidate in UNSUPPORTED:
-            reason = UNSUPPORTED[candidate]
+        if candidate in getattr(kind, "unsupported", UNSUPPORTED):
+            reason = getattr(kind, "unsupported", UNSUPPORTED)[candidate]
             return HeadraceError("unsupported_parameter", f"'{param}' can't be honoured here: {reason}.", param=param)
     if param is None:
         return HeadraceError("invalid_value", f"The body must be a JSON object: {_plain(what)}.")
