@@ -92,7 +92,7 @@ class Running:
         assert self.process.stderr is not None
         self.process.stderr.close()
         if self.scratch is not None:
-            shutil.rmtree(self.scratch)
+            shutil.rmtree(self.scratch, ignore_errors=True)  # stopping twice is fine
         return self.process.returncode
 
 
