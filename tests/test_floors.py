@@ -18,6 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("quantization",),
     ("engine",),
     ("kernels",),
+    ("planning",),
     ("scheduling",),
     ("memory", "models", "text"),
     ("settings",),

@@ -24,6 +24,8 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "ps": ("headrace.cli.ps", "ps", "List the models of a running server and their state."),
     "quantize": ("headrace.cli.quantize", "quantize", "Write a model with integer weights, and say what that costs."),
     "bench": ("headrace.cli.bench", "bench", "Measure a server, the engine or the kernels."),
+    "plan": ("headrace.cli.plan", "plan", "Find instances, threads and steps that keep your latency promises."),
+    "simulate": ("headrace.cli.simulate", "simulate", "Try a dispatch policy on many instances in simulated time."),
     "reproduce": ("headrace.cli.reproduce", "reproduce", "Run an experiment: a mechanism with and without, on this machine."),
     "doctor": ("headrace.cli.doctor", "doctor", "Check this machine and say what to change."),
     "config": ("headrace.cli.config", "config", "Print the effective options and where each came from."),

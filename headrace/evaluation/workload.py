@@ -4,77 +4,12 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from headrace.errors import HeadraceError
-from headrace.settings.nearest import suggestion
+from headrace.planning.workload import Lengths, arrival_times, parse_lengths
 
-LengthKind = Literal["fixed", "normal", "lognormal", "uniform"]
-_KINDS: dict[str, tuple[LengthKind, int]] = {
-    "fixed": ("fixed", 1),
-    "normal": ("normal", 2),
-    "lognormal": ("lognormal", 2),
-    "uniform": ("uniform", 2),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """A distribution of token counts, never below 1.
-
-    ``a`` and ``b`` are: fixed – the count; normal – mean and standard deviation as a share of it; lognormal – median
-    and sigma of the logarithm; uniform – lowest and highest.
-    """
-
-    kind: LengthKind
-    a: float
-    b: float = 0.0
-
-    def draw(self, rng: random.Random) -> int:
-        """One length in tokens."""
-        if self.kind == "fixed":
-            value = self.a
-        elif self.kind == "normal":
-            value = rng.gauss(self.a, self.a * self.b)
-        elif self.kind == "lognormal":
-            value = self.a * rng.lognormvariate(0.0, self.b)
-        else:
-            value = rng.uniform(self.a, self.b)
-        return max(1, round(value))
-
-
-def parse_lengths(text: str, param: str) -> Lengths:
-    """``128``, ``fixed:128``, ``normal:256:0.3``, ``lognormal:200:0.8`` or ``uniform:16:512``.
-
-    Raises ``invalid_setting`` naming ``param`` for anything else.
-    """
-    name, *numbers = text.split(":") if ":" in text else ("fixed", text)
-    if name not in _KINDS:
-        raise HeadraceError("invalid_setting", f"{param}: unknown distribution '{name}'{suggestion(name, _KINDS)}", param=param)
-    kind, wanted = _KINDS[name]
-    try:
-        values = [float(number) for number in numbers]
-    except ValueError:
-        values = []
-    if len(values) != wanted or not all(0 <= value <= 1_000_000 for value in values) or values[0] < 1:
-        form = {"fixed": "N", "normal": "MEAN:SHARE", "lognormal": "MEDIAN:SIGMA", "uniform": "LOW:HIGH"}[kind]
-        raise HeadraceError(
-            "invalid_setting", f"{param}: '{text}' is not {kind}:{form} with numbers from 1 to 1,000,000", param=param
-        )
-    return Lengths(kind, *values)
-
-
-def arrival_times(rate: float, shape: float, rng: random.Random) -> Iterator[float]:
-    """Seconds at which requests come, without end: Gamma gaps with mean 1/rate.
-
-    ``shape`` 1 is a Poisson process, below 1 is burstier, above 1 more regular.
-    """
-    now = 0.0
-    while True:
-        now += rng.gammavariate(shape, 1 / (rate * shape))
-        yield now
+__all__ = ["Lengths", "Request", "Shape", "arrival_times", "parse_lengths", "passage", "requests", "vocabulary"]
 
 
 @functools.cache

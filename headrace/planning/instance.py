@@ -1,0 +1,166 @@
+"""One simulated instance: the real scheduler over a pool of numbers, steps that take the time Cost says."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from headrace.memory.page_pool import PagePool
+from headrace.scheduling.composer import POLICIES, Budget
+from headrace.scheduling.cost import Cost
+from headrace.scheduling.item import Item
+from headrace.scheduling.repeating import repeat, repeatable
+from headrace.scheduling.scheduler import Scheduler
+from headrace.scheduling.settings import SchedulingSettings
+from headrace.scheduling.step import Step
+
+_TOKEN = 0  # what is generated does not matter to scheduling
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceModel:
+    """What an instance is made of. ``cost``: the time of its steps; ``pages`` of ``page_tokens`` tokens; ``step_tokens``: rows a
+    step aims at; ``gap_seconds``: how long a step may take while streams wait (``None``: no bound)."""
+
+    cost: Cost
+    pages: int
+    step_tokens: int
+    gap_seconds: float | None = None
+    page_tokens: int = 16
+    policy: str = "fcfs"
+    max_running: int = 256
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a request has got so far: times of its first and last token, how many, and the longest time between two."""
+
+    output: int
+    first: float = math.nan
+    last: float = math.nan
+    count: int = 0
+    longest_gap: float = 0.0
+
+
+@dataclass(slots=True)
+class _Stretch:
+    """Steps under way: ``step`` first, then ``count - 1`` like it, from ``begins`` on."""
+
+    step: Step
+    begins: float
+    load: tuple[int, int, int]
+    count: int = 1
+    seconds: float = 0.0  # of the first one
+    more: float = 0.0  # by which each is longer than the one before
+
+
+@dataclass(slots=True)
+class SimulatedInstance:
+    """Runs requests in simulated time. ``version`` tells events that still hold from those that were overtaken.
+
+    Streams that go on alone are advanced by many steps at once; whoever arrives in between cuts that stretch at the end of
+    the step under way, as in reality.
+    """
+
+    model: InstanceModel
+    scheduler: Scheduler = field(init=False)
+    version: int = 0
+    _stretch: _Stretch | None = None
+    _under_way: dict[int, Progress] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        model = self.model
+        settings = SchedulingSettings(
+            step_tokens=max(16, model.step_tokens), max_running=model.max_running, max_waiting=1_000_000, prefix_reuse="off"
+        )
+        pool = PagePool(model.pages, model.page_tokens)
+        self.scheduler = Scheduler(settings, pool, model.cost, POLICIES.get(model.policy))
+        capacity = max(2048, model.step_tokens)
+        self.scheduler.budget = Budget(model.step_tokens, model.gap_seconds, capacity, settings.max_logit_rows, model.max_running)
+
+    @property
+    def live(self) -> int:
+        """Requests that are here."""
+        return self.scheduler.live
+
+    def add(self, item: Item, progress: Progress, now: float) -> float | None:
+        """A request arrives. The time of the next event when that has changed."""
+        self.scheduler.add(item)
+        self._under_way[item.item_id] = progress
+        if self._stretch is None:
+            return self._begin(now)
+        return self._cut(self._stretch, now)
+
+    def end(self) -> tuple[list[int], float | None]:
+        """The stretch under way is over: the requests that have ended with it, and the time of the next event."""
+        stretch, self._stretch = self._stretch, None
+        assert stretch is not None, "something is under way"
+        done = self._commit(stretch)
+        now = stretch.begins + _length(stretch, stretch.count)
+        return done, self._begin(now)
+
+    def _begin(self, now: float) -> float | None:
+        step = self.scheduler.plan()
+        if step is None:
+            return None
+        load = step.tokens, step.attention_work, step.logit_rows
+        predict = self.model.cost.predict
+        stretch = _Stretch(step, now, load, seconds=predict(*load))
+        if all(piece.count == 1 and piece.completes for piece in step.slices):
+            left = min(self._under_way[piece.item.item_id].output - piece.item.generated for piece in step.slices)
+            stretch.count += repeatable(self.scheduler, step, left - 1)
+            stretch.more = predict(load[0], load[1] + load[0], load[2]) - stretch.seconds
+        self._stretch = stretch
+        self.version += 1
+        return now + _length(stretch, stretch.count)
+
+    def _cut(self, stretch: _Stretch, now: float) -> float | None:
+        """Let the stretch end with the step that is under way at ``now``; ``None`` when it ends with that in any case."""
+        count = _steps_until(stretch, now)
+        if count >= stretch.count:
+            return None
+        stretch.count = count
+        self.version += 1
+        return stretch.begins + _length(stretch, count)
+
+    def _commit(self, stretch: _Stretch) -> list[int]:
+        step, scheduler = stretch.step, self.scheduler
+        items = [piece.item for piece in step.slices if piece.completes]
+        scheduler.commit(step, dict.fromkeys((item.item_id for item in items), _TOKEN))
+        if stretch.count > 1:
+            repeat(scheduler, stretch.count - 1, _TOKEN)
+        first, last = stretch.begins + stretch.seconds, stretch.begins + _length(stretch, stretch.count)
+        longest = stretch.seconds + stretch.more * (stretch.count - 1)
+        done = []
+        for item in items:
+            progress = self._under_way[item.item_id]
+            if progress.count:
+                progress.longest_gap = max(progress.longest_gap, first - progress.last)
+            else:
+                progress.first = first
+            if stretch.count > 1:
+                progress.longest_gap = max(progress.longest_gap, longest)
+            progress.last = last
+            progress.count += stretch.count
+            if progress.count >= progress.output:
+                scheduler.finish(item)
+                del self._under_way[item.item_id]
+                done.append(item.item_id)
+        return done
+
+
+def _length(stretch: _Stretch, count: int) -> float:
+    """Seconds of the first ``count`` steps."""
+    return count * stretch.seconds + stretch.more * count * (count - 1) / 2
+
+
+def _steps_until(stretch: _Stretch, now: float) -> int:
+    """Steps of a stretch that have begun by ``now``."""
+    low, high = 1, stretch.count
+    while low < high:
+        middle = (low + high) // 2
+        if stretch.begins + _length(stretch, middle) >= now:
+            high = middle
+        else:
+            low = middle + 1
+    return low
