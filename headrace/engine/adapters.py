@@ -14,9 +14,9 @@ from headrace.kernels.adapter_pages import place_adapter
 from headrace.kernels.interface import Bytes, PlacedAdapter, StepAdapters
 from headrace.memory.adapter_store import AdapterRecord, AdapterStore
 from headrace.models.adapter import MODULES
-from headrace.models.adapter_file import ADAPTER_WEIGHTS, outline_adapter, read_adapter
+from headrace.models.adapter_file import identify_adapter, outline_adapter, read_adapter
 from headrace.models.config import ModelConfig
-from headrace.models.files import FileIdentity, identify
+from headrace.models.files import FileIdentity
 
 Use = tuple[int, float]
 """A generation and what its sum is multiplied by."""
@@ -24,10 +24,10 @@ Use = tuple[int, float]
 
 @dataclass(frozen=True, slots=True)
 class AdapterFacts:
-    """What stays known of an adapter while it is not in memory. ``rank``: the largest of its ``modules``."""
+    """What stays known of an adapter while it is not in memory: ``identity`` of its files, ``rank`` the largest of ``modules``."""
 
     folder: Path
-    identity: FileIdentity
+    identity: tuple[FileIdentity, FileIdentity]
     rank: int
     modules: tuple[str, ...]
     parameters: int
@@ -71,7 +71,7 @@ class Adapters:
     def prepare(self, folder: Path) -> Prepared:
         """Check a folder: the slow part of registering, which touches no accounting."""
         self._check_base()
-        identity = identify(folder / ADAPTER_WEIGHTS)
+        identity = identify_adapter(folder)
         outline = outline_adapter(folder, self._config)
         size = lay_out(self._config, outline.ranks, self.page_bytes).pages
         ranks = [rank for layer in outline.ranks for rank in layer.values()]
@@ -112,7 +112,7 @@ class Adapters:
         """Read its files into the pages that a load has begun with: the slow part, which touches no accounting."""
         folder, identity = self._facts[generation].folder, self._facts[generation].identity
         adapter = read_adapter(folder, self._config)
-        if identify(folder / ADAPTER_WEIGHTS) != identity:
+        if identify_adapter(folder) != identity:
             name = self.store.get(generation).name
             raise HeadraceError("model_file", f"adapter {name[:64]!r} has changed since it was registered; register it again")
         pages = np.asarray(self.store.get(generation).pages, np.int32)

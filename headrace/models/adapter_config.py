@@ -60,19 +60,30 @@ class AdapterConfig:
     alpha: float
     rank_pattern: Mapping[re.Pattern[str], int]
     alpha_pattern: Mapping[re.Pattern[str], float]
-    targets: tuple[str, ...] | re.Pattern[str]
-    excluded: tuple[str, ...] | re.Pattern[str] = ()
+    targets: frozenset[str] | re.Pattern[str]
+    excluded: frozenset[str] | re.Pattern[str] = frozenset()
     layers: tuple[int, ...] | None = None
     root: Literal["rank", "root"] = "rank"
 
     def targeted(self, key: str, layer: int) -> bool:
         """Whether the adapter changes that module."""
-        if _named(self.excluded, key) or (self.layers is not None and layer not in self.layers):
+        if self.layers is not None and layer not in self.layers:
             return False
-        return _named(self.targets, key)
+        return _named(self.targets, key) and not _named(self.excluded, key)
+
+    def changed(self, layers: int) -> tuple[tuple[str, ...], ...]:
+        """By layer, which of :data:`MODULE_KEYS` are :meth:`targeted`. Where no name says which layer, all are decided at once."""
+        if isinstance(self.targets, re.Pattern) or isinstance(self.excluded, re.Pattern) or _layered(self.targets | self.excluded):
+            keys = [{name: f"model.layers.{layer}.{key}" for name, key in MODULE_KEYS.items()} for layer in range(layers)]
+            return tuple(tuple(name for name in own if self.targeted(own[name], layer)) for layer, own in enumerate(keys))
+        any_layer = self.layers[0] if self.layers else 0
+        common = tuple(name for name, key in MODULE_KEYS.items() if self.targeted(key, any_layer))
+        return tuple(common if self.layers is None or layer in self.layers else () for layer in range(layers))
 
     def rank_of(self, key: str) -> int:
         """Rank of that module: of the first pattern that matches, else the common one."""
+        if not self.rank_pattern:
+            return self.rank
         return next((rank for pattern, rank in self.rank_pattern.items() if pattern.match(key)), self.rank)
 
     def scale_of(self, key: str) -> float:
@@ -122,12 +133,12 @@ def _check_lacking(fields: Fields) -> None:
         raise refuse(f"{ADAPTER_CONFIG} 'layers_pattern' is {str(pattern)[:64]!r}, the layers of this model are called 'layers'")
 
 
-def _targets(fields: Fields) -> tuple[str, ...] | re.Pattern[str]:
+def _targets(fields: Fields) -> frozenset[str] | re.Pattern[str]:
     if fields.values.get("target_modules") == ALL_LINEAR:
-        return tuple(MODULE_KEYS.values())
+        return frozenset(MODULE_KEYS.values())
     targets = _names(fields, "target_modules")
     if not isinstance(targets, re.Pattern):
-        for name in targets:
+        for name in sorted(targets):
             if name.rpartition(".")[2] in ("embed_tokens", "lm_head"):
                 raise refuse(f"{ADAPTER_CONFIG} 'target_modules' names {name[:64]!r}: embeddings and heads can't be adapted")
         if not targets:
@@ -135,22 +146,32 @@ def _targets(fields: Fields) -> tuple[str, ...] | re.Pattern[str]:
     return targets
 
 
-def _names(fields: Fields, name: str) -> tuple[str, ...] | re.Pattern[str]:
+def _names(fields: Fields, name: str) -> frozenset[str] | re.Pattern[str]:
     """A list of names or one regular expression."""
     value = fields.values.get(name)
     if value is None:
-        return ()
+        return frozenset()
     if isinstance(value, str):
         return compile_pattern(value, name)
     if not isinstance(value, Sequence) or len(value) > _MAX_PATTERNS or not all(isinstance(entry, str) for entry in value):
         raise refuse(f"{ADAPTER_CONFIG} {name!r} must be a pattern or a list of at most {_MAX_PATTERNS} names")
-    return tuple(value)
+    return frozenset(value)
 
 
-def _named(names: tuple[str, ...] | re.Pattern[str], key: str) -> bool:
+def _named(names: frozenset[str] | re.Pattern[str], key: str) -> bool:
+    """Whether ``names`` have the key, or what stands behind one of its points: a few look-ups, however many names there are."""
     if isinstance(names, re.Pattern):
         return names.fullmatch(key) is not None
-    return any(key == name or key.endswith(f".{name}") for name in names)
+    while key not in names:
+        _, point, key = key.partition(".")
+        if not point:
+            return False
+    return True
+
+
+def _layered(names: frozenset[str]) -> bool:
+    """Whether one of them says which layer it means."""
+    return any(name.startswith(("model.", "layers.")) or name[:1].isdigit() for name in names)
 
 
 def _layers(fields: Fields) -> tuple[int, ...] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from headrace.errors import HeadraceError
 from headrace.models.adapter import MODULES, Adapter, Codes, LowRank, Sides, decode_bf16, module_sides, round_bf16
 from headrace.models.adapter_config import ADAPTER_CONFIG, MODULE_KEYS, AdapterConfig, parse_adapter_config
 from headrace.models.config import ModelConfig
-from headrace.models.files import read_limited, refuse
+from headrace.models.files import FileIdentity, identify, read_limited, refuse
 from headrace.models.safetensors_file import StoredTensor, open_safetensors, parse_json
 from headrace.models.safetensors_writer import replace_file, write_safetensors
 
@@ -47,6 +47,11 @@ class AdapterOutline:
     ranks: tuple[Mapping[str, int], ...]
     parameters: int
     base_model: str
+
+
+def identify_adapter(folder: Path) -> tuple[FileIdentity, FileIdentity]:
+    """Tells one state of an adapter's two files from every other: settings change its scale without touching its numbers."""
+    return identify(folder / ADAPTER_CONFIG), identify(folder / ADAPTER_WEIGHTS)
 
 
 def outline_adapter(folder: Path, config: ModelConfig) -> AdapterOutline:
@@ -96,8 +101,11 @@ def _find(folder: Path, config: ModelConfig) -> tuple[tuple[dict[str, _Pair], ..
         )
     tensors = _by_place(open_safetensors(folder / ADAPTER_WEIGHTS))
     sides = module_sides(config)
-    _check_layers(tensors, settings, len(sides))
-    layers = tuple(_find_layer(index, own, settings, tensors) for index, own in enumerate(sides))
+    changed = settings.changed(len(sides))
+    _check_layers(tensors, settings, changed)
+    layers = tuple(
+        _find_layer(index, {name: own[name] for name in changed[index]}, settings, tensors) for index, own in enumerate(sides)
+    )
     if not any(layers):
         raise refuse("the adapter changes no module of this model")
     return layers, settings
@@ -130,14 +138,14 @@ def _reason(name: str) -> str:
     return f"is none of the base model's {', '.join(MODULE_KEYS.values())} with lora_A or lora_B"
 
 
-def _check_layers(tensors: Mapping[_Place, StoredTensor], settings: AdapterConfig, layers: int) -> None:
+def _check_layers(tensors: Mapping[_Place, StoredTensor], settings: AdapterConfig, changed: Sequence[Sequence[str]]) -> None:
     for (layer, name, _), tensor in tensors.items():
-        if layer >= layers:
+        if layer >= len(changed):
             raise refuse(
-                f"tensor {tensor.name[:128]!r} is of layer {layer}, the model has {layers} layers; it was made for another base"
+                f"tensor {tensor.name[:128]!r} is of layer {layer}, the model has {len(changed)} layers; it was made for another base"
                 f" model ({settings.base_model[:64] or 'not named'})"
             )
-        if not settings.targeted(_key(layer, name), layer):
+        if name not in changed[layer]:
             raise refuse(f"tensor {tensor.name[:128]!r} belongs to a module that {ADAPTER_CONFIG} 'target_modules' leaves out")
 
 
@@ -145,11 +153,8 @@ def _find_layer(
     layer: int, sides: Mapping[str, Sides], settings: AdapterConfig, tensors: Mapping[_Place, StoredTensor]
 ) -> dict[str, _Pair]:
     found: dict[str, _Pair] = {}
-    for name in MODULES:
+    for name, (inputs, outputs) in sides.items():
         key = _key(layer, name)
-        if not settings.targeted(key, layer):
-            continue
-        inputs, outputs = sides[name]
         rank = settings.rank_of(key)
         a, b = tensors.get((layer, name, "A")), tensors.get((layer, name, "B"))
         if a is None or b is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from headrace.kernels.adapter_pages import read_back
 from headrace.memory.adapter_store import AdapterState, AdapterStore
 from headrace.memory.page_pool import PagePool
 from headrace.models.adapter import Adapter, LowRank, module_sides, round_bf16
+from headrace.models.adapter_config import ADAPTER_CONFIG
 from headrace.models.adapter_file import ADAPTER_WEIGHTS, write_adapter
 from headrace.models.config import AttentionSpec, MlpSpec, ModelConfig
 
@@ -65,6 +67,20 @@ def test_registered_loaded_evicted_loaded_again(tmp_path: Path) -> None:
                 for name, part in parts.items()
             )
     assert adapters.step([[], []]) is None
+
+
+def test_changed_settings_under_unchanged_weights_are_noticed(tmp_path: Path) -> None:
+    adapters, pool, _ = shelf()
+    write_adapter(tmp_path, adapter(1))
+    record = adapters.register("a", tmp_path)
+    settings = tmp_path / ADAPTER_CONFIG
+    fields = json.loads(settings.read_text())
+    settings.write_text(json.dumps(fields | {"lora_alpha": fields["lora_alpha"] * 2}))
+    with pytest.raises(HeadraceError, match="changed since it was registered"):
+        adapters.load(record.generation)
+    assert pool.held == 0
+    again = adapters.register("a", tmp_path)
+    assert adapters.load(again.generation)
 
 
 def test_a_damaged_or_changed_file_leaks_nothing(tmp_path: Path) -> None:

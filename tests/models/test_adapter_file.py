@@ -114,6 +114,24 @@ def test_targets(fields: dict[str, object], expected: str) -> None:
     assert " ".join(found) == expected
 
 
+@pytest.mark.parametrize("layers", [None, [0, 2]])
+@pytest.mark.parametrize("excluded", [None, ["k_proj"], ["1.self_attn.q_proj"], r".*\.1\..*"])
+@pytest.mark.parametrize(
+    "targets",
+    ["all-linear", ["q_proj", "mlp.up_proj"], ["layers.2.mlp.up_proj", "k_proj"], ["model.layers.0.self_attn.q_proj"], ["x"]],
+)
+def test_what_is_changed_is_decided_at_once_as_one_by_one(targets: object, excluded: object, layers: object) -> None:
+    settings = parse_adapter_config(
+        {
+            "peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": targets, "exclude_modules": excluded,
+            "layers_to_transform": layers,
+        }
+    )  # fmt: skip
+    keys = [{name: f"model.layers.{layer}.{key}" for name, key in MODULE_KEYS.items()} for layer in range(4)]
+    slow = tuple(tuple(name for name in own if settings.targeted(own[name], layer)) for layer, own in enumerate(keys))
+    assert settings.changed(4) == slow
+
+
 def test_written_folders_read_back_the_same(tmp_path: Path) -> None:
     generator = np.random.default_rng(4)
     layers: list[dict[str, LowRank]] = []
