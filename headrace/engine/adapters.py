@@ -68,12 +68,17 @@ class Adapters:
         """
         return self.enter(name, self.prepare(folder))
 
-    def prepare(self, folder: Path) -> Prepared:
-        """Check a folder: the slow part of registering, which touches no accounting."""
+    def prepare(self, folder: Path, *, check_values: bool = False) -> Prepared:
+        """Check a folder: the slow part of registering, which touches no accounting.
+
+        ``check_values`` reads its numbers as well, unless the pool could not hold them anyway.
+        """
         self._check_base()
         identity = identify_adapter(folder)
         outline = outline_adapter(folder, self._config)
         size = lay_out(self._config, outline.ranks, self.page_bytes).pages
+        if check_values and size <= len(self._pool):
+            read_adapter(folder, self._config)
         ranks = [rank for layer in outline.ranks for rank in layer.values()]
         changed = {name for layer in outline.ranks for name in layer}
         modules = tuple(name for name in MODULES if name in changed)

@@ -66,7 +66,9 @@ class Adapting:
                 case RegisterAdapter():
                     self._check_name(call.name)
                     self._check_expected(call.name, call.expected_generation)
-                    self._checks.append((call, self._checker.submit(self.adapters.prepare, Path(call.folder))))
+                    self._checks.append(
+                        (call, self._checker.submit(self.adapters.prepare, Path(call.folder), check_values=call.check_values))
+                    )
                 case RemoveAdapter():
                     self._answers.append(AdapterAnswer(call.call_id, self.remove(call.name, call.expected_generation)))
                 case PinAdapter():

@@ -227,13 +227,13 @@ class EngineClient:
             stream.cancel(choice)
 
     async def register_adapter(
-        self, name: str, folder: str, *, expected_generation: int | None = None, pin: bool = False
+        self, name: str, folder: str, *, expected_generation: int | None = None, pin: bool = False, check_values: bool = False
     ) -> AdapterCard:
         """Give a PEFT folder a name (see :class:`RegisterAdapter`).
 
         Raises ``model_file``, ``invalid_value`` or ``adapter_conflict``, and what :meth:`submit` raises.
         """
-        return await self._card(RegisterAdapter(self.new_request_id(), name, folder, expected_generation, pin))
+        return await self._card(RegisterAdapter(self.new_request_id(), name, folder, expected_generation, pin, check_values))
 
     async def remove_adapter(self, name: str, *, expected_generation: int | None = None) -> AdapterCard:
         """Take a name away. Raises ``adapter_not_found`` or ``adapter_conflict``."""

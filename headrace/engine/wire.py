@@ -63,7 +63,7 @@ class RegisterAdapter(msgspec.Struct, tag="register_adapter", frozen=True):
     """Give a PEFT folder a name; what had the name stays for the requests that use it. Answered by AdapterAnswer.
 
     ``expected_generation``: the generation that must have the name now (0: none may), else ``adapter_conflict``. ``pin``: load it
-    now and keep it in memory.
+    now and keep it in memory. ``check_values``: read its numbers, too, so that one that is none is found now and not at first use.
     """
 
     call_id: int
@@ -71,6 +71,7 @@ class RegisterAdapter(msgspec.Struct, tag="register_adapter", frozen=True):
     folder: str
     expected_generation: int | None = None
     pin: bool = False
+    check_values: bool = False
 
 
 class RemoveAdapter(msgspec.Struct, tag="remove_adapter", frozen=True):

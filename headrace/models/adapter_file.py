@@ -142,8 +142,8 @@ def _check_layers(tensors: Mapping[_Place, StoredTensor], settings: AdapterConfi
     for (layer, name, _), tensor in tensors.items():
         if layer >= len(changed):
             raise refuse(
-                f"tensor {tensor.name[:128]!r} is of layer {layer}, the model has {len(changed)} layers; it was made for another base"
-                f" model ({settings.base_model[:64] or 'not named'})"
+                f"tensor {tensor.name[:128]!r} is of layer {layer}, the model has {len(changed)} layers; it was made for another "
+                f"base model ({settings.base_model[:64] or 'not named'})"
             )
         if name not in changed[layer]:
             raise refuse(f"tensor {tensor.name[:128]!r} belongs to a module that {ADAPTER_CONFIG} 'target_modules' leaves out")

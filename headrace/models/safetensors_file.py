@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from headrace.errors import HeadraceError
 from headrace.models.files import map_file, read_limited, refuse
 from headrace.models.weights import RawBytes
