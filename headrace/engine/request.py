@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.engine.sampling_params import SamplingParams
-from headrace.engine.wire import FinishReason, Submit, TokenLogprob
+from headrace.engine.wire import MOST_ADAPTERS, MOST_SCALE, FinishReason, Submit, TokenLogprob
 from headrace.errors import HeadraceError
 from headrace.kernels.interface import Float32, Int32
 from headrace.kernels.sampler import neutral_request
@@ -18,8 +18,6 @@ from headrace.scheduling.item import MOST_PRIORITY, Item, ItemKind
 from headrace.scheduling.shares import MOST_WEIGHT
 
 GREEDY_BELOW = np.float32(1e-6)  # temperature, as the native sampler sees it: in single precision
-MOST_ADAPTERS = 8  # of one request
-MOST_SCALE = 1000.0
 MASK_WINDOW = 8  # tokens over which the cost of a grammar's masks is watched
 
 

@@ -12,6 +12,8 @@ from headrace.scheduling.settings import SchedulingSettings
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+MOST_ADAPTERS = 8  # of one request
+MOST_SCALE = 1000.0
 
 
 class Start(msgspec.Struct, tag="start", frozen=True):

@@ -68,7 +68,9 @@ async def _answer(hub: Hub, endpoint: Endpoint, call: Call[Any]) -> ASGIApp:
         async with HangupGuard(call.request.receive):
             subject: Any = hub
             if endpoint.by_model:
-                subject = await held.enter_async_context(hub.use(call.body.model, getattr(call.body, "keep_alive", None)))
+                body = call.body
+                using = hub.use(body.model, getattr(body, "keep_alive", None), getattr(body, "adapters", None) or ())
+                subject = await held.enter_async_context(using)
             answer = await endpoint.handler(subject, call)
         return _holding(answer, held.pop_all())
 

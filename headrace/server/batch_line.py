@@ -58,7 +58,7 @@ class LineRun:
         JsonScan(self.hub.settings.max_json_depth).feed(data)
         body = _in_the_background(decode_body(data, self.endpoint.body))
         call: Call[Any] = Call(body, {}, request_id, Request(dict(_NOBODY)), self.tenant, Claim(self.tenant, background=True))
-        async with self.hub.use(body.model, body.keep_alive) as service:
+        async with self.hub.use(body.model, body.keep_alive, body.adapters or ()) as service:
             response = await self.endpoint.handler(service, call)
         assert isinstance(response, Response)
         return response

@@ -55,7 +55,7 @@ async def _run(service: Service, prompts: list[Prompt], deadline: float | None, 
             params = SamplingParams(max_tokens=0)
             submit = Submit(
                 engine.new_request_id(), prompt.ids, params, deadline, embed=True, priority=standing.priority,
-                tenant=standing.tenant, share=standing.tenant, weight=standing.weight,
+                tenant=standing.tenant, share=standing.tenant, weight=standing.weight, adapters=service.adapters,
             )  # fmt: skip
             streams.append(engine.submit(submit))
         vectors = []

@@ -13,7 +13,7 @@ import msgspec
 
 from headrace.engine.client import RequestStream
 from headrace.engine.sampling_params import SamplingParams
-from headrace.engine.wire import Submit, TokenLogprob, TokenOutput
+from headrace.engine.wire import AdapterUse, Submit, TokenLogprob, TokenOutput
 from headrace.errors import HeadraceError
 from headrace.server.metrics import RequestClock
 from headrace.server.rate_limits import Claim
@@ -112,7 +112,7 @@ class Generation:
 
     def _submit(self, job: Job) -> _Running:
         engine = self._service.engine
-        stream = engine.submit(_submit(engine.new_request_id(), job, self._standing))
+        stream = engine.submit(_submit(engine.new_request_id(), job, self._standing, self._service.adapters))
         texts = [self._service.language.text_stream(job.stop, job.keep_special) for _ in range(job.params.n)]
         return _Running(job, stream, RequestClock(self._metrics, self._counts), texts, open=set(range(job.params.n)))
 
@@ -245,8 +245,8 @@ class Generation:
         self._counts.cached_tokens.inc(self._running[number].cached)
 
 
-def _submit(request_id: int, job: Job, standing: Standing) -> Submit:
+def _submit(request_id: int, job: Job, standing: Standing, adapters: list[AdapterUse]) -> Submit:
     return Submit(
         request_id, job.prompt, job.params, job.deadline, priority=standing.priority, tenant=standing.tenant,
-        share=standing.tenant, weight=standing.weight,
+        share=standing.tenant, weight=standing.weight, adapters=adapters,
     )  # fmt: skip

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
+from headrace.engine.wire import AdapterUse
 from headrace.errors import ERROR_TABLE, HeadraceError
+from headrace.server.adapter_cards import AdapterCards
+from headrace.server.adapter_choice import choose
+from headrace.server.adapter_roots import AdapterRoots
+from headrace.server.adapter_table import AdapterTable
+from headrace.server.adapter_watch import AdapterWatch
 from headrace.server.loop_lag import LoopLag
 from headrace.server.metrics import Metrics
 from headrace.server.model_table import ModelTable
+from headrace.server.protocol.common import AdapterScale
 from headrace.server.rate_limits import Claim, RateLimits
 from headrace.server.rendering import table_error
 from headrace.server.service import Service
@@ -33,6 +40,10 @@ class Hub:
         self.lag = LoopLag(window=settings.lag_window)
         self.metrics = Metrics(table, self.lag)
         self.started = int(time.time())
+        self.adapter_roots = AdapterRoots(settings.adapter_dir)
+        self.adapters = AdapterTable(table)
+        self.adapter_cards = AdapterCards(self.adapters, self.started)
+        self.adapter_watch = AdapterWatch(self.adapters, table, self.adapter_roots)
         self.draining = False
         self.opened_desk: Desk | None = None
         self.no_desk = ERROR_TABLE["state_unavailable"].meaning
@@ -58,14 +69,22 @@ class Hub:
             raise table_error("loading")
 
     @asynccontextmanager
-    async def use(self, name: str | None, keep: float | None = None) -> AsyncIterator[Service]:
-        """A model in memory, for as long as the block runs. Raises what :meth:`ModelTable.use` raises, or ``model_not_found``."""
-        model = self.table.find(name)
-        loaded = await self.table.use(model, keep)
+    async def use(
+        self, name: str | None, keep: float | None = None, adapters: Sequence[AdapterScale] = ()
+    ) -> AsyncIterator[Service]:
+        """A model in memory, for as long as the block runs, with the adapters that its engine shall add.
+
+        Raises what :meth:`ModelTable.use` and :func:`choose` raise, and why an adapter can't be registered.
+        """
+        if adapters or (name is not None and self.table.get(name) is None):
+            await self.adapter_watch.first_look.wait()
+        choice = choose(self.table, self.adapters, name, adapters)
+        loaded = await self.table.use(choice.model, keep)
         try:
-            yield Service(self, model.entry, loaded)
+            uses = [AdapterUse(await self.adapters.bind(own, loaded.engine), scale) for own, scale in choice.adapters]
+            yield Service(self, choice, loaded, uses)
         finally:
-            self.table.release(model)
+            self.table.release(choice.model)
 
     @contextmanager
     def admitted(self, sequences: int, prompt_tokens: int, claim: Claim) -> Iterator[None]:

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from headrace.engine.client import EngineClient
@@ -56,6 +56,7 @@ class ModelTable:
         self.alone = len(self.models) == 1
         self.opened = False
         self.dead: HeadraceError | None = None
+        self.on_arrival: Callable[[ServedModel], None] = lambda model: None  # it has come into memory
         self._died = asyncio.Event()
         self._closing = False
         self._turn = asyncio.Lock()
@@ -66,14 +67,21 @@ class ModelTable:
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self.models)
 
-    def find(self, name: str | None) -> ServedModel:
-        """The model of that name, the first one without a name. Raises ``model_not_found`` with the names there are."""
+    def get(self, name: str | None) -> ServedModel | None:
+        """The model of that name, if there is one."""
+        return self._by_name.get(name) if name is not None else None
+
+    def find(self, name: str | None, hint: str = ".") -> ServedModel:
+        """The model of that name, the first one without a name. Raises ``model_not_found`` with the names there are.
+
+        ``hint``: the end of that sentence.
+        """
         if name is None:
             return self.models[0]
         model = self._by_name.get(name)
         if model is None:
             names = ", ".join(f"'{model.name}'" for model in self.models)
-            message = f"The model '{_printable(name)}' does not exist here; {names} {'is' if self.alone else 'are'} served."
+            message = f"The model '{printable(name)}' does not exist here; {names} {'is' if self.alone else 'are'} served{hint}"
             raise HeadraceError("model_not_found", message, param="model")
         return model
 
@@ -209,6 +217,7 @@ class ModelTable:
         say(f"{model.name} is ready ({ready.load_seconds:.1f} s, {ready.pages_total} pages)")
         model.serve_queue()
         self._watch(model)
+        self.on_arrival(model)
 
     def _fail(self, model: ServedModel, error: HeadraceError) -> None:
         model.counts.failures += 1
@@ -340,6 +349,6 @@ def _look_at(entry: Entry, settings: EngineSettings) -> tuple[Need, int]:
     return Need(card.size_bytes, pages), context
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """A client's own text, cut short and without control characters."""
     return "".join(character if character.isprintable() else "?" for character in text[:64])

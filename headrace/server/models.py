@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from headrace.server.adapter_choice import choose
 from headrace.server.hub import Hub
 from headrace.server.protocol.tokens import LoadRequest, ModelCard, ModelList, UnloadRequest
 from headrace.server.rendering import json_response
@@ -15,13 +16,19 @@ from headrace.server.served_model import ServedModel
 
 
 async def list_models(hub: Hub, call: Call[Any]) -> Response:
-    """``GET /models``."""
-    return json_response(ModelList(data=[_card(hub, model) for model in hub.table]))
+    """``GET /models``: the models, and behind them their adapters."""
+    adapters = [card for model in hub.table for card in await hub.adapter_cards.of(model)]
+    return json_response(ModelList(data=[_card(hub, model) for model in hub.table] + adapters))
 
 
 async def show_model(hub: Hub, call: Call[Any]) -> Response:
-    """``GET /models/{id}``."""
-    return json_response(_card(hub, hub.table.find(call.path["id"])))
+    """``GET /models/{id}``: a model or an adapter."""
+    name = call.path["id"]
+    if hub.table.get(name) is None:
+        await hub.adapter_watch.first_look.wait()
+        adapter = choose(hub.table, hub.adapters, name, ()).adapters[0][0]
+        return json_response(await hub.adapter_cards.card(adapter))
+    return json_response(_card(hub, hub.table.find(name)))
 
 
 async def load(hub: Hub, call: Call[LoadRequest]) -> Response:

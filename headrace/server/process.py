@@ -51,6 +51,7 @@ def serve(settings: Settings, client: type[EngineClient] = EngineClient) -> int:
     """Run a server in this process until it ends; the exit code (see :func:`headrace.server.app.run`)."""
     options = settings.of(ServerSettings)
     keys = KeyRing.read(options.api_key_file) if options.api_key_file is not None else None
+    check_folders(options)
     models = entries(settings.of(ModelSettings).model, options.served_name)
     engine = settings.of(EngineSettings), settings.of(SchedulingSettings)
     table = ModelTable(models, options, engine, client)
@@ -65,6 +66,13 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     if importlib.util.find_spec("uvloop") is None:
         return asyncio.new_event_loop
     return importlib.import_module("uvloop").new_event_loop  # type: ignore[no-any-return]
+
+
+def check_folders(options: ServerSettings) -> None:
+    """Raise ``invalid_setting`` for an ``adapter_dir`` that is no folder."""
+    for folder in options.adapter_dir:
+        if not Path(folder).expanduser().is_dir():
+            raise HeadraceError("invalid_setting", f"adapter_dir: {folder[:200]!r} is no folder", param="adapter_dir")
 
 
 def listen(options: ServerSettings) -> socket.socket:
@@ -126,6 +134,7 @@ class Runner:
         self._hub = self._new_hub()
         self._open_desk()
         side_tasks.append(asyncio.create_task(self._hub.lag.run()))
+        side_tasks.append(asyncio.create_task(self._hub.adapter_watch.run()))
         server = self._http_server()
         serving = asyncio.create_task(server.serve([self._sock]))
         host, port = self._sock.getsockname()[:2]
@@ -142,6 +151,7 @@ class Runner:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+        await self._hub.adapters.close()
         await self._table.close()
         return self._code
 

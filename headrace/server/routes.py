@@ -6,11 +6,12 @@ from typing import Any
 
 from starlette.responses import Response
 
-from headrace.server import batches, chat, completions, embeddings, files, models, operations, tokens
+from headrace.server import adapters, batches, chat, completions, embeddings, files, models, operations, tokens
 from headrace.server.endpoint import Endpoint
 from headrace.server.hub import Hub
 from headrace.server.openapi import openapi
 from headrace.server.operations import Health, Version
+from headrace.server.protocol.adapters import LoadAdapterRequest, UnloadAdapterRequest
 from headrace.server.protocol.batches import BatchList, BatchObject, BatchRequest, PageQuery
 from headrace.server.protocol.chat import ChatChunk, ChatCompletion, ChatRequest
 from headrace.server.protocol.completions import Completion, CompletionRequest
@@ -75,6 +76,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("POST", "/models/load", models.load, "Bring a model into memory.", LoadRequest, ModelCard),
     Endpoint("POST", "/models/unload", models.unload, "Send a model out of memory.", UnloadRequest, ModelCard),
     *LASTING,
+    Endpoint("POST", "/load_lora_adapter", adapters.load, "Serve an adapter from a folder.", LoadAdapterRequest, ModelCard),
+    Endpoint("POST", "/unload_lora_adapter", adapters.unload, "Take an adapter out.", UnloadAdapterRequest, ModelCard),
     Endpoint("GET", "/livez", operations.livez, "Liveness probe.", None, Health, versioned=False, probe=True),
     Endpoint("GET", "/readyz", operations.readyz, "Readiness probe.", None, Health, versioned=False, probe=True),
     Endpoint("GET", "/health", operations.readyz, "Same as /readyz.", None, Health, versioned=False, probe=True),

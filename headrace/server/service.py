@@ -6,9 +6,10 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from headrace.engine.client import EngineClient
+from headrace.engine.wire import AdapterUse
+from headrace.server.adapter_choice import Choice
 from headrace.server.language import Language
 from headrace.server.metrics import Metrics
-from headrace.server.model_names import Entry
 from headrace.server.rate_limits import Claim, RateLimits
 from headrace.server.served_model import Loaded
 from headrace.server.settings import ServerSettings
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 
 
 class Service:
-    """What handlers of one request use: valid while the model is held in memory for them."""
+    """What handlers of one request use: valid while the model is held in memory for them. ``adapters``: for its submits."""
 
-    def __init__(self, hub: Hub, entry: Entry, loaded: Loaded) -> None:
+    def __init__(self, hub: Hub, choice: Choice, loaded: Loaded, adapters: list[AdapterUse]) -> None:
         self._hub = hub
-        self._entry = entry
+        self._choice = choice
+        self.adapters = adapters
         self.engine: EngineClient = loaded.engine
         self.language: Language = loaded.language
 
@@ -50,7 +52,7 @@ class Service:
     @property
     def model_name(self) -> str:
         """The name that answers carry."""
-        return self._entry.name
+        return self._choice.name
 
     def admitted(self, sequences: int, prompt_tokens: int, claim: Claim) -> AbstractContextManager[None]:
         """Hold room for so many sequences (see :meth:`headrace.server.hub.Hub.admitted`)."""

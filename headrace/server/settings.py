@@ -24,6 +24,9 @@ class ServerSettings:
     memory_mib: int | None = option(
         None, unit="MiB", minimum=1, maximum=2**32, help="Memory that all models may take together. Default: what is free at start."
     )
+    adapter_dir: tuple[str, ...] = option(
+        (), help="Folder of adapters: each sub-folder that holds one is served, and only from below it may one be loaded by HTTP."
+    )
     max_queue: int = option(256, unit="requests", minimum=1, maximum=100_000, help="Requests in flight before new ones get 429.")
     max_body_kib: int = option(8192, unit="KiB", minimum=1, maximum=1_048_576, help="Largest request body; more gets 413.")
     keepalive: float = option(10.0, unit="s", minimum=0.05, maximum=3600.0, help="Silence before a stream gets a comment line.")

@@ -12,9 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import headrace
+from headrace.models.adapter import Adapter, LowRank, module_sides
+from headrace.models.adapter_file import write_adapter
+from headrace.models.catalog import find_model, open_model
 
 ROOT = Path(headrace.__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -64,10 +68,22 @@ def run_block(block: Block, folder: Path, address: str = ADDRESS) -> str:
     return done.stdout
 
 
+def small_adapter() -> Adapter:
+    """One that changes a matrix of the default model's first layer."""
+    sides = module_sides(open_model(find_model("smollm2")).config)
+    inputs, outputs = sides[0]["q"]
+    part = LowRank(np.full((1, inputs), 0x3C00, np.uint16), np.full((outputs, 1), 0x3C00, np.uint16), 1.0)
+    return Adapter(({"q": part}, *({} for _ in sides[1:])), "smollm2")
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real server on a free port, ready."""
-    command = [sys.executable, "-m", "headrace", "serve", "--port", "0", "--state-dir", str(tmp_path_factory.mktemp("state"))]
+    """A real server on a free port, ready, with the two adapters that the pages speak of."""
+    root = tmp_path_factory.mktemp("adapters")
+    for name in ("poet", "pirate"):
+        write_adapter(root / name, small_adapter())
+    command = [sys.executable, "-m", "headrace", "serve", "--port", "0", "--adapter-dir", str(root)]
+    command += ["--state-dir", str(tmp_path_factory.mktemp("state"))]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from headrace.engine.wire import MOST_ADAPTERS, MOST_SCALE
 from headrace.scheduling.item import MOST_PRIORITY
 from headrace.server.protocol import limits
 
@@ -34,10 +35,21 @@ class StreamOptions(Body, frozen=True, kw_only=True):
     include_obfuscation: Literal[False] | None = None
 
 
+class AdapterScale(Body, frozen=True, kw_only=True):
+    """One adapter of a request: its name, and what its change is multiplied by (1 when left out)."""
+
+    id: Name
+    scale: Annotated[float, Meta(ge=-MOST_SCALE, le=MOST_SCALE)] | None = None
+
+
+Adapters = Annotated[list[AdapterScale], Meta(max_length=MOST_ADAPTERS)]
+
+
 class SamplingBody(Body, frozen=True, kw_only=True):
     """Sampling fields of both generating endpoints, with the fields that OpenAI clients send and that mean nothing here."""
 
     model: Name | None = None
+    adapters: Adapters | None = None
     n: Annotated[int, Meta(ge=1, le=limits.MAX_CHOICES)] | None = None
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None

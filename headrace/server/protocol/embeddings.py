@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from headrace.server.protocol import limits
-from headrace.server.protocol.common import Body, KeepAlive, Name, Priority, ServiceTier, ShortText, TokenId
+from headrace.server.protocol.common import Adapters, Body, KeepAlive, Name, Priority, ServiceTier, ShortText, TokenId
 
 
 class EmbeddingRequest(Body, frozen=True, kw_only=True):
@@ -22,6 +22,7 @@ class EmbeddingRequest(Body, frozen=True, kw_only=True):
         ]
     )
     model: Name | None = None
+    adapters: Adapters | None = None
     dimensions: Annotated[int, Meta(ge=1, le=65_536)] | None = None
     encoding_format: Literal["float", "base64"] | None = None
     deadline_ms: Annotated[int, Meta(ge=1, le=limits.MAX_DEADLINE_MS)] | None = None

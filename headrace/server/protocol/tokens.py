@@ -74,6 +74,11 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
 
     ``max_model_len`` is known once the model's file has been looked at. ``memory_bytes``: what the plan gives it; 0: nothing.
     ``in_use``: requests that it answers or that wait for it. ``idle_seconds``: since the last one ended, while it is hot.
+
+    The card of an adapter has a ``parent``, the model that it belongs to, and fields that a model's has not: ``generation`` (a new
+    one for each content), ``rank`` (the largest of its ``modules``) and ``bytes`` of pages. Its ``state``: waiting (for its model,
+    or to be checked), registered (on disk), loading, resident (in pages), pinned (in use, or for good), failed or removed.
+    ``root``: its folder below ``--adapter-dir``.
     """
 
     id: str
@@ -89,6 +94,10 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     in_use: int = 0
     idle_seconds: float | None = None
     memory_bytes: int = 0
+    generation: int | msgspec.UnsetType = msgspec.UNSET
+    rank: int | msgspec.UnsetType = msgspec.UNSET
+    modules: list[str] | msgspec.UnsetType = msgspec.UNSET
+    bytes: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class LoadRequest(Body, frozen=True, kw_only=True):
