@@ -44,6 +44,7 @@ ERROR_TABLE: dict[str, ErrorKind] = {
         ErrorKind("file_not_found", 404, "not_found_error", "No file of this key has this id."),
         ErrorKind("batch_not_found", 404, "not_found_error", "No batch of this key has this id."),
         ErrorKind("state_conflict", 409, "invalid_request_error", "What is asked for can't be done in the object's present state."),
+        ErrorKind("training_failed", 500, "server_error", "A fine-tuning job could not go on; its message says at which step."),
         ErrorKind("method_not_allowed", 405, "invalid_request_error", "The route exists, the method does not."),
         ErrorKind("body_too_large", 413, "invalid_request_error", "The body is over the size limit."),
         ErrorKind("headers_too_large", 431, "invalid_request_error", "The request's headers are over the size limit."),

@@ -17,6 +17,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("server", "evaluation"),
     ("quantization",),
     ("engine",),
+    ("training",),
     ("kernels",),
     ("planning",),
     ("scheduling",),

@@ -91,6 +91,11 @@ class Adapting:
         self._check_expected(name, expected_generation)
         return self._enter(name, self.adapters.prepare(folder), pin=pin)
 
+    def enter(self, name: str, prepared: Prepared) -> AdapterCard:
+        """Give a folder that was checked the name, between two steps. Raises ``invalid_value``."""
+        self._check_name(name)
+        return self._enter(name, prepared, pin=False)
+
     def remove(self, name: str, expected_generation: int | None = None) -> AdapterCard:
         """Take a name away; who uses the adapter keeps it. Raises ``adapter_not_found`` or ``adapter_conflict``."""
         record = self.find(name)

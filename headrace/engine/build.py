@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -25,6 +26,7 @@ from headrace.engine.moving import Moving
 from headrace.engine.pool_size import context_length, default_pool_bytes, kv_format, wanted_pages
 from headrace.engine.request import Limits
 from headrace.engine.settings import EngineSettings
+from headrace.engine.training import Training, TrainingParts
 from headrace.engine.viewing import Viewing
 from headrace.engine.wire import Ready
 from headrace.errors import HeadraceError
@@ -113,6 +115,9 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
     keep = keep_options(settings, arena)
     scheduler = make_scheduler(options.scheduling, arena.pages, chain, calibration, swap, keep)
     arena.touch_ahead(0)
+    adapting = make_adapting(scheduler, arena, original)
+    training = make_training(scheduler, arena, model, threads, context)
+    training.adapting = adapting
     parts = EngineParts(
         chain=chain, pages=arena.rows, scheduler=scheduler, sampler=make_sampler(chain, threads),
         limits=Limits(
@@ -122,7 +127,7 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
         touch_ahead=arena.touch_ahead,
         moving=make_moving(scheduler, arena, swap_folder(settings)) if swap is not None else None, viewing=viewing,
         keeping=make_keeping(scheduler, arena, keep_folder(), page_identity(model, settings)) if keep is not None else None,
-        adapting=make_adapting(scheduler, arena, original),
+        adapting=adapting, training=training,
     )  # fmt: skip
     return BuiltEngine(Engine(parts), model, chain, arena, threads, calibration, time.perf_counter() - began)
 
@@ -249,6 +254,17 @@ def page_checksum() -> Checksum:
 def make_adapting(scheduler: Scheduler, arena: Arena, model: OpenModel) -> Adapting:
     """Adapters of a model in the pool of its keys and values."""
     return Adapting(scheduler, Adapters(model.config, scheduler.adapters.store, arena.rows, partial(check_base, model.weights)))
+
+
+def make_training(scheduler: Scheduler, arena: Arena, model: OpenModel, threads: int, context: int) -> Training:
+    """Fine-tuning of a model on its weights as they are served, in pages of its pool: half of it at most, one context less."""
+    pool, settings = scheduler.pool, scheduler.settings
+    leave = max(pool.total // 2, pool.pages_for(context))
+    target = settings.gap_target_ms / 1000 if settings.gap_target_ms is not None else None
+    bound = scheduler.budget.seconds if scheduler.budget.seconds is not None else math.inf
+    training = Training(TrainingParts(model.config, model.weights, pool, arena.rows, threads, leave, target, bound))
+    scheduler.lent = training.holders
+    return training
 
 
 def keep_folder() -> Path:

@@ -9,9 +9,10 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from headrace.engine.settings import EngineSettings
+from headrace.engine.training_wire import StartTraining, StopTraining, TrainingEvent
 from headrace.engine.transport import FrameError, Outbound, encode_frame
 from headrace.engine.wire import (
     AdapterAnswer,
@@ -123,6 +124,7 @@ class RequestStream(AsyncIterator[list[TokenOutput]]):
 class EngineClient:
     """One engine process, seen from an asyncio program. Not thread-safe: use it from its event loop only.
 
+    ``on_training``, an attribute, hears what happens to fine-tuning jobs.
     ``on_death`` is called once, with the ``engine_dead`` error, when an engine that had started ends without having been told to.
     ``command`` starts the engine process; it gets the number of its end of the socket as last argument.
     """
@@ -131,6 +133,7 @@ class EngineClient:
 
     def __init__(self, on_death: Callable[[HeadraceError], None] | None = None) -> None:
         self._on_death = on_death
+        self.on_training: Callable[[TrainingEvent], object] | None = None
         self._streams: dict[int, RequestStream] = {}
         self._calls: dict[int, asyncio.Future[AdapterAnswer | AdapterList]] = {}
         self._gauges = Gauges()
@@ -249,6 +252,16 @@ class EngineClient:
         assert isinstance(answer, AdapterList), "a list is answered by a list"
         return answer.cards
 
+    def start_training(self, start: StartTraining) -> None:
+        """Start a job or go on with one; :attr:`on_training` hears how it goes. Raises what :meth:`submit` raises."""
+        self._check_serving()
+        self._send(start)
+
+    def stop_training(self, job: str, how: Literal["pause", "cancel"]) -> None:
+        """Pause or cancel a job; its TrainingEnded says when that is done."""
+        self._check_serving()
+        self._send(StopTraining(job, how))
+
     async def _card(self, call: AdapterCall) -> AdapterCard:
         answer = await self._call(call)
         assert isinstance(answer, AdapterAnswer), "a call about one adapter is answered by its card"
@@ -330,6 +343,9 @@ class EngineClient:
                 call = self._calls.get(message.call_id)
                 if call is not None and not call.done():
                     call.set_result(message)
+            case _ if isinstance(message, TrainingEvent):
+                if self.on_training is not None:
+                    self.on_training(message)
             case Ready():
                 self._ready = message
                 if self._started is not None and not self._started.done():

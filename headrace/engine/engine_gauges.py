@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from headrace.engine.training_wire import TrainingGauges
 from headrace.engine.wire import AdapterGauges, Gauges, KeptGauges, MoveGauges, ViewGauges
 from headrace.scheduling.scheduler import Scheduler
 
@@ -24,6 +25,7 @@ class PartGauges:
     kept: KeptGauges | None = None
     views: ViewGauges | None = None
     adapters: AdapterGauges | None = None
+    training: TrainingGauges | None = None
 
 
 def gather_gauges(scheduler: Scheduler, totals: Totals, compiling: int, parts: PartGauges) -> Gauges:
@@ -37,5 +39,5 @@ def gather_gauges(scheduler: Scheduler, totals: Totals, compiling: int, parts: P
         preemptions=counters.preemptions, recomputed_tokens=counters.recomputed,
         pages_cached=scheduler.pool.cached, prefix_lookups=counters.lookups, prefix_found_tokens=counters.found,
         prefix_evictions=scheduler.index.evictions if scheduler.index is not None else 0,
-        moves=parts.moves, kept=parts.kept, views=parts.views, adapters=parts.adapters,
+        moves=parts.moves, kept=parts.kept, views=parts.views, adapters=parts.adapters, training=parts.training,
     )  # fmt: skip

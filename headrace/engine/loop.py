@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -20,9 +21,9 @@ from headrace.engine.wire import FinishReason, Gauges, Refused, StepOutputs, Sub
 from headrace.errors import HeadraceError
 from headrace.scheduling.item import Item
 from headrace.scheduling.step import Step
+from headrace.scheduling.training_share import ServingLoad
 
 logger = logging.getLogger("headrace.engine.loop")
-
 
 __all__ = ["Engine", "EngineParts", "GrammarSource"]
 
@@ -36,6 +37,8 @@ class Engine:
         self.scheduler = parts.scheduler
         self.limits = parts.limits
         self.adapting = parts.adapting
+        self.training = parts.training
+        self._step_seconds = 0.0
         self._chain = parts.chain
         self._pages = parts.pages
         self._touch_ahead = parts.touch_ahead
@@ -152,11 +155,16 @@ class Engine:
         self._account(assembly, step.adapter_pages, time.perf_counter() - began, run_seconds + outcome.head_seconds)
         return outputs
 
+    def train(self, interrupted: Callable[[], bool]) -> bool:
+        """Between two steps: run units of fine-tuning in what steps leave of their time. False: there was nothing to do."""
+        if self.training is None or not self.training.active:
+            return False
+        prompts = self.scheduler.unread + len(self._compiling)
+        return self.training.run(ServingLoad(len(self._choices), prompts, self._step_seconds), interrupted)
+
     def _plan(self) -> Step | None:
         plan = self.scheduler.plan if self._moving is None else self._moving.plan
-        if self._keeping is None:
-            return plan()
-        return self._keeping.plan(plan, swaps=self._moving is not None and self._moving.busy)
+        return plan() if self._keeping is None else self._keeping.plan(plan, swaps=self._moving is not None and self._moving.busy)
 
     def gauges(self) -> Gauges:
         """The engine's state now."""
@@ -165,6 +173,7 @@ class Engine:
             kept=self._keeping.gauges() if self._keeping is not None else None,
             views=self._viewing.gauges() if self._viewing is not None else None,
             adapters=self.adapting.gauges() if self.adapting is not None else None,
+            training=self.training.gauges() if self.training is not None else None,
         )
         return gather_gauges(self.scheduler, self._totals, len(self._compiling), parts)
 
@@ -185,11 +194,10 @@ class Engine:
         wait(futures, timeout=seconds, return_when=FIRST_COMPLETED)
 
     def close(self) -> None:
-        """Stop the threads of compiler, movers, views and adapters. The engine must not be used afterwards."""
-        if self.adapting is not None:
-            self.adapting.close()
-        if self._viewing is not None:
-            self._viewing.close()
+        """Stop all threads. The engine must not be used afterwards."""
+        for part in (self.training, self.adapting, self._viewing):
+            if part is not None:
+                part.close()
         if self._keeping is not None:
             self._keeping.close(WRITE_BEHIND_SECONDS)
         if self._moving is not None:
@@ -384,5 +392,6 @@ class Engine:
 
     def _account(self, assembly: Assembly, adapters: int, seconds: float, model_seconds: float) -> None:
         self._totals.step_seconds += seconds
+        self._step_seconds = seconds
         self._totals.overhead_seconds += seconds - model_seconds
         self.scheduler.cost.observe(len(assembly.batch.token_ids), assembly.pairs, assembly.head_rows, seconds, adapters)

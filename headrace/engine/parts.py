@@ -12,6 +12,7 @@ from headrace.engine.keeping import DiskKeeping
 from headrace.engine.moving import Moving
 from headrace.engine.request import Grammar, Limits
 from headrace.engine.sampling_params import GrammarSpec
+from headrace.engine.training import Training
 from headrace.engine.viewing import Viewing
 from headrace.kernels.interface import Bytes, ChainRunner
 from headrace.kernels.sampler import Sampler
@@ -32,7 +33,7 @@ class EngineParts:
     ``pages``: the pool's bytes, [pages, page_bytes], with rows for aliases behind them where there is ``viewing``.
     ``touch_ahead`` is told before each step how many of the first pages are in use. ``grammars``: ``None`` refuses grammars.
     ``moving``: for a scheduler that swaps. ``viewing``: so that each sequence's pages can be read one after the other.
-    ``keeping``: for a scheduler with a disk below its prefix index. ``adapting``: ``None`` refuses adapters.
+    ``keeping``: for a scheduler with a disk below its prefix index. ``adapting``: ``None`` refuses adapters, ``training`` jobs.
     """
 
     chain: ChainRunner
@@ -47,3 +48,4 @@ class EngineParts:
     viewing: Viewing | None = None
     keeping: DiskKeeping | None = None
     adapting: Adapting | None = None
+    training: Training | None = None

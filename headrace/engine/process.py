@@ -14,6 +14,7 @@ import sys
 from headrace.engine.build import BuildOptions, BuiltEngine, build_engine
 from headrace.engine.loop import Engine
 from headrace.engine.machine import return_memory
+from headrace.engine.training_wire import StartTraining, StopTraining, TrainingCall, TrainingEnded
 from headrace.engine.transport import EngineSocket, FrameError, PeerGone
 from headrace.engine.wire import (
     AdapterAnswer,
@@ -38,6 +39,7 @@ COMPILING_WAIT = 0.005  # seconds between looks at grammars that are being compi
 BLOCKED_WAIT = 0.05
 WRITING_WAIT = 0.005  # seconds between looks at pages that are being written behind
 READING_WAIT = 0.002  # seconds between looks at adapters that are being read
+FILE_WAIT = 0.01  # seconds between looks at a job that waits for its files
 GOODBYE_SECONDS = 10.0
 
 
@@ -69,16 +71,28 @@ class EngineServer:
             self._connection.send(answer)
         if outputs is not None:
             self._connection.send(outputs)
-        elif engine.reading_adapters:
+        if self._train():
+            return
+        if outputs is not None:
+            return
+        if engine.reading_adapters:
             self._connection.wait(READING_WAIT)
         elif engine.live == 0 and engine.writes_behind and not self._draining:
             self._connection.wait(WRITING_WAIT)
         elif engine.live == 0:
             self._check_integrity()
-            self._connection.wait(0.0 if self._draining else None)
+            idle = FILE_WAIT if engine.training is not None and engine.training.active else None
+            self._connection.wait(0.0 if self._draining else idle)
         else:
             seconds = COMPILING_WAIT if engine.compiling else BLOCKED_WAIT
             self._connection.wait(0.0 if engine.moving else seconds)  # a step waits for pages by itself
+
+    def _train(self) -> bool:
+        """Units of fine-tuning, after what the step gave has been sent; any message ends them."""
+        trained = not self._draining and self._engine.train(self._connection.readable)
+        for event in self._engine.training.take_events() if self._engine.training is not None else ():
+            self._connection.send(event)
+        return trained
 
     def _check_integrity(self) -> None:
         """Once after each burst of work: with thousands of adapters it is not free, and registering them is no work."""
@@ -97,6 +111,8 @@ class EngineServer:
                 self._draining = True
             case RegisterAdapter() | RemoveAdapter() | PinAdapter() | ListAdapters():
                 self._ask(message)
+            case StartTraining() | StopTraining():
+                self._command_training(message)
             case Start():
                 raise FrameError("a running engine can't be started")
 
@@ -106,6 +122,19 @@ class EngineServer:
         else:
             message = "this engine serves no adapters"
             self._connection.send(AdapterAnswer(call.call_id, None, "unsupported_parameter", message))
+
+    def _command_training(self, call: TrainingCall) -> None:
+        training = self._engine.training
+        if training is None or self._draining:
+            code, problem = (
+                ("unsupported_parameter", "this engine trains nothing") if training is None else ("draining", "the engine ends")
+            )
+            if isinstance(call, StartTraining):
+                self._connection.send(TrainingEnded(call.job, "failed", 0, None, code, problem))
+        elif isinstance(call, StartTraining):
+            training.start(call)
+        else:
+            training.stop(call)
 
     def _submit(self, message: Submit) -> None:
         try:

@@ -136,6 +136,10 @@ class EngineSocket:
         if writable:
             self.flush()
 
+    def readable(self) -> bool:
+        """True when something has arrived, or the peer is gone. Never waits."""
+        return bool(select.select([self._socket], [], [], 0.0)[0])
+
     def send(self, message: EngineOutbound) -> None:
         """Queue a message and write what the socket takes. Raises PeerGone when the peer is gone or reads nothing."""
         self._unsent += encode_frame(message)

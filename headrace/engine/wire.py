@@ -8,6 +8,14 @@ import msgspec
 
 from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.settings import EngineSettings
+from headrace.engine.training_wire import (
+    StartTraining,
+    StopTraining,
+    TrainingCheckpoint,
+    TrainingEnded,
+    TrainingGauges,
+    TrainingProgress,
+)
 from headrace.scheduling.settings import SchedulingSettings
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
@@ -247,7 +255,7 @@ class Gauges(msgspec.Struct, frozen=True):
     Everything but running, waiting, pages_free and pages_cached only grows. ``step_seconds``: whole steps; ``overhead_seconds``:
     the part of them outside the model (plan, assemble, sample, commit). ``moves``: ``None`` when nothing is ever swapped;
     ``views``: ``None`` when pages are read through tables only; ``kept``: when no disk keeps any;
-    ``adapters``: when none was ever registered.
+    ``adapters``: when none was ever registered; ``training``: when nothing was ever trained.
     """
 
     running: int = 0
@@ -269,6 +277,7 @@ class Gauges(msgspec.Struct, frozen=True):
     views: ViewGauges | None = None
     kept: KeptGauges | None = None
     adapters: AdapterGauges | None = None
+    training: TrainingGauges | None = None
 
 
 class StepOutputs(msgspec.Struct, tag="outputs", frozen=True):
@@ -307,5 +316,9 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
 
 
 AdapterCall = RegisterAdapter | RemoveAdapter | PinAdapter | ListAdapters
-EngineInbound = Start | Submit | Cancel | Drain | RegisterAdapter | RemoveAdapter | PinAdapter | ListAdapters
-EngineOutbound = StepOutputs | Refused | Ready | Failed | AdapterAnswer | AdapterList
+EngineInbound = (
+    Start | Submit | Cancel | Drain | RegisterAdapter | RemoveAdapter | PinAdapter | ListAdapters | StartTraining | StopTraining
+)
+EngineOutbound = (
+    StepOutputs | Refused | Ready | Failed | AdapterAnswer | AdapterList | TrainingProgress | TrainingCheckpoint | TrainingEnded
+)

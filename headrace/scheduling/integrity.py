@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from headrace.memory.kept_pages import KeptPages
 from headrace.memory.moves import Moves
@@ -13,10 +14,16 @@ from headrace.scheduling.roster import Roster
 from headrace.scheduling.shares import Account
 
 
-def check_items(roster: Roster, residency: Residency, moves: Moves | None = None, kept: KeptPages | None = None) -> None:
+def check_items(
+    roster: Roster,
+    residency: Residency,
+    moves: Moves | None = None,
+    kept: KeptPages | None = None,
+    lent: Iterable[Sequence[int]] = (),
+) -> None:
     """Every live item is in one place, in order, with pages that match what it has computed; the pool agrees.
 
-    Raises ``AssertionError`` naming the first fault.
+    ``lent``: page lists of others than items. Raises ``AssertionError`` naming the first fault.
     """
     pool, adapters = residency.pool, residency.adapters
     items = roster.items.values()
@@ -51,6 +58,7 @@ def check_items(roster: Roster, residency: Residency, moves: Moves | None = None
             *(moves.holders() if moves is not None else ()),
             *(kept.holders() if kept is not None else ()),
             *adapters.store.holders(),
+            *lent,
         ]
     )
     adapters.check_integrity(items)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -82,6 +82,7 @@ class Scheduler:
         self._residency = Residency(pool, self._roster, settings.max_running, swapping, self.index)
         self._residency.keeping = self.keeping
         self.adapters = self._residency.adapters
+        self.lent: Callable[[], Iterable[Sequence[int]]] = tuple  # page lists of whoever holds pages and is no item
         self._arrivals = 0
         self._turn = 0
         self._deadlines: list[tuple[float, tuple[int, int], Item]] = []
@@ -100,6 +101,11 @@ class Scheduler:
     def running(self) -> int:
         """Items that hold pages."""
         return self._roster.running + len(self._roster.parked)
+
+    @property
+    def unread(self) -> int:
+        """Items that wait, or that miss more of their tokens than the newest."""
+        return self.live - len(self._roster.decodes) - len(self._roster.parked)
 
     @property
     def items(self) -> tuple[Item, ...]:
@@ -305,7 +311,7 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Prove that items, lists and pages agree. Raises ``AssertionError`` naming the first fault. O(items + pages)."""
         kept = self.keeping.pages if self.keeping is not None else None
-        check_items(self._roster, self._residency, self.swapping.moves if self.swapping is not None else None, kept)
+        check_items(self._roster, self._residency, self.swapping.moves if self.swapping is not None else None, kept, self.lent())
         if self.index is not None:
             self.index.check_integrity()
 

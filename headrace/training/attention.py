@@ -60,8 +60,7 @@ class AttentionBlock:
         for segment in pack.segments(first, end):
             begin = self._first_key(segment)
             shares, values = self._scores(rows, segment, begin), self._keys_of(rows.v, begin, segment.end)
-            out = shares @ values
-            mixed[segment.first - first : segment.end - first] = _ungrouped(out, segment.end - segment.first)
+            mixed[segment.first - first : segment.end - first] = _ungrouped(shares @ values, segment.end - segment.first)
         out = self._output(mixed)
         if self._weights.post_norm is not None:
             out = norm(out, self._weights.post_norm, self._eps)
@@ -69,7 +68,8 @@ class AttentionBlock:
 
     def back_mix(self, dx: Floats, pack: Pack, rows: BlockRows, first: int, end: int) -> tuple[Gradients, list[KeyShare]]:
         """Backwards through output and attention: leaves the rows' gradients of queries in ``rows.dq``."""
-        dy, mixed, gradients = dx[first:end], rows.mixed[first:end], Gradients()
+        dy: Floats = dx[first:end]
+        mixed, gradients = rows.mixed[first:end], Gradients()
         if self._weights.post_norm is not None:
             dy = norm_back(self._output(mixed), self._weights.post_norm, self._eps, dy)
         dmixed = dy @ self._weights.o if self.needs.upstream else None

@@ -16,7 +16,7 @@ from headrace.training.arithmetic import Floats
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionWeights:
-    """Of one attention block: ``qkv`` one below the other, ``qkv_bias`` too; gains are ``None`` where the model has no such norm."""
+    """Of one attention block: ``qkv`` one below the other, ``qkv_bias`` too; ``None`` where the model has no such norm or bias."""
 
     spec: AttentionSpec
     norm: Floats

@@ -18,7 +18,7 @@ logger = logging.getLogger("headrace.training.crew")
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
-_SETTERS = ("scipy_openblas_set_num_threads64_", "scipy_openblas_set_num_threads", "openblas_set_num_threads64_", "openblas_set_num_threads")
+_SETTERS = tuple(f"{prefix}openblas_set_num_threads{suffix}" for prefix in ("scipy_", "") for suffix in ("64_", ""))
 _GETTERS = tuple(name.replace("set", "get", 1) for name in _SETTERS)
 
 

@@ -100,8 +100,8 @@ def make_sample(tokens: Iterable[int], weights: Iterable[float]) -> Sample:
 def write_dataset(path: Path, rows: Iterable[Sample | Pair], *, vocab: int) -> DatasetInfo:
     """Write a file of samples, or of pairs, whole or not at all.
 
-    Raises ``invalid_value`` for an empty or mixed file, a token outside of ``vocab``, a weight that is negative or no finite number,
-    a sample in which nothing is learnt, and beyond the limits of this module; the message counts rows from 1.
+    Raises ``invalid_value`` for an empty or mixed file, a token outside of ``vocab``, a weight that is negative or no finite
+    number, a sample in which nothing is learnt, and beyond the limits of this module; the message counts rows from 1.
     """
     sequences: list[Sample] = []
     pairs: bool | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +40,7 @@ class Head:
         for first in range(0, len(pack.loss_rows), self._rows):
             end = min(first + self._rows, len(pack.loss_rows))
             yield from self._products(stream, pack, first, end)
-            yield Unit("head", 0.1, lambda first=first, end=end: self._log_probabilities(pack, first, end, out))
+            yield Unit("head", 0.1, partial(self._log_probabilities, pack, (first, end), out))
 
     def grade(
         self, stream: Floats, dx: Floats, pack: Pack, factors: npt.NDArray[np.float64], out: npt.NDArray[np.float64]
@@ -49,10 +50,10 @@ class Head:
         for first in range(0, len(pack.loss_rows), self._rows):
             end = min(first + self._rows, len(pack.loss_rows))
             yield from self._products(stream, pack, first, end)
-            yield Unit("head", 0.3, lambda first=first, end=end: self._log_probabilities(pack, first, end, out, factors))
+            yield Unit("head", 0.3, partial(self._log_probabilities, pack, (first, end), out, factors))
             for slice_ in self._slices:
-                yield Unit("head", self._work(first, end, slice_), lambda first=first, end=end, own=slice_: self._take_back(first, end, own))
-            yield Unit("head", 0.0, lambda first=first, end=end: self._join(stream, dx, pack, first, end))
+                yield Unit("head", self._work(first, end, slice_), partial(self._take_back, first, end, slice_))
+            yield Unit("head", 0.0, partial(self._join, stream, dx, pack, (first, end)))
 
     def _products(self, stream: Floats, pack: Pack, first: int, end: int) -> Iterator[Unit]:
         def begin() -> None:
@@ -61,10 +62,10 @@ class Head:
 
         yield Unit("head", 0.0, begin)
         for slice_ in self._slices:
-            yield Unit("head", self._work(first, end, slice_), lambda own=slice_: self._multiply(first, end, own))
+            yield Unit("head", self._work(first, end, slice_), partial(self._multiply, first, end, slice_))
 
     def _work(self, first: int, end: int, own: tuple[int, int]) -> float:
-        return (end - first) * (own[1] - own[0]) * self._normed.shape[1] * 1e-9
+        return float((end - first) * (own[1] - own[0]) * self._normed.shape[1]) * 1e-9
 
     def _parts(self, count: int) -> list[tuple[int, int]]:
         return [(first, min(first + PART_ROWS, count)) for first in range(0, count, PART_ROWS)]
@@ -77,9 +78,10 @@ class Head:
         self._crew.run(work, self._parts(end - first))
 
     def _log_probabilities(
-        self, pack: Pack, first: int, end: int, out: npt.NDArray[np.float64], factors: npt.NDArray[np.float64] | None = None
+        self, pack: Pack, rows: tuple[int, int], out: npt.NDArray[np.float64], factors: npt.NDArray[np.float64] | None = None
     ) -> None:
         """With ``factors`` the logits become the gradient of their own loss."""
+        first, end = rows
 
         def work(part: tuple[int, int]) -> None:
             logits = self._logits[part[0] : part[1]]
@@ -105,6 +107,7 @@ class Head:
 
         self._crew.run(work, self._parts(end - first))
 
-    def _join(self, stream: Floats, dx: Floats, pack: Pack, first: int, end: int) -> None:
+    def _join(self, stream: Floats, dx: Floats, pack: Pack, span: tuple[int, int]) -> None:
+        first, end = span
         rows = pack.loss_rows[first:end]
         dx[rows] = norm_back(stream[rows], self._gain, self._eps, self._back[: end - first])

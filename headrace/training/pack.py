@@ -64,8 +64,8 @@ def make_pack(documents: Sequence[Sample], samples: Sequence[int], most: int) ->
         owners.append(np.full(len(learnt), number))
     return Pack(
         tokens, positions, tuple(int(end) for end in ends), np.concatenate(rows).astype(np.int32),
-        np.concatenate(wanted).astype(np.int32), np.concatenate(weights).astype(np.float32), np.concatenate(owners).astype(np.int32),
-        tuple(samples),
+        np.concatenate(wanted).astype(np.int32), np.concatenate(weights).astype(np.float32),
+        np.concatenate(owners).astype(np.int32), tuple(samples),
     )  # fmt: skip
 
 

@@ -41,15 +41,14 @@ class Bypass:
 class Parameters:
     """An adapter's numbers: ``values``, ``gradient`` and views of them by layer and module.
 
-    ``A`` begins as PEFT's does (uniform within 1/√inputs), from the settings' seed; ``B`` is zero, so that the adapter begins as none.
+    ``A`` begins as PEFT's does (uniform within 1/√inputs), from the settings' seed; ``B`` is zero, so that the adapter
+    begins as none.
     """
 
     def __init__(self, config: ModelConfig, settings: TrainingSettings, dtype: npt.DTypeLike = np.float32) -> None:
         sides = module_sides(config)
         modules = [name for name in MODULES if name in settings.targets]
-        shapes = [
-            (layer, name, settings.rank_of(name), *own[name]) for layer, own in enumerate(sides) for name in modules
-        ]
+        shapes = [(layer, name, settings.rank_of(name), *own[name]) for layer, own in enumerate(sides) for name in modules]
         size = sum(rank * (inputs + outputs) for _, _, rank, inputs, outputs in shapes)
         self.values: Floats = np.zeros(size, dtype)
         self.gradient: Floats = np.zeros(size, dtype)

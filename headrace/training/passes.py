@@ -1,13 +1,15 @@
 """The forward and the backward pass of one pack, cut into units.
 
 A unit is one block over as many parts of the pack as there are threads. Parts begin at fixed rows and everything that is summed
-over rows is summed part after part in one order, so a job's result is the same bits whenever its units run, on however many threads.
+over rows is summed part after part in one order, so a job's result is the same bits whenever its units run, on however many
+threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +23,7 @@ from headrace.training.head import Head
 from headrace.training.mlp import MlpBlock
 from headrace.training.pack import Pack
 from headrace.training.parameters import Bypass, Parameters
-from headrace.training.saved import AttentionNeeds, MlpNeeds, Needs, SavedRows, plan_needs
+from headrace.training.saved import AttentionNeeds, Make, MlpNeeds, Needs, SavedRows, plan_needs
 from headrace.training.units import PART_ROWS, Unit, parts_of
 
 _Parts = Sequence[tuple[int, int]]
@@ -30,11 +32,12 @@ _Parts = Sequence[tuple[int, int]]
 @dataclass(frozen=True, slots=True)
 class Room:
     """What passes may hold: packs of up to ``tokens``; ``keep_both``: gates are kept instead of computed again. ``part_rows``: of
-    the parts that sums are made of; another number gives other bits, so only tests change it."""
+    the parts that sums are made of; another number gives other bits, so only tests change it. ``make``: where arrays lie."""
 
     tokens: int
     keep_both: bool = True
     part_rows: int = PART_ROWS
+    make: Make = np.empty
 
 
 class Passes:
@@ -46,7 +49,7 @@ class Passes:
         self._backbone, self._crew = backbone, crew
         trained = [parameters.layer(layer).keys() for layer in range(self.config.layers)]
         self.needs = plan_needs(self.config, trained, keep_both=room.keep_both)
-        self.saved = SavedRows(self.config, self.needs, room.tokens, backbone.dtype)
+        self.saved = SavedRows(self.config, self.needs, room.tokens, backbone.dtype, room.make)
         self.head = Head(backbone, crew)
         self._blocks = _make_blocks(backbone, parameters, self.needs)
         self._plain = _make_blocks(backbone, None, self.needs)
@@ -63,7 +66,8 @@ class Passes:
         blocks = self._blocks if adapted else self._plain
         for index, block in enumerate(blocks):
             for parts in self._groups(pack):
-                yield Unit("forward", self._work(index, parts), lambda own=index, mine=parts, one=block: self._forward(pack, own, one, mine))
+                run = partial(self._forward, pack, index, block, parts)
+                yield Unit("forward", self._work(index, parts), run)
 
     def score(self, pack: Pack, out: npt.NDArray[np.float64]) -> Iterator[Unit]:
         """Log-probability of each loss row's target, after :meth:`forward`."""
@@ -76,15 +80,16 @@ class Passes:
         for index in range(len(self._blocks) - 1, last - 1, -1):
             need = self.needs[index]
             if isinstance(need, AttentionNeeds) and need.upstream:
-                yield Unit("backward", 0.0, lambda own=index: self._zero(own, len(pack)))
+                yield Unit("backward", 0.0, partial(self._zero, index, len(pack)))
             for parts in reversed(self._groups(pack)):
                 tokens = sum(end - first for first, end in parts) if index == last else 0
                 work = 1.1 * self._work(index, parts)
-                yield Unit("backward", work, lambda own=index, mine=parts: self._backward(pack, own, mine), tokens)
+                yield Unit("backward", work, partial(self._backward, pack, index, parts), tokens)
 
     def _begin(self, pack: Pack) -> None:
         stream = self.saved.stream[: len(pack)]
-        np.multiply(self._backbone.embedding[pack.tokens], self._backbone.dtype.type(self.config.embedding_scale), out=stream)
+        stream[:] = self._backbone.embedding[pack.tokens]
+        stream *= stream.dtype.type(self.config.embedding_scale)
         self._angles.clear()
 
     def _angles_of(self, pack: Pack, index: int) -> tuple[Floats, Floats]:

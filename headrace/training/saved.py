@@ -6,8 +6,9 @@ kept where a needed gradient reads it, and what is cheap to compute again (norms
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,10 +41,13 @@ class MlpNeeds:
 
 Needs = AttentionNeeds | MlpNeeds
 
+Make = Callable[[tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]]
+"""Makes an array of a shape and type, with anything in it: where it lies is its maker's affair."""
+
 
 @dataclass(slots=True, eq=False)
 class BlockRows:
-    """What one block keeps of a pack, each [T, …]. Blocks that keep nothing share theirs; ``dq``, ``dk``, ``dv`` are always shared."""
+    """What one block keeps of a pack, each [T, …]. Blocks that keep nothing share theirs; all share ``dq``, ``dk`` and ``dv``."""
 
     x: Floats
     q: Floats
@@ -56,7 +60,7 @@ class BlockRows:
     dv: Floats
 
 
-def plan_needs(config: ModelConfig, trained: list[Set[str]], *, keep_both: bool) -> list[Needs]:
+def plan_needs(config: ModelConfig, trained: Sequence[Set[str]], *, keep_both: bool) -> list[Needs]:
     """For each block what its backward pass needs. ``trained``: modules by layer. ``keep_both``: there is memory for gates."""
     needs: list[Needs] = []
     layer, below = -1, False
@@ -76,8 +80,9 @@ def plan_needs(config: ModelConfig, trained: list[Set[str]], *, keep_both: bool)
 class SavedRows:
     """Buffers for packs of up to ``most`` tokens, made once. ``bytes``: all of them together."""
 
-    def __init__(self, config: ModelConfig, needs: list[Needs], most: int, dtype: npt.DTypeLike) -> None:
+    def __init__(self, config: ModelConfig, needs: list[Needs], most: int, dtype: npt.DTypeLike, make: Make = np.empty) -> None:
         self.bytes = 0
+        self._source = make
         self._dtype = np.dtype(dtype)
         widest_heads = max(spec.heads * spec.head_dim for spec in config.attention_blocks)
         self.stream = self._make(most, config.hidden)
@@ -105,7 +110,7 @@ class SavedRows:
             self.blocks.append(BlockRows(x, q, k, v, mixed, none, *own))
 
     def _make(self, *shape: int) -> Floats:
-        made: Floats = np.empty(shape, self._dtype)
+        made: Floats = self._source(shape, self._dtype)
         self.bytes += made.nbytes
         return made
 

@@ -27,14 +27,14 @@ def one_pack() -> Pack:
 
 
 def gradients(
-    kind: str, pack: Pack, part_rows: int, settings: TrainingSettings, dtype: Any = np.float64, threads: int = 1, keep: bool = True
+    kind: str, pack: Pack, room: Room, settings: TrainingSettings, dtype: Any = np.float64, threads: int = 1
 ) -> tuple[Backbone, Parameters, np.ndarray[Any, Any]]:
     config = tiny_config(**KINDS[kind])
     backbone = Backbone(config, RandomWeights(config), dtype)
     parameters = Parameters(config, settings, dtype)
     randomise(parameters)
     crew = Crew(threads)
-    passes = Passes(backbone, parameters, crew, Room(64, keep, part_rows))
+    passes = Passes(backbone, parameters, crew, room)
     out = np.zeros(len(pack.loss_rows))
     run_all(passes.forward(pack))
     run_all(passes.backward(pack, pack.weights.astype(np.float64), out))
@@ -51,7 +51,7 @@ def test_windows_give_the_gradients_of_autograd(kind: str, part_rows: int) -> No
     from headrace.evaluation.training_oracle import TorchOracle
 
     pack, settings = one_pack(), TrainingSettings(rank=3, ranks={"q": 5, "down": 2}, max_tokens=64)
-    backbone, parameters, out = gradients(kind, pack, part_rows, settings)
+    backbone, parameters, out = gradients(kind, pack, Room(64, part_rows=part_rows), settings)
     oracle = TorchOracle(backbone, parameters)
     scores = oracle.log_probabilities(pack)
     (-(scores * torch.from_numpy(pack.weights.astype(np.float64))).sum()).backward()
@@ -71,7 +71,9 @@ def test_pruned_gradients_are_the_same(targets: tuple[str, ...]) -> None:
     from headrace.evaluation.training_oracle import TorchOracle
 
     pack = one_pack()
-    backbone, parameters, _ = gradients("llama", pack, 8, TrainingSettings(rank=3, targets=targets, max_tokens=64))
+    backbone, parameters, _ = gradients(
+        "llama", pack, Room(64, part_rows=8), TrainingSettings(rank=3, targets=targets, max_tokens=64)
+    )
     oracle = TorchOracle(backbone, parameters)
     (-(oracle.log_probabilities(pack) * torch.from_numpy(pack.weights.astype(np.float64))).sum()).backward()
     for layer, name, bypass in parameters.bypasses():
@@ -81,9 +83,9 @@ def test_pruned_gradients_are_the_same(targets: tuple[str, ...]) -> None:
 
 def test_threads_and_kept_gates_change_no_bit() -> None:
     settings, pack = TrainingSettings(rank=4, max_tokens=64), one_pack()
-    _, alone, out = gradients("gemma", pack, 16, settings, np.float32)
+    _, alone, out = gradients("gemma", pack, Room(64, part_rows=16), settings, np.float32)
     for threads, keep in ((2, True), (1, False), (3, False)):
-        _, other, again = gradients("gemma", pack, 16, settings, np.float32, threads, keep)
+        _, other, again = gradients("gemma", pack, Room(64, keep, 16), settings, np.float32, threads)
         assert np.array_equal(alone.gradient, other.gradient)
         assert np.array_equal(out, again)
 
@@ -91,7 +93,7 @@ def test_threads_and_kept_gates_change_no_bit() -> None:
 def test_packed_samples_do_not_meet() -> None:
     """A sample's scores are those that it has alone."""
     settings = TrainingSettings(rank=4, max_tokens=64)
-    _, _, together = gradients("llama", one_pack(), 16, settings)
+    _, _, together = gradients("llama", one_pack(), Room(64), settings)
     first = make_pack([random_sample(37, 37)], [0], 64)
-    _, _, alone = gradients("llama", first, 16, settings)
+    _, _, alone = gradients("llama", first, Room(64), settings)
     np.testing.assert_allclose(together[: len(alone)], alone, rtol=1e-12)

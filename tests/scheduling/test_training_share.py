@@ -1,0 +1,56 @@
+"""How training and serving share a step."""
+
+from __future__ import annotations
+
+import math
+
+from headrace.scheduling.training_share import MOST_PASSED_OVER, ServingLoad, TrainingShare
+
+
+def test_bursts_get_everything_and_an_idle_engine_gives_all() -> None:
+    share = TrainingShare(0.05)
+    assert share.allowance(ServingLoad(0, 0, 0.01)) == math.inf
+    assert share.allowance(ServingLoad(16, 16, 0.01)) == 0.0
+    assert math.isclose(share.allowance(ServingLoad(4, 0, 0.02)), 0.03)
+    assert share.allowance(ServingLoad(4, 0, 0.06)) == 0.0
+
+
+def test_without_a_target_steps_are_lengthened_by_half_within_the_bound() -> None:
+    share = TrainingShare(None, 0.05)
+    assert math.isclose(share.allowance(ServingLoad(4, 0, 0.02)), 0.01)
+    assert math.isclose(share.allowance(ServingLoad(4, 0, 0.04)), 0.01)
+
+
+def test_units_are_foreseen_from_what_they_took() -> None:
+    share = TrainingShare(0.05)
+    for _ in range(40):
+        share.observe("forward", 0.5, 0.0102)
+    assert math.isclose(share.predict("forward", 1.0), 0.0202, rel_tol=1e-3)
+    assert share.fits("forward", 0.5, 0.011, first=True)
+    assert not share.fits("forward", 0.5, 0.009, first=True)
+
+
+def test_it_is_never_starved_where_there_is_any_room() -> None:
+    share = TrainingShare(0.05)
+    ran = [share.fits("forward", 100.0, 0.001, first=True) for _ in range(2 * MOST_PASSED_OVER)]
+    assert sum(ran) == 2
+    assert not any(share.fits("forward", 100.0, 0.0, first=True) for _ in range(2 * MOST_PASSED_OVER))
+
+
+def test_jobs_share_by_weight() -> None:
+    share, given = TrainingShare(None), {"a": 0.0, "b": 0.0, "late": 0.0}
+    share.enter("a")
+    share.enter("b")
+    weights = {"a": 1, "b": 3, "late": 1}
+    for turn in range(3000):
+        if turn == 1500:
+            share.enter("late")
+        ready = ["a", "b"] + (["late"] if turn >= 1500 else [])
+        job = share.next_job(ready)
+        assert job is not None
+        seconds = 0.003 if job == "a" else 0.005
+        share.charge(job, seconds, weights[job])
+        given[job] += seconds
+    assert math.isclose(given["b"] / given["a"], 3.0, rel_tol=0.1)
+    assert 0.2 < given["late"] / given["a"] < 0.7
+    assert share.next_job([]) is None
