@@ -18,6 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("quantization",),
     ("engine",),
     ("training",),
+    ("speculation",),
     ("kernels",),
     ("planning",),
     ("scheduling",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,13 +18,15 @@ from headrace.scheduling.step import Step
 class Draw(NamedTuple):
     """One question to the sampler: ``row`` counts the rows with logits; ``given`` −1 chooses, else scores that token.
 
-    ``generated``: tokens sampled before this one.
+    ``generated``: tokens sampled before this one, drafted ones included. ``after``: the drafted token that the row is behind, if
+    it is one (the draws of a choice's drafts follow each other).
     """
 
     choice: Choice
     row: int
     given: int
     generated: int
+    after: int | None = None
 
 
 class PooledRows(NamedTuple):
@@ -42,7 +44,7 @@ class Assembly:
 
     Kept rows come in three runs::
 
-        output_rows = [ one per greedy choice | logit_rows for draws | rows pooled into embeddings ]
+        output_rows = [ one per greedy choice and drafted token | logit_rows for draws | rows pooled into embeddings ]
     """
 
     batch: StepBatch
@@ -91,6 +93,20 @@ class _Rows:
             self.draws.append(Draw(choices[fork.item_id], len(self.logit_rows), -1, index))
         self.logit_rows.append(row)
 
+    def add_verified(self, choice: Choice, first: int, drafted: Sequence[int]) -> None:
+        """A stream's newest token, at row ``first``, and those drafted behind it: all its rows in one run, in order."""
+        index = choice.item.generated
+        if choice.plain and index >= choice.min_tokens:
+            self.greedy.extend([choice] * (1 + len(drafted)))
+            self.greedy_rows.extend(range(first, first + 1 + len(drafted)))
+            return
+        if choice.history is not None:
+            length = len(choice.item.tokens)
+            choice.history[length : length + len(drafted)] = drafted
+        for offset, after in enumerate((None, *drafted)):
+            self.draws.append(Draw(choice, len(self.logit_rows), -1, index + offset, after))
+            self.logit_rows.append(first + offset)
+
     def pool(self, choice: Choice, start: int, count: int, row: int) -> None:
         """All rows of an embedding's slice; ``row`` is the last."""
         self.pooled.append(PooledRows(choice, len(self.pooled_rows), count, start))
@@ -102,7 +118,7 @@ def assemble(step: Step, choices: Mapping[int, Choice]) -> Assembly:
     tokens, positions = array("i"), array("i")
     pages: list[int] = []  # lists join faster than an array takes their numbers
     slice_starts, page_starts = array("i", (0,)), array("i", (0,))
-    rows, pairs, end_row = _Rows(), 0, 0
+    rows, pairs, end_row, drafted = _Rows(), 0, 0, step.drafted
     for item, start, count, wanted in step.slices:
         end = start + count
         end_row += count
@@ -112,6 +128,8 @@ def assemble(step: Step, choices: Mapping[int, Choice]) -> Assembly:
             pairs += end
         else:
             tokens.extend(item.tokens[start:end])
+            if item.item_id in drafted:
+                tokens.extend(drafted[item.item_id])
             positions.extend(range(start, end))
             pairs += count * start + count * (count + 1) // 2
         slice_starts.append(end_row)
@@ -119,6 +137,8 @@ def assemble(step: Step, choices: Mapping[int, Choice]) -> Assembly:
         page_starts.append(len(pages))
         if item.kind is ItemKind.EMBED:
             rows.pool(choices[item.item_id], start, count, end_row - 1)
+        elif item.item_id in drafted:
+            rows.add_verified(choices[item.item_id], end_row - count, drafted[item.item_id])
         elif wanted:
             rows.add(choices[item.item_id], end, end_row - 1, wanted, choices)
     output_rows = np.array(rows.greedy_rows + rows.logit_rows + rows.pooled_rows, np.int32)

@@ -26,6 +26,7 @@ from headrace.engine.moving import Moving
 from headrace.engine.pool_size import context_length, default_pool_bytes, kv_format, wanted_pages
 from headrace.engine.request import Limits
 from headrace.engine.settings import EngineSettings
+from headrace.engine.speculating import Speculating
 from headrace.engine.training import Training, TrainingParts
 from headrace.engine.viewing import Viewing
 from headrace.engine.wire import Ready
@@ -50,6 +51,7 @@ from headrace.scheduling.keeping import KeepOptions
 from headrace.scheduling.scheduler import Scheduler
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.scheduling.swapping import SwapOptions, Swapping
+from headrace.speculation.proposers import open_proposers
 from headrace.text.open_tokenizer import open_tokenizer
 
 logger = logging.getLogger("headrace.engine.build")
@@ -127,7 +129,7 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
         touch_ahead=arena.touch_ahead,
         moving=make_moving(scheduler, arena, swap_folder(settings)) if swap is not None else None, viewing=viewing,
         keeping=make_keeping(scheduler, arena, keep_folder(), page_identity(model, settings)) if keep is not None else None,
-        adapting=adapting, training=training,
+        adapting=adapting, training=training, speculating=make_speculating(settings.speculation, scheduler),
     )  # fmt: skip
     return BuiltEngine(Engine(parts), model, chain, arena, threads, calibration, time.perf_counter() - began)
 
@@ -249,6 +251,12 @@ def make_moving(scheduler: Scheduler, arena: Arena, folder: Path, *, synchronous
 def page_checksum() -> Checksum:
     """The checksum of swapped pages, taken on the thread that carries them."""
     return partial(checksum, pool=ThreadPool(1))
+
+
+def make_speculating(choice: str, scheduler: Scheduler) -> Speculating | None:
+    """Proposers as the option names them; ``None`` for none. Raises ``invalid_setting``."""
+    proposers = open_proposers(choice)
+    return Speculating(proposers, scheduler) if proposers else None
 
 
 def make_adapting(scheduler: Scheduler, arena: Arena, model: OpenModel) -> Adapting:

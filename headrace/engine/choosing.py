@@ -23,16 +23,18 @@ LOGIT_BYTES = 32 * 1024 * 1024  # logits kept at a time
 MASK_SECONDS = 0.05  # a mask's thread time, mean over a choice's last MASK_WINDOW tokens
 _NO_TABLES = SampleTables()
 
-Failure = Literal["not_finite", "nothing_allowed"]
+Failure = Literal["not_finite", "nothing_allowed", "grammar_failed"]
 
 
 class Chosen(NamedTuple):
-    """A token for a choice; ``logprob`` when it was asked for. ``failed`` set: there is no token, and why."""
+    """A token for a choice; ``logprob`` when it was asked for. ``failed`` set: there is no token, and why. ``row``: the kept row
+    that it comes from."""
 
     choice: Choice
     token: int
     logprob: TokenLogprob | None = None
     failed: Failure | None = None
+    row: int = -1
 
 
 @dataclass(slots=True)
@@ -70,7 +72,7 @@ class Chooser:
             last = first
             while last < len(draws) and draws[last].row < row + rows:
                 last += 1
-            self._choose_drawn(draws[first:last], len(assembly.greedy) + row, rows, outcome)
+            self._choose_drawn(draws[first:last], (len(assembly.greedy), row, rows), outcome)
             first = last
         return outcome
 
@@ -84,25 +86,29 @@ class Chooser:
         if not np.isfinite(np.vdot(hidden, hidden)):  # NaN and infinity survive every sum, so that one number tells
             bad = frozenset(np.flatnonzero(~np.isfinite(hidden).all(axis=1)).tolist())
         for row, (choice, token) in enumerate(zip(assembly.greedy, tokens, strict=True)):
-            outcome.chosen.append(Chosen(choice, token) if row not in bad else Chosen(choice, -1, failed="not_finite"))
+            outcome.chosen.append(Chosen(choice, token, row=row) if row not in bad else Chosen(choice, -1, None, "not_finite", row))
 
-    def _choose_drawn(self, draws: list[Draw], first: int, rows: int, outcome: Outcome) -> None:
+    def _choose_drawn(self, draws: list[Draw], place: tuple[int, int, int], outcome: Outcome) -> None:
+        """Answer draws; ``place``: kept rows before all with logits, logit rows before these, and these."""
+        behind, first, rows = place
         began = time.perf_counter()
-        logits = self._chain.logits(first, rows)
+        logits = self._chain.logits(behind + first, rows)
         outcome.head_seconds += time.perf_counter() - began
-        requests, tables = _requests(draws, self._vocab)
+        requests, tables, failed = _requests(draws, self._vocab)
         samples = self._sampler.sample(logits, requests, tables)
         records, chosen = samples.records, outcome.chosen
         for i, (draw, token, status) in enumerate(zip(draws, records["token"].tolist(), records["status"].tolist(), strict=True)):
-            choice = draw.choice
+            choice, row = draw.choice, behind + draw.row
             if status == OK and draw.given < 0:
-                chosen.append(Chosen(choice, token, _logprob(samples, i) if choice.scored else None))
+                chosen.append(Chosen(choice, token, _logprob(samples, i) if choice.scored else None, None, row))
             elif status == OK:
                 outcome.scored.append((choice, _logprob(samples, i)))
             elif draw.given >= 0:
                 outcome.unscorable.append(choice)
+            elif status == NOT_A_NUMBER:
+                chosen.append(Chosen(choice, -1, None, "not_finite", row))
             else:
-                chosen.append(Chosen(choice, -1, failed="not_finite" if status == NOT_A_NUMBER else "nothing_allowed"))
+                chosen.append(Chosen(choice, -1, None, "grammar_failed" if i in failed else "nothing_allowed", row))
 
 
 def _logprob(samples: Samples, row: int) -> TokenLogprob:
@@ -113,21 +119,21 @@ def _logprob(samples: Samples, row: int) -> TokenLogprob:
     return TokenLogprob(token, logprob, top)
 
 
-def _requests(draws: list[Draw], vocab: int) -> tuple[npt.NDArray[np.void], SampleTables]:
-    """Sampling records for these draws, and the tables that they point into."""
+def _requests(draws: list[Draw], vocab: int) -> tuple[npt.NDArray[np.void], SampleTables, set[int]]:
+    """Sampling records for these draws, the tables that they point into, and which draws' grammars have failed."""
     records = np.frombuffer(bytearray(b"".join([draw.choice.record for draw in draws])), REQUEST_DTYPE)
     records["row"] = [draw.row for draw in draws]
     records["row"] -= draws[0].row
     records["index"] = [draw.generated for draw in draws]
-    tables = _Tables(vocab)
+    tables, failed = _Tables(vocab), set[int]()
     for i, draw in enumerate(draws):
         if draw.given >= 0:
             records["given"][i] = draw.given
             wanted = draw.choice.request.params.prompt_logprobs
             records["top_count"][i] = wanted if wanted is not None else 0
-        elif draw.choice.tabled or draw.generated < draw.choice.min_tokens:
-            tables.add(records[i : i + 1], draw)
-    return records, tables.build()
+        elif (draw.choice.tabled or draw.generated < draw.choice.min_tokens) and not tables.add(records[i : i + 1], draw):
+            failed.add(i)
+    return records, tables.build(), failed
 
 
 def _fill_mask(choice: Choice, matcher: Matcher, mask: npt.NDArray[np.uint32]) -> bool:
@@ -153,7 +159,7 @@ def _fill_mask(choice: Choice, matcher: Matcher, mask: npt.NDArray[np.uint32]) -
 class _Tables:
     """Collects histories, biases and masks of a batch."""
 
-    __slots__ = ("_bias", "_biased", "_histories", "_history", "_masks", "_words")
+    __slots__ = ("_ahead", "_bias", "_biased", "_histories", "_history", "_masks", "_words")
 
     def __init__(self, vocab: int) -> None:
         self._histories: list[npt.NDArray[np.int32]] = []
@@ -162,9 +168,10 @@ class _Tables:
         self._bias = 0
         self._masks: list[npt.NDArray[np.uint32]] = []
         self._words = (vocab + 31) // 32
+        self._ahead: tuple[Choice, Matcher] | None = None  # whose drafts are being followed, and where they stand
 
-    def add(self, record: npt.NDArray[np.void], draw: Draw) -> None:
-        """Point one record at what its choice needs."""
+    def add(self, record: npt.NDArray[np.void], draw: Draw) -> bool:
+        """Point one record at what its choice needs; False: its grammar has failed, so that nothing is allowed."""
         choice, request = draw.choice, draw.choice.request
         if choice.history is not None:
             length = choice.item.prompt_length
@@ -176,13 +183,25 @@ class _Tables:
             record["bias"], record["bias_count"] = self._bias, len(bias[0])
             self._biased.append(bias)
             self._bias += len(bias[0])
-        if choice.matcher is not None:
-            mask = np.zeros(self._words, np.uint32)
-            if not _fill_mask(choice, choice.matcher, mask):  # nothing is allowed, so that this choice ends
-                choice.matcher_failed = True
-                mask[:] = 0
-            record["mask"] = len(self._masks)
-            self._masks.append(mask)
+        if choice.matcher is None:
+            return True
+        mask = np.zeros(self._words, np.uint32)
+        matcher = self._matcher(draw, choice.matcher)
+        works = matcher is None or _fill_mask(choice, matcher, mask)
+        if not works:
+            mask[:] = 0
+        record["mask"] = len(self._masks)
+        self._masks.append(mask)
+        return works
+
+    def _matcher(self, draw: Draw, matcher: Matcher) -> Matcher | None:
+        """Where the choice's grammar stands at this row; ``None`` behind a drafted token that it forbids, where nobody comes."""
+        if draw.after is None:
+            self._ahead = None
+            return matcher
+        ahead = self._ahead[1] if self._ahead is not None and self._ahead[0] is draw.choice else matcher.fork()
+        self._ahead = (draw.choice, ahead)
+        return ahead if ahead.advance(draw.after) else None
 
     def build(self) -> SampleTables:
         """The arrays."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headrace.engine.training_wire import TrainingGauges
-from headrace.engine.wire import AdapterGauges, Gauges, KeptGauges, MoveGauges, ViewGauges
+from headrace.engine.wire import AdapterGauges, Gauges, KeptGauges, MoveGauges, SpeculationGauges, ViewGauges
 from headrace.scheduling.scheduler import Scheduler
 
 
@@ -26,6 +26,7 @@ class PartGauges:
     views: ViewGauges | None = None
     adapters: AdapterGauges | None = None
     training: TrainingGauges | None = None
+    speculation: SpeculationGauges | None = None
 
 
 def gather_gauges(scheduler: Scheduler, totals: Totals, compiling: int, parts: PartGauges) -> Gauges:
@@ -40,4 +41,5 @@ def gather_gauges(scheduler: Scheduler, totals: Totals, compiling: int, parts: P
         pages_cached=scheduler.pool.cached, prefix_lookups=counters.lookups, prefix_found_tokens=counters.found,
         prefix_evictions=scheduler.index.evictions if scheduler.index is not None else 0,
         moves=parts.moves, kept=parts.kept, views=parts.views, adapters=parts.adapters, training=parts.training,
+        speculation=parts.speculation,
     )  # fmt: skip

@@ -85,10 +85,11 @@ class Job:
         if output.choice not in self.open:
             return False
         answer, text = self.generation.answers[output.choice], self._texts[output.choice]
-        answer.tokens += output.tokens
-        if answer.logprobs is not None and output.logprobs is not None:
-            answer.logprobs += output.logprobs
         delta = text.push(output.tokens)
+        used = len(delta.pieces)
+        answer.tokens += output.tokens[:used]
+        if answer.logprobs is not None and output.logprobs is not None:
+            answer.logprobs += output.logprobs[:used]
         answer.text += delta.text
         if delta.finished_by_stop is not None:
             self._close(output.choice, "stop")

@@ -12,11 +12,12 @@ import numpy as np
 
 from headrace.engine.adapting import Adapting
 from headrace.engine.batch import Assembly, add_rows, assemble
-from headrace.engine.choosing import Chooser, Chosen, Outcome
+from headrace.engine.choosing import Chooser, Outcome
 from headrace.engine.engine_gauges import PartGauges, Totals, gather_gauges
 from headrace.engine.outbox import Outbox
 from headrace.engine.parts import EngineParts, GrammarSource
 from headrace.engine.request import Choice, Grammar, LiveRequest, check_submit, make_choices, make_request
+from headrace.engine.taking import Given, Taken, runs
 from headrace.engine.wire import FinishReason, Gauges, Refused, StepOutputs, Submit
 from headrace.errors import HeadraceError
 from headrace.scheduling.item import Item
@@ -46,6 +47,7 @@ class Engine:
         self._moving = parts.moving
         self._viewing = parts.viewing
         self._keeping = parts.keeping
+        self._speculating = parts.speculating
         self._clock = parts.clock
         self._chooser = Chooser(parts.chain, parts.sampler)
         self._outbox = Outbox()
@@ -131,6 +133,8 @@ class Engine:
             self._collect_adapters(self.adapting)
         self._admit_compiled()
         self._expire()
+        if self._speculating is not None:
+            self._speculating.propose(self._choices)
         step = self._plan()
         if self.adapting is not None:
             self.adapting.begin()
@@ -174,6 +178,7 @@ class Engine:
             views=self._viewing.gauges() if self._viewing is not None else None,
             adapters=self.adapting.gauges() if self.adapting is not None else None,
             training=self.training.gauges() if self.training is not None else None,
+            speculation=self._speculating.gauges() if self._speculating is not None else None,
         )
         return gather_gauges(self.scheduler, self._totals, len(self._compiling), parts)
 
@@ -248,6 +253,8 @@ class Engine:
             raise
         for choice in choices:
             self._choices[choice.item.item_id] = choice
+            if self._speculating is not None:
+                self._speculating.open(choice)
 
     def _admit_compiled(self) -> None:
         """Requests whose grammar is ready start; bad grammars are refused."""
@@ -286,10 +293,12 @@ class Engine:
         self.scheduler.cancel(choice.item.item_id)
         self._end(choice, reason)
 
-    def _end(self, choice: Choice, reason: FinishReason, *, last: Chosen | None = None) -> None:
+    def _end(self, choice: Choice, reason: FinishReason, last: Taken | None = None) -> None:
         """A choice that the scheduler has let go of leaves the engine."""
         del self._choices[choice.item.item_id]
-        self._outbox.finish(choice, reason, last=None if last is None else (last.token, last.logprob))
+        if self._speculating is not None:
+            self._speculating.ended(choice)
+        self._outbox.finish(choice, reason, last)
         self._forget_if_done(choice.request)
 
     def _forget_if_done(self, request: LiveRequest) -> None:
@@ -315,10 +324,14 @@ class Engine:
     def _commit(self, step: Step, outcome: Outcome) -> None:
         for choice, logprob in outcome.scored:
             choice.request.prompt_logprobs.append(logprob)
-        sampled = {chosen.choice.item.item_id: chosen.token if chosen.token > 0 else 0 for chosen in outcome.chosen}
-        spent = self.scheduler.commit(step, sampled)
-        for chosen in outcome.chosen:
-            self._take_token(chosen)
+        given = Given(step.drafted, self.limits)
+        for run in runs(outcome.chosen, step.drafted):
+            given.take(run)
+        spent = self.scheduler.commit(step, given.sampled, given.accepted)
+        if self._speculating is not None:
+            self._speculating.learn(given)
+        for choice, taken in given.taken:
+            self._give(choice, taken)
         for choice in outcome.unscorable:
             self._fail_request(choice.request)
         for item in spent:
@@ -345,53 +358,19 @@ class Engine:
             self._outbox.finish(choice, "error")
         self._forget_if_done(choice.request)
 
-    def _take_token(self, chosen: Chosen) -> None:
-        """Append a token to its choice, or end the choice."""
-        choice, token, logprob, failed = chosen
-        item, request = choice.item, choice.request
-        if item.item_id not in self._choices:
-            return
-        if failed is not None:
-            stopped = failed == "nothing_allowed" and choice.matcher is not None and not choice.matcher_failed
-            if not stopped:
-                logger.error("request %d choice %d: no token, %s", request.submit.request_id, choice.index, failed)
-            self._finish(choice, "stop" if stopped else "error")
-            return
-        if logprob is not None:
-            choice.logprob_sum += logprob.logprob
-            choice.logprob_count += 1
-        if token in request.stops or (choice.matcher is not None and token in self.limits.eos_ids):
-            choice.stop_token = token
-            self._finish(choice, "stop")
-            return
-        reason = self._reason_after(choice, token)
-        if reason is None:
-            self._outbox.token(choice, token, logprob)
+    def _give(self, choice: Choice, taken: Taken) -> None:
+        """Send a choice its tokens; it may end with them."""
+        if taken.finish is None:
+            self._outbox.tokens(choice, taken)
         else:
-            self._finish(choice, reason, last=chosen)
-
-    def _reason_after(self, choice: Choice, token: int) -> FinishReason | None:
-        """Why a choice ends with this ordinary token, if it does."""
-        item = choice.item
-        if choice.history is not None:
-            choice.history[len(item.tokens) - 1] = token
-        if choice.matcher is not None:
-            try:
-                if not choice.matcher.advance(token):
-                    return "error"
-                if choice.matcher.is_complete():
-                    return "stop"
-            except Exception:  # a fault in one grammar ends one choice
-                logger.exception("request %d choice %d: the grammar has failed", choice.request.submit.request_id, choice.index)
-                return "error"
-        return "length" if item.generated >= item.max_tokens else None
-
-    def _finish(self, choice: Choice, reason: FinishReason, *, last: Chosen | None = None) -> None:
-        self.scheduler.finish(choice.item)
-        self._end(choice, reason, last=last)
+            self.scheduler.finish(choice.item)
+            self._end(choice, taken.finish, taken)
 
     def _account(self, assembly: Assembly, adapters: int, seconds: float, model_seconds: float) -> None:
         self._totals.step_seconds += seconds
         self._step_seconds = seconds
         self._totals.overhead_seconds += seconds - model_seconds
-        self.scheduler.cost.observe(len(assembly.batch.token_ids), assembly.pairs, assembly.head_rows, seconds, adapters)
+        proposing = self._speculating.last_seconds if self._speculating is not None else 0.0
+        self.scheduler.cost.observe(
+            len(assembly.batch.token_ids), assembly.pairs, assembly.head_rows, seconds - proposing, adapters
+        )

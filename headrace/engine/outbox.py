@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from headrace.engine.request import Choice, LiveRequest
-from headrace.engine.wire import FinishReason, TokenLogprob, TokenOutput
+from headrace.engine.taking import Taken
+from headrace.engine.wire import FinishReason, TokenOutput
 
 
 class Outbox:
@@ -22,19 +23,17 @@ class Outbox:
         outputs, self._outputs = self._outputs, []
         return outputs
 
-    def token(self, choice: Choice, token: int, logprob: TokenLogprob | None) -> None:
-        """A choice goes on with this token."""
-        self._emit(choice, [token], None if logprob is None else [logprob])
+    def tokens(self, choice: Choice, taken: Taken) -> None:
+        """A choice goes on with these tokens."""
+        self._emit(choice, taken)
 
-    def finish(self, choice: Choice, reason: FinishReason, *, last: tuple[int, TokenLogprob | None] | None = None) -> None:
-        """A choice ends, with a ``last`` token or without. The choice leaves its request's open ones."""
+    def finish(self, choice: Choice, reason: FinishReason, last: Taken | None = None) -> None:
+        """A choice ends, with ``last`` tokens or without. The choice leaves its request's open ones."""
         choice.finish = reason
         request = choice.request
         del request.open[choice.index]
         request.ended.append(choice)
-        tokens = [last[0]] if last is not None else []
-        logprobs = [last[1]] if last is not None and last[1] is not None else None
-        self._emit(choice, tokens, logprobs)
+        self._emit(choice, last if last is not None else Taken([]))
         for index in range(1, request.copies + 1):
             self._send(request, TokenOutput(request.submit.request_id, index, [], finish=reason))
         if request.ranked and not request.open:
@@ -49,14 +48,18 @@ class Outbox:
         del choice.request.open[choice.index]
         self._send(choice.request, TokenOutput(choice.request.submit.request_id, 0, [], finish="stop", embedding=vector.tolist()))
 
-    def _emit(self, choice: Choice, tokens: list[int], logprobs: list[TokenLogprob] | None) -> None:
+    def _emit(self, choice: Choice, taken: Taken) -> None:
         request = choice.request
         if request.ranked:
-            choice.held += tokens
-            if logprobs is not None:
-                choice.held_logprobs += logprobs
+            choice.held += taken.tokens
+            choice.held_logprobs += taken.logprobs or ()
+            choice.drafted += taken.drafted
+            choice.accepted += taken.accepted
             return
-        output = TokenOutput(request.submit.request_id, choice.index, tokens, logprobs, None, choice.finish, choice.stop_token)
+        output = TokenOutput(
+            request.submit.request_id, choice.index, taken.tokens, taken.logprobs, None, choice.finish, choice.stop_token,
+            drafted=taken.drafted, accepted=taken.accepted,
+        )  # fmt: skip
         self._send(request, output)
 
     def _emit_best(self, request: LiveRequest) -> None:
@@ -64,7 +67,10 @@ class Outbox:
         wanted = request.params.top_logprobs is not None
         for rank, choice in enumerate(ranking[: request.params.n]):
             logprobs = choice.held_logprobs if wanted else None
-            output = TokenOutput(request.submit.request_id, rank, choice.held, logprobs, None, choice.finish, choice.stop_token)
+            output = TokenOutput(
+                request.submit.request_id, rank, choice.held, logprobs, None, choice.finish, choice.stop_token,
+                drafted=choice.drafted, accepted=choice.accepted,
+            )  # fmt: skip
             self._send(request, output)
 
     def _send(self, request: LiveRequest, output: TokenOutput) -> None:
@@ -75,7 +81,7 @@ class Outbox:
             scored = request.prompt_logprobs if request.params.prompt_logprobs is not None and not request.submit.embed else None
             output = TokenOutput(
                 output.request_id, output.choice, output.tokens, output.logprobs, scored, output.finish, output.stop_token,
-                request.cached_tokens, output.embedding, waited,
+                request.cached_tokens, output.embedding, waited, output.drafted, output.accepted,
             )  # fmt: skip
         self._outputs.append(output)
 

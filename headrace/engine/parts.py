@@ -12,6 +12,7 @@ from headrace.engine.keeping import DiskKeeping
 from headrace.engine.moving import Moving
 from headrace.engine.request import Grammar, Limits
 from headrace.engine.sampling_params import GrammarSpec
+from headrace.engine.speculating import Speculating
 from headrace.engine.training import Training
 from headrace.engine.viewing import Viewing
 from headrace.kernels.interface import Bytes, ChainRunner
@@ -34,6 +35,7 @@ class EngineParts:
     ``touch_ahead`` is told before each step how many of the first pages are in use. ``grammars``: ``None`` refuses grammars.
     ``moving``: for a scheduler that swaps. ``viewing``: so that each sequence's pages can be read one after the other.
     ``keeping``: for a scheduler with a disk below its prefix index. ``adapting``: ``None`` refuses adapters, ``training`` jobs.
+    ``speculating``: ``None`` never drafts.
     """
 
     chain: ChainRunner
@@ -49,3 +51,4 @@ class EngineParts:
     keeping: DiskKeeping | None = None
     adapting: Adapting | None = None
     training: Training | None = None
+    speculating: Speculating | None = None

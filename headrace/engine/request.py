@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,6 +17,8 @@ from headrace.kernels.interface import Float32, Int32
 from headrace.kernels.sampler import neutral_request
 from headrace.scheduling.item import MOST_PRIORITY, Item, ItemKind
 from headrace.scheduling.shares import MOST_WEIGHT
+from headrace.speculation.drafting import Drafting
+from headrace.speculation.proposer import MOST_DRAFTED
 
 GREEDY_BELOW = np.float32(1e-6)  # temperature, as the native sampler sees it: in single precision
 MASK_WINDOW = 8  # tokens over which the cost of a grammar's masks is watched
@@ -32,6 +35,15 @@ class Matcher(Protocol):
 
     def is_complete(self) -> bool:
         """True when nothing but the end may follow."""
+
+    def fork(self) -> Matcher:
+        """An independent matcher in the same state."""
+
+    def allowed(self, tokens: Sequence[int]) -> int:
+        """How many of these tokens, one after the other, the grammar allows next, none behind its end."""
+
+    def forced(self) -> Sequence[int]:
+        """Tokens that spell what must come next, if anything must."""
 
 
 class Grammar(Protocol):
@@ -62,7 +74,7 @@ class Choice:
     ``record``: the choice's sampling record as bytes; only counters change from step to step. ``tabled``: penalties,
     biases or a grammar come with it. ``scored``: each token's logprob is wanted. ``history`` holds prompt
     and output when penalties need them. ``mask_seconds``: what the last masks cost. ``held``: outputs kept back until best_of
-    is decided.
+    is decided, and with them how many tokens were ``drafted`` and ``accepted``. ``drafting``: what proposers know of it.
     """
 
     request: LiveRequest
@@ -74,13 +86,15 @@ class Choice:
     scored: bool
     min_tokens: int
     matcher: Matcher | None = None
-    matcher_failed: bool = False
     mask_seconds: deque[float] = field(default_factory=_recent_masks)
     history: Int32 | None = None
     logprob_sum: float = 0.0
     logprob_count: int = 0
     held: list[int] = field(default_factory=list)
     held_logprobs: list[TokenLogprob] = field(default_factory=list)
+    drafted: int = 0
+    accepted: int = 0
+    drafting: Drafting | None = None
     finish: FinishReason | None = None
     stop_token: int | None = None
     pooled: npt.NDArray[np.float64] | None = None
@@ -133,7 +147,8 @@ def check_submit(submit: Submit, limits: Limits) -> None:
     if length + wanted > limits.context_length:
         message = f"{length} prompt tokens and max_tokens {wanted} are over the context of {limits.context_length} tokens"
         raise HeadraceError("context_length_exceeded", message, param="prompt" if length > limits.context_length else "max_tokens")
-    for name, tokens in (("prompt", submit.prompt), ("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias)):
+    named = {"prompt": submit.prompt, "stop_token_ids": params.stop_token_ids, "logit_bias": params.logit_bias}
+    for name, tokens in (*named.items(), ("prediction", submit.prediction)):
         if tokens and not (min(tokens) >= 0 and max(tokens) < limits.vocab):
             raise HeadraceError("invalid_value", f"{name} has a token id outside 0 … {limits.vocab - 1}", param=name)
     if params.best_of is not None and params.best_of < params.n:
@@ -148,8 +163,18 @@ def check_submit(submit: Submit, limits: Limits) -> None:
     if not 1 <= submit.weight <= MOST_WEIGHT:
         raise HeadraceError("invalid_value", f"weight must be from 1 to {MOST_WEIGHT}, not {submit.weight}", param="weight")
     _check_uses(submit)
+    _check_speculation(submit, limits)
     if submit.deadline is not None and not submit.deadline > 0:
         raise HeadraceError("invalid_value", "a deadline is a positive number of seconds", param="deadline")
+
+
+def _check_speculation(submit: Submit, limits: Limits) -> None:
+    if submit.speculation is not None and not 0 <= submit.speculation <= MOST_DRAFTED:
+        message = f"at most {MOST_DRAFTED} tokens are drafted for a step (0: none), not {submit.speculation}"
+        raise HeadraceError("invalid_value", message, param="speculation")
+    if len(submit.prediction) > limits.context_length:
+        message = f"the prediction has {len(submit.prediction)} tokens, more than the context of {limits.context_length}"
+        raise HeadraceError("invalid_value", message, param="prediction")
 
 
 def _check_uses(submit: Submit) -> None:

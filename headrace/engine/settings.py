@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from headrace.models.recoding import WEIGHTS
 from headrace.scheduling.swapping import PREEMPTION
 from headrace.settings.declaration import option, validate
+from headrace.speculation.proposers import PROPOSERS, open_proposers
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,12 @@ class EngineSettings:
         None, unit="GiB", minimum=1, maximum=65_536,
         help="Disk in headrace's cache folder that keeps pages of prompts, also for the next start. Default: none.",
     )  # fmt: skip
+    speculation: str = option(
+        "auto", help="Guess tokens and verify several in one step. auto: where it pays. off. Or proposers, with commas between: "
+        f"{', '.join(PROPOSERS.names)}.",
+    )  # fmt: skip
     seed: int = option(0, minimum=0, maximum=2**63 - 1, help="Base mixed into the seed of every request.")
 
     def __post_init__(self) -> None:
         validate(self)
+        open_proposers(self.speculation)

@@ -44,6 +44,8 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
     ``priority``: −8 … 8, more goes first; age makes up for it (:func:`headrace.scheduling.item.order_of`).
     ``tenant``: whose pages it may reuse; only requests with the same name ever meet. ``share``: who pays for it where shares are
     served fairly, and ``weight`` (1 … 1000) how much that share is due beside others. ``adapters`` are added up in that order.
+    ``speculation``: most tokens drafted for one step (``None``: as many as pay; 0: none). ``prediction``: tokens that the caller
+    expects to get, as drafts.
     """
 
     request_id: int
@@ -56,6 +58,8 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
     share: str = ""
     weight: int = 1
     adapters: list[AdapterUse] = msgspec.field(default_factory=list)
+    speculation: int | None = None
+    prediction: list[int] = msgspec.field(default_factory=list)
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):
@@ -162,6 +166,8 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
 
     ``queue_seconds``, in the request's first output: from arrival until a step first computed something of it; and
     ``cached_tokens``: of the prompt, those whose pages were found instead of computed.
+
+    ``drafted``: tokens that were proposed and verified for this output; ``accepted``: those of them that it has.
     """
 
     request_id: int
@@ -174,6 +180,8 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
     cached_tokens: int = 0
     embedding: list[float] | None = None
     queue_seconds: float | None = None
+    drafted: int = 0
+    accepted: int = 0
 
 
 class MoveGauges(msgspec.Struct, frozen=True):
@@ -249,13 +257,36 @@ class AdapterGauges(msgspec.Struct, frozen=True):
     page_bytes: int = 0
 
 
+class SpeculationGauges(msgspec.Struct, frozen=True):
+    """Drafted tokens; everything only grows.
+
+    ``proposed``: by proposers; ``drafted``: those that steps verified; ``accepted``: those that were right; ``foreseen``: how many
+    were expected to be. ``streams_N``: times that a stream had a draft of up to N tokens verified and more than the next smaller N
+    (``streams_0``: none). ``seconds``: spent on proposing.
+    """
+
+    proposed: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    foreseen: float = 0.0
+    seconds: float = 0.0
+    streams_0: int = 0
+    streams_1: int = 0
+    streams_2: int = 0
+    streams_4: int = 0
+    streams_8: int = 0
+    streams_16: int = 0
+    streams_32: int = 0
+
+
 class Gauges(msgspec.Struct, frozen=True):
     """The engine's state after a step, for metrics and health.
 
     Everything but running, waiting, pages_free and pages_cached only grows. ``step_seconds``: whole steps; ``overhead_seconds``:
     the part of them outside the model (plan, assemble, sample, commit). ``moves``: ``None`` when nothing is ever swapped;
     ``views``: ``None`` when pages are read through tables only; ``kept``: when no disk keeps any;
-    ``adapters``: when none was ever registered; ``training``: when nothing was ever trained.
+    ``adapters``: when none was ever registered; ``training``: when nothing was ever trained; ``speculation``: when nothing is
+    ever drafted.
     """
 
     running: int = 0
@@ -278,6 +309,7 @@ class Gauges(msgspec.Struct, frozen=True):
     kept: KeptGauges | None = None
     adapters: AdapterGauges | None = None
     training: TrainingGauges | None = None
+    speculation: SpeculationGauges | None = None
 
 
 class StepOutputs(msgspec.Struct, tag="outputs", frozen=True):

@@ -8,14 +8,17 @@ them, and the bound is time predicted by Cost, not rows alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from headrace.scheduling.cost import Cost
+from headrace.scheduling.goodput import NO_DRAFTS, Drafted, Margin, choose_lengths
 from headrace.scheduling.item import AGEING, Item, ItemKind, ItemState
 from headrace.scheduling.registry import Registry
 from headrace.scheduling.residency import GivesWay, Residency
 from headrace.scheduling.roster import Roster
+from headrace.scheduling.shares import OUTPUT_COST
 from headrace.scheduling.step import PageCopy, Slice
 from headrace.scheduling.waiting import PAGE_QUANTA, claim_on_pages, is_well_behind
 
@@ -43,12 +46,21 @@ class Draft:
     """A step in the making. Policies call ``add_decodes`` and ``add_prompts`` in the order they want."""
 
     __slots__ = (
-        "_adapters", "_budget", "_cost", "_favoured", "_first_decode", "_limit", "_residency", "_room", "_roster", "_seconds",
-        "adapter_pages", "copies", "decodes", "logit_rows", "pairs", "slices", "tokens",
+        "_adapters", "_budget", "_cost", "_drafts", "_favoured", "_first_decode", "_limit", "_residency", "_room", "_roster",
+        "_seconds", "_stream_rows", "adapter_pages", "copies", "decodes", "drafted", "logit_rows", "pairs", "slices", "tokens",
     )  # fmt: skip
 
-    def __init__(self, roster: Roster, residency: Residency, cost: Cost, budget: Budget, first_decode: int) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        residency: Residency,
+        cost: Cost,
+        budget: Budget,
+        first_decode: int,
+        drafts: Mapping[int, Drafted] = NO_DRAFTS,
+    ) -> None:
         self.slices: list[Slice] = []
+        self.drafted: dict[int, Sequence[int]] = {}  # by item id: tokens that are verified
         self.copies: list[PageCopy] = []
         self.decodes = 0
         self.tokens = 0
@@ -61,6 +73,8 @@ class Draft:
         self._cost = cost
         self._budget = budget
         self._first_decode = first_decode
+        self._drafts = drafts
+        self._stream_rows = 0
         self._room = self._limit = 0  # rows for prompts: those that are meant for them, and those that there are
         self._seconds: float | None = None
         self._favoured: Item | None = None  # others were set aside for it
@@ -102,6 +116,9 @@ class Draft:
         self.pairs += pairs + added
         self.tokens += added
         self.logit_rows += added
+        if self._drafts:
+            self._add_drafted()
+        self._stream_rows = self.tokens
 
     def add_prompts(self, *, whole: bool = False) -> None:
         """Chunks of prompts in order of arrival, running ones first, then as many waiting ones as are admitted.
@@ -128,6 +145,38 @@ class Draft:
     def make_way(self, gives_way: GivesWay) -> None:
         """Set running items aside for the first waiting one, if it does not fit beside them and they are to give way to it."""
         self._favoured = self._residency.make_way(gives_way)
+
+    def _add_drafted(self) -> None:
+        """Rows behind those of the streams that verify their drafts, as many as are expected to pay (SmartSpec's goodput).
+
+        Prompt rows that the step will also hold are part of what a draft's row must be worth more than.
+        """
+        places = [place for place, piece in enumerate(self.slices) if piece.item.item_id in self._drafts]
+        if not places:
+            return
+        budget, roster = self._budget, self._roster
+        room = min(budget.tokens - self.tokens, budget.logit_rows - self.logit_rows)
+        tokens, pairs, rows, pages = self.load
+        value, seconds = float(self.decodes), None
+        if roster.prompts or roster.waiting:
+            ahead = max(0, min(room, self._even_share(max(1, room))))
+            tokens, value, room, seconds = tokens + ahead, value + ahead / OUTPUT_COST, room - 1, budget.seconds
+        margin = Margin((tokens, pairs, rows, pages), value, room, seconds)
+        streams = [(self.slices[place].start, self._drafts[self.slices[place].item.item_id].survival) for place in places]
+        for place, count in zip(places, choose_lengths(streams, margin, self._cost), strict=True):
+            if count:
+                self._verify(place, count)
+
+    def _verify(self, place: int, count: int) -> None:
+        """Lengthen a stream's slice by ``count`` drafted tokens, or by those for which there are pages without asking anybody."""
+        item, start, _, _ = self.slices[place]
+        count = min(count, self._residency.reach(item, start + 1 + count) - start - 1)
+        if count > 0:
+            self.slices[place] = Slice(item, start, 1 + count, 1 + count)
+            self.drafted[item.item_id] = self._drafts[item.item_id].tokens[:count]
+            self.tokens += count
+            self.logit_rows += count
+            self.pairs += count * (start + 1) + count * (count + 1) // 2
 
     @property
     def _has_room(self) -> bool:
@@ -183,7 +232,7 @@ class Draft:
         if seconds is not None and count > 0:
             bound = self._cost.max_tokens_within(seconds, self.load, start)
             # some rows of prompt in each step, or prompts could starve: few beside few streams, whose time they lengthen most
-            least = min(ROW_TILE, max(_FEWEST_ROWS, self.decodes // 4)) if self.tokens == self.decodes else 0
+            least = min(ROW_TILE, max(_FEWEST_ROWS, self.decodes // 4)) if self.tokens == self._stream_rows else 0
             count = min(count, max(bound, least))
         spare = (start + count) % page
         if count < pending and 0 < spare <= count // ROW_TILE:

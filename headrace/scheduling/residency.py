@@ -11,6 +11,7 @@ from headrace.memory.prefix_index import PrefixIndex
 from headrace.scheduling.adapter_presence import AdapterPresence
 from headrace.scheduling.item import NEVER, Item, ItemKind, ItemState
 from headrace.scheduling.keeping import Keeping
+from headrace.scheduling.peak import peak_of
 from headrace.scheduling.roster import Roster
 from headrace.scheduling.step import PageCopy
 from headrace.scheduling.swapping import Swapping
@@ -139,6 +140,16 @@ class Residency:
             self.preempt(victim)
         item.writable = len(item.pages) * self.pool.page_tokens
         return bool(item.pages)
+
+    def reach(self, item: Item, end: int) -> int:
+        """The position up to which a decoding item may write, its next one at least: ``end`` if nobody is deprived by that."""
+        while item.writable < end and not self._unserved:
+            taken = self._free_page(item)
+            if taken is None:
+                break
+            put_page(self.pool, item.pages, len(item.pages), taken)
+            item.writable += self.pool.page_tokens
+        return min(end, item.writable)
 
     def make_way(self, gives_way: GivesWay) -> Item | None:
         """Preempt from the end of the order for the first waiting item, as long as the last that runs gives way to it.
@@ -357,12 +368,17 @@ class Residency:
         return False
 
     def _one_page(self, item: Item) -> int | None:
+        taken = self._free_page(item)
+        if taken is None and self.adapters.make_page():
+            taken = self._free_page(item)
+        return taken
+
+    def _free_page(self, item: Item) -> int | None:
+        """A page that is free, or was promised to the item."""
         if item.reserved:
             item.reserved -= 1
             return self.pool.allocate_reserved(1, *self._place(item, 1))[0]
         taken = self.pool.allocate(1, *self._place(item, 1))
-        if taken is None and self.adapters.make_page():
-            taken = self.pool.allocate(1, *self._place(item, 1))
         return taken[0] if taken else None
 
     def _place(self, item: Item, count: int) -> tuple[int | None, int]:
@@ -371,10 +387,7 @@ class Residency:
         return (item.pages[-1] if item.pages else None), max(0, min(ahead, _RUN_PAGES))
 
     def _fits_later(self, item: Item) -> bool:
-        """True when no moment is foreseen at which the running items and this one need more pages than there are.
-
-        The need peaks just before some item ends: then all that end later still live, each grown by as many tokens.
-        """
+        """True when no moment is foreseen at which the running items and this one need more pages than there are."""
         roster = self._roster
         expected = []
         for other in (*roster.prompts, *roster.decodes, *roster.moving.values(), item):
@@ -383,11 +396,5 @@ class Residency:
             expected.append((ahead if ahead < limit else limit, len(other.tokens) - other.shared))
             if other.forks:
                 expected += [(max(0, min(ahead, limit)), 0)] * len(other.forks)
-        expected.sort(reverse=True)
-        alive, tokens, most = 0, 0, 0
-        for ahead, length in expected:
-            alive += 1
-            tokens += length
-            most = max(most, tokens + alive * ahead)
-        slack = alive * self.pool.page_tokens // 2  # part-filled last pages
-        return most + slack <= (self.pool.total - self.adapters.pages_with(item)) * self.pool.page_tokens
+        slack = len(expected) * self.pool.page_tokens // 2  # part-filled last pages
+        return peak_of(expected) + slack <= (self.pool.total - self.adapters.pages_with(item)) * self.pool.page_tokens

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from heapq import heappop, heappush
+from types import MappingProxyType
 
 from headrace.errors import HeadraceError
 from headrace.memory.kept_pages import KeptPages
@@ -13,6 +13,8 @@ from headrace.memory.page_pool import PagePool
 from headrace.memory.prefix_index import PrefixIndex
 from headrace.scheduling.composer import Budget, Draft, Policy, by_share
 from headrace.scheduling.cost import Cost
+from headrace.scheduling.counters import Counters
+from headrace.scheduling.goodput import NO_DRAFTS, Drafted
 from headrace.scheduling.integrity import check_items
 from headrace.scheduling.item import Item, ItemKind, ItemState, order_of
 from headrace.scheduling.keeping import Keeping, KeepOptions
@@ -27,27 +29,7 @@ DEFAULT_STEP_TOKENS = 128  # until the knee has been measured
 DEFAULT_CAPACITY = 2048
 
 
-@dataclass(slots=True)
-class Counters:
-    """What a scheduler has done so far.
-
-    ``computed`` counts rows that ran, ``prompt_tokens`` those of them inside prompts, ``recomputed`` rows whose pages were
-    lost to a preemption and that have to run again. ``lookups`` counts admissions that asked the prefix index, ``found`` the
-    tokens whose pages were there.
-    """
-
-    steps: int = 0
-    computed: int = 0
-    prompt_tokens: int = 0
-    generated: int = 0
-    recomputed: int = 0
-    preemptions: int = 0
-    lookups: int = 0
-    found: int = 0
-    forks: int = 0
-    finished: int = 0
-    cancelled: int = 0
-    refused: int = 0
+NOTHING: Mapping[int, Sequence[int]] = MappingProxyType({})
 
 
 class Scheduler:
@@ -72,6 +54,7 @@ class Scheduler:
         self.cost = cost
         self.counters = Counters()
         self.budget = self._first_budget()
+        self.drafts: Mapping[int, Drafted] = NO_DRAFTS  # by item id: what may be verified by the next step
         self._policy = policy
         self.shares = Shares(apart=policy is by_share)
         self._roster = Roster(self.shares)
@@ -111,6 +94,11 @@ class Scheduler:
     def items(self) -> tuple[Item, ...]:
         """The live items."""
         return tuple(self._roster.items.values())
+
+    @property
+    def decodes(self) -> Sequence[Item]:
+        """The running items that miss exactly their newest token."""
+        return self._roster.decodes
 
     def get(self, item_id: int) -> Item | None:
         """The live item of that id."""
@@ -244,7 +232,7 @@ class Scheduler:
         preempted: tuple[Item, ...] = ()
         while True:
             residency.preempted.clear()
-            draft = Draft(self._roster, residency, self.cost, self.budget, self._turn)
+            draft = Draft(self._roster, residency, self.cost, self.budget, self._turn, self.drafts)
             self._policy(draft)
             preempted += tuple(residency.preempted)
             if draft.slices or not residency.preempted:
@@ -257,27 +245,36 @@ class Scheduler:
             return None
         self._turn += draft.decodes
         seconds = self.cost.predict(*draft.load)
-        return Step(tuple(draft.slices), tuple(draft.copies), preempted, seconds, draft.adapter_pages)
+        return Step(tuple(draft.slices), tuple(draft.copies), preempted, seconds, draft.adapter_pages, draft.drafted)
 
-    def commit(self, step: Step, sampled: Mapping[int, int]) -> list[Item]:
+    def commit(self, step: Step, sampled: Mapping[int, int], accepted: Mapping[int, Sequence[int]] = NOTHING) -> list[Item]:
         """The step has run: advance its items, append sampled tokens, start forks.
 
         ``sampled`` maps the id of each item whose slice completes, and of each fork of it, to its new token. Items that were
-        cancelled meanwhile are passed over. Returns the items with nothing left to compute (``max_tokens`` reached, or no
-        token was sampled for them: embeddings, scoring); they keep their pages until :meth:`finish`. Raises ``ValueError``
-        for a token sampled from an unfinished chunk.
+        cancelled meanwhile are passed over. ``accepted``: of items whose drafts the step verified, the tokens that follow the
+        sampled one because the draft foretold what stands before each; what was computed behind the last is as if it never were.
+        Returns the items with nothing left to compute (``max_tokens`` reached, or no token was sampled for them: embeddings,
+        scoring); they keep their pages until :meth:`finish`. Raises ``ValueError`` for a token sampled from an unfinished chunk.
         """
         spent: list[Item] = []
-        used = prompt_rows = computed = 0
+        used = prompt_rows = computed = further = 0
         running, take = ItemState.RUNNING, sampled.get
         for item, start, count, _ in step.slices:
             if item.state is not running or item.computed != start:
                 continue
-            item.computed = end = start + count
+            end = start + count
             computed += count
+            tokens = item.tokens
+            token = take(item.item_id)
+            if end > len(tokens) and token is not None:
+                run = (token, *accepted.get(item.item_id, ()))
+                end, token = start + len(run), run[-1]
+                tokens += run[:-1]
+                further += len(run) - 1
+                item.account.counter += (len(run) - 1) * item.account.token_cost
+            item.computed = end
             if end >= item.remember_at:
                 self._residency.remember(item)
-            tokens = item.tokens
             if item.score_from is not None:
                 item.scored = max(item.scored, end)
             if start < item.prompt_length:
@@ -288,7 +285,6 @@ class Scheduler:
                     item.charged = read
             if end < len(tokens):
                 continue
-            token = take(item.item_id)
             if token is not None:
                 tokens.append(token)
                 used += 1
@@ -303,7 +299,7 @@ class Scheduler:
         counters.steps += 1
         counters.computed += computed
         counters.prompt_tokens += prompt_rows
-        counters.generated += used
+        counters.generated += used + further
         if used != len(sampled):
             self._check_sampled(step, sampled)
         return spent

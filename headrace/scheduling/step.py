@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from headrace.scheduling.item import Item
@@ -12,7 +13,8 @@ class Slice(NamedTuple):
     """The part of one item that a step computes: ``item.tokens[start : start + count]``.
 
     ``logit_rows`` is how many of the slice's last rows want logits: 1 when the slice reaches the item's end, 0 inside
-    a prompt or of an item that is only embedded, more when prompt logprobs are asked for. (A named tuple, because 256 of
+    a prompt or of an item that is only embedded, more when prompt logprobs are asked for. Rows beyond the item's end verify
+    drafted tokens (:attr:`Step.drafted`), each with logits. (A named tuple, because 256 of
     them are made for a step and frozen dataclasses take three times as long.)
     """
 
@@ -29,7 +31,7 @@ class Slice(NamedTuple):
     @property
     def completes(self) -> bool:
         """True when the slice computes the item's last known token, so that a new one can be sampled."""
-        return self.end == len(self.item.tokens)
+        return self.end >= len(self.item.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ class Step:
     """What the next execution computes, in order. Immutable, so that it can be recorded and replayed.
 
     ``predicted`` is the time in seconds that Cost expects. ``preempted`` items gave their pages back for this step.
-    ``adapter_pages``: of the different adapters that its slices use.
+    ``adapter_pages``: of the different adapters that its slices use. ``drafted``: by item id, the tokens beyond its end that
+    its slice computes, so that what is sampled behind each can be compared with the next.
     """
 
     slices: tuple[Slice, ...]
@@ -53,6 +56,7 @@ class Step:
     preempted: tuple[Item, ...] = ()
     predicted: float = 0.0
     adapter_pages: int = 0
+    drafted: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:

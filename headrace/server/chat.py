@@ -12,7 +12,7 @@ from headrace.server.protocol.chat import ChatRequest
 from headrace.server.protocol.tokens import Rendered, RenderedList
 from headrace.server.rendering import encode_json, json_bytes, json_response
 from headrace.server.requests import Call
-from headrace.server.sampling import Wanted, check_stream_options, output_room, sampling_params, stop_strings
+from headrace.server.sampling import Wanted, check_stream_options, most_drafted, output_room, sampling_params, stop_strings
 from headrace.server.service import Service
 from headrace.server.sse import EventStream
 
@@ -72,5 +72,6 @@ def _job(service: Service, body: ChatRequest, prepared: ChatPrompt) -> Job:
         stop=stop_strings(body),
         deadline=body.deadline_ms / 1000 if body.deadline_ms is not None else None,
         grammar_param=prepared.constraint.param,
+        speculation=most_drafted(body),
         keep_special=prepared.dialect.keep_special if prepared.dialect is not None else (),
     )

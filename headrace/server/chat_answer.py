@@ -113,7 +113,7 @@ class ChatAnswer:
 
     def _usage(self) -> Usage:
         totals = self._generation.totals
-        return Usage.of(totals.prompt, totals.completion, totals.cached)
+        return Usage.of(totals.prompt, totals.completion, totals.cached, totals.drafted, totals.accepted)
 
     def _event(self, choice: ChunkChoice) -> bytes:
         return event(self._chunk([choice], None if self._with_usage else msgspec.UNSET))

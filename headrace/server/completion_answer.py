@@ -136,7 +136,7 @@ class CompletionAnswer:
 
     def _usage(self) -> Usage:
         totals = self._generation.totals
-        return Usage.of(totals.prompt, totals.completion, totals.cached)
+        return Usage.of(totals.prompt, totals.completion, totals.cached, totals.drafted, totals.accepted)
 
     def _chunk(self, choices: list[CompletionChoice]) -> Completion:
         return self._completion(choices, None if self._with_usage else msgspec.UNSET)

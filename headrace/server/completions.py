@@ -17,6 +17,7 @@ from headrace.server.sampling import (
     Wanted,
     check_stream_options,
     extension_grammar,
+    most_drafted,
     new_seed,
     output_room,
     sampling_params,
@@ -104,6 +105,7 @@ def _jobs(service: Service, body: CompletionRequest, prompts: list[Prompt], choi
                 deadline=body.deadline_ms / 1000 if body.deadline_ms is not None else None,
                 first_index=number * choices,
                 grammar_param=constraint.param,
+                speculation=most_drafted(body),
             )
         )
     return jobs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -27,6 +27,7 @@ from headrace.text.text_stream import TextStream
 class Job:
     """One prompt of a call. Its choices get the indices ``first_index`` and up. ``deadline`` in seconds from now.
 
+    ``speculation`` and ``prediction`` as in :class:`headrace.engine.wire.Submit`.
     ``grammar_param``: the field that the parameters' grammar came from, for the engine's refusal of it.
     """
 
@@ -37,6 +38,8 @@ class Job:
     first_index: int = 0
     grammar_param: str | None = None
     keep_special: tuple[str, ...] = ()
+    speculation: int | None = None
+    prediction: Sequence[int] = ()
 
 
 @dataclass(slots=True)
@@ -63,6 +66,8 @@ class Totals:
     prompt: int = 0
     completion: int = 0
     cached: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(slots=True)
@@ -197,6 +202,8 @@ class Generation:
                 running.cached = output.cached_tokens
             if output.choice not in running.open:
                 continue
+            self.totals.drafted += output.drafted
+            self.totals.accepted += output.accepted
             index = running.job.first_index + output.choice
             piece = pieces.setdefault(output.choice, Piece(index, "", []))
             if output.prompt_logprobs is not None:
@@ -248,5 +255,6 @@ class Generation:
 def _submit(request_id: int, job: Job, standing: Standing, adapters: list[AdapterUse]) -> Submit:
     return Submit(
         request_id, job.prompt, job.params, job.deadline, priority=standing.priority, tenant=standing.tenant,
-        share=standing.tenant, weight=standing.weight, adapters=adapters,
+        share=standing.tenant, weight=standing.weight, adapters=adapters, speculation=job.speculation,
+        prediction=list(job.prediction),
     )  # fmt: skip

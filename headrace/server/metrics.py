@@ -9,11 +9,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from headrace.engine.wire import AdapterGauges, KeptGauges, MoveGauges, ViewGauges
+from headrace.engine.wire import AdapterGauges, KeptGauges, MoveGauges, SpeculationGauges, ViewGauges
 from headrace.server.engine_totals import sum_of
 from headrace.server.loop_lag import LoopLag
 from headrace.server.model_metrics import ModelCollector
 from headrace.server.served_model import ServedModel
+from headrace.server.speculation_metrics import speculation_metrics
 from headrace.server.tenant_metrics import TenantCounts, TenantMetrics
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0)
@@ -96,6 +97,7 @@ class _EngineCollector(Collector):
         yield from _moves(state.moves or MoveGauges(), [one.moves or MoveGauges() for one in states])
         yield from _views(state.views or ViewGauges())
         yield from _kept(state.kept or KeptGauges(), [one.kept or KeptGauges() for one in states])
+        yield from speculation_metrics(state.speculation or SpeculationGauges())
         yield from _adapters(state.adapters or AdapterGauges(), [one.adapters or AdapterGauges() for one in states])
 
 

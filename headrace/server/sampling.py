@@ -10,7 +10,7 @@ from typing import NamedTuple
 from headrace.engine.sampling_params import GrammarSpec, SamplingParams
 from headrace.errors import HeadraceError
 from headrace.server.protocol import limits
-from headrace.server.protocol.common import SamplingBody
+from headrace.server.protocol.common import SamplingBody, SpeculationWish
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,12 @@ def stop_strings(body: SamplingBody) -> tuple[str, ...]:
     if body.stop is None:
         return ()
     return (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
+
+
+def most_drafted(body: SamplingBody) -> int | None:
+    """How many tokens a step may verify for this request; ``None``: as many as pay."""
+    wish = body.speculation
+    return 0 if wish == "off" else wish.max_tokens if isinstance(wish, SpeculationWish) else None
 
 
 class Constraint(NamedTuple):

@@ -12,6 +12,7 @@ import math
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,17 @@ class Matcher:
     def is_complete(self) -> bool:
         """True when the text can only end here: nothing but end-of-sequence may follow."""
         return bool(self._inner.is_stopped()) and not self._inner.is_error()
+
+    def allowed(self, tokens: Sequence[int]) -> int:
+        """How many of these tokens, one after the other, may come next: none that would end the text, and none behind the end."""
+        if self.is_complete() or self._inner.is_error():
+            return 0
+        ends = next((place for place, token in enumerate(tokens) if token in self._eos), len(tokens))
+        return int(self._inner.validate_tokens(list(tokens[:ends])))
+
+    def forced(self) -> list[int]:
+        """Tokens that spell what must come next, as the tokenizer would cut it; a mask may allow it to be cut in other ways."""
+        return [] if self.is_complete() or self._inner.is_error() else list(self._inner.compute_ff_tokens())
 
     @property
     def allows_eos(self) -> bool:

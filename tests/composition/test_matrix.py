@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from knowing import FreeRows, Knowing
 from quantised_models import RoundedWeights
 
 from headrace.engine.adapters import Adapters
@@ -21,6 +22,7 @@ from headrace.engine.grammars import LazyGrammars
 from headrace.engine.loop import Engine, EngineParts
 from headrace.engine.request import Limits
 from headrace.engine.sampling_params import GrammarSpec, SamplingParams
+from headrace.engine.speculating import Speculating
 from headrace.engine.viewing import Viewing
 from headrace.engine.wire import AdapterUse, Submit, TokenLogprob, TokenOutput
 from headrace.kernels.interface import KvFormat, TorchKv
@@ -78,6 +80,7 @@ class Mix:
     policy: str = "fair"
     views: bool = False
     adapters: bool = False
+    drafts: bool = False
 
 
 MECHANISMS: dict[str, dict[str, int | bool | str]] = {
@@ -102,6 +105,7 @@ MECHANISMS: dict[str, dict[str, int | bool | str]] = {
     "priorities": {"priorities": True, "policy": "priority"},
     "views": {"views": True},
     "adapters": {"adapters": True},
+    "speculation": {"drafts": True},
 }
 
 
@@ -205,7 +209,7 @@ def requests_of(mix: Mix, bench: Bench) -> list[Submit]:
     return submits
 
 
-def engine_of(mix: Mix, bench: Bench) -> Engine:
+def engine_of(mix: Mix, bench: Bench, knowing: Knowing | None = None) -> Engine:
     chain = bench.chain(mix.weights, mix.kv, mix.threads)
     arena = bench.arena(chain)
     swap = SwapOptions(MoveOptions(4 * POOL), slot_bytes(arena.page_bytes), mix.swap) if mix.swap != "recompute" else None
@@ -228,9 +232,14 @@ def engine_of(mix: Mix, bench: Bench) -> Engine:
     adapting = Adapting(scheduler, Adapters(config, scheduler.adapters.store, pages))
     for index in range(ADAPTERS):
         adapting.register(f"adapter {index}", bench.folder / f"adapter {index}")
+    speculating = None
+    if knowing is not None:
+        scheduler.cost = FreeRows()
+        speculating = Speculating([knowing], scheduler)
     parts = EngineParts(
-        chain, pages, scheduler, sampler, limits, bench.grammars, moving=moving, viewing=viewing, keeping=keeping, adapting=adapting
-    )
+        chain, pages, scheduler, sampler, limits, bench.grammars, moving=moving, viewing=viewing, keeping=keeping,
+        adapting=adapting, speculating=speculating,
+    )  # fmt: skip
     return Engine(parts)
 
 
@@ -272,6 +281,14 @@ def alone(submit: Submit, bench: Bench, mix: Mix) -> list[Answer]:
     return bench.alone[key]
 
 
+def knowing_of(mix: Mix, bench: Bench, submits: list[Submit]) -> Knowing:
+    """A proposer that is right about four tokens of five."""
+    knowing = Knowing(seed=1, vocab=bench.model.config.vocab)
+    for submit in submits:
+        knowing.learn([submit.prompt], [(0, answer.tokens) for answer in alone(submit, bench, mix)])
+    return knowing
+
+
 PAIRS = [  # two values of one switch can't be on together
     (first, second)
     for first, second in itertools.combinations(MECHANISMS, 2)
@@ -285,10 +302,10 @@ def check(mix: Mix, bench: Bench) -> None:
         warm = engine_of(dataclasses.replace(mix, pages=POOL, swap="recompute"), bench)
         run(warm, requests_of(mix, bench), None)
         warm.close()
-    engine = engine_of(mix, bench)
+    submits = requests_of(mix, bench)
+    engine = engine_of(mix, bench, knowing_of(mix, bench, submits) if mix.drafts else None)
     if mix.pages < POOL:
         expect_short_answers(engine, bench)
-    submits = requests_of(mix, bench)
     if (
         mix.reuse and not mix.kept
     ):  # the same once before, so that there is something to find beside what the requests share among themselves
@@ -301,6 +318,8 @@ def check(mix: Mix, bench: Bench) -> None:
     adapters = engine.gauges().adapters
     assert adapters is not None
     assert adapters.loads >= ADAPTERS if mix.adapters else not adapters.loads
+    drafts = engine.gauges().speculation
+    assert not mix.drafts or (drafts is not None and drafts.drafted > drafts.accepted > 0), "nothing was accepted or rejected"
     moves = engine.gauges().moves
     assert mix.swap != "swap" or (moves is not None and moves.written_pages > 0), "nothing was swapped"
     if mix.pages < POOL:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,6 +59,15 @@ class Faulty:
     def is_complete(self) -> bool:
         self._maybe("is_complete" if self.masks == 2 else "")
         return False
+
+    def fork(self) -> Faulty:
+        raise AssertionError("nothing is drafted here")
+
+    def allowed(self, tokens: Sequence[int]) -> int:
+        raise AssertionError("nothing is drafted here")
+
+    def forced(self) -> Sequence[int]:
+        raise AssertionError("nothing is drafted here")
 
     def _maybe(self, what: str) -> Faulty:
         if what and what == self.fails:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from knowing import FreeRows
 
 from headrace.engine.loop import Engine, EngineParts, GrammarSource
 from headrace.engine.request import Limits
 from headrace.engine.sampling_params import SamplingParams
+from headrace.engine.speculating import Speculating
 from headrace.engine.wire import Submit, TokenLogprob, TokenOutput
 from headrace.kernels.interface import Bytes, Float32, Int32, PageLayout, StepBatch
 from headrace.kernels.sampler import Sampler
@@ -19,6 +21,7 @@ from headrace.scheduling.composer import POLICIES
 from headrace.scheduling.cost import Cost
 from headrace.scheduling.scheduler import Scheduler
 from headrace.scheduling.settings import SchedulingSettings
+from headrace.speculation.proposer import Proposer
 
 VOCAB, HIDDEN, PAGE_TOKENS, EOS = 97, 8, 4, 1
 
@@ -99,6 +102,7 @@ class Shape:
     seed: int = 0
     logit_rows: int = 256
     prefix_reuse: str = "on"
+    proposers: Sequence[Proposer] = ()
 
 
 def toy_engine(
@@ -115,11 +119,13 @@ def toy_engine(
         max_logit_rows=max(16, shape.logit_rows),
         prefix_reuse=shape.prefix_reuse,
     )
-    scheduler = Scheduler(settings, PagePool(shape.pages, PAGE_TOKENS), Cost(), POLICIES.get(shape.policy))
+    cost = FreeRows() if shape.proposers else Cost()
+    scheduler = Scheduler(settings, PagePool(shape.pages, PAGE_TOKENS), cost, POLICIES.get(shape.policy))
     scheduler.budget = type(scheduler.budget)(shape.step_tokens, shape.seconds, 2048, shape.logit_rows, 256)
     pages = np.full((shape.pages, chain.page_layout.page_bytes), 77, np.uint8)
     limits = Limits(VOCAB, chain.config.context_length, chain.config.eos_ids, shape.seed)
-    return Engine(EngineParts(chain, pages, scheduler, Sampler(VOCAB), limits, grammars, clock or Clock()))
+    speculating = Speculating(shape.proposers, scheduler) if shape.proposers else None
+    return Engine(EngineParts(chain, pages, scheduler, Sampler(VOCAB), limits, grammars, clock or Clock(), speculating=speculating))
 
 
 @dataclass

@@ -55,7 +55,10 @@ def by_stretches(what: InstanceModel, arrivals: Sequence[Arrival]) -> Outcome:
 def test_the_same_times_as_step_by_step(policy: str, seed: int, rate: float, pages: int, step_tokens: int) -> None:
     arrivals = requests(25, rate, seed)
     # a model each: the loop by steps teaches its Cost
-    trace, outcome = by_steps(model(pages, step_tokens, policy), arrivals), by_stretches(model(pages, step_tokens, policy), arrivals)
+    trace, outcome = (
+        by_steps(model(pages, step_tokens, policy), arrivals),
+        by_stretches(model(pages, step_tokens, policy), arrivals),
+    )
     assert outcome.refused == 0
     for times, served in zip(trace.token_times, outcome.served, strict=True):
         assert served.progress.count == len(times) == served.output

@@ -10,6 +10,7 @@ from msgspec import Meta
 from headrace.engine.wire import MOST_ADAPTERS, MOST_SCALE
 from headrace.scheduling.item import MOST_PRIORITY
 from headrace.server.protocol import limits
+from headrace.speculation.proposer import MOST_DRAFTED
 
 Name = Annotated[str, Meta(min_length=1, max_length=limits.MAX_NAME_LENGTH)]
 StopString = Annotated[str, Meta(min_length=1, max_length=limits.MAX_STOP_LENGTH)]
@@ -45,6 +46,12 @@ class AdapterScale(Body, frozen=True, kw_only=True):
 Adapters = Annotated[list[AdapterScale], Meta(max_length=MOST_ADAPTERS)]
 
 
+class SpeculationWish(Body, frozen=True, kw_only=True):
+    """How many tokens may be drafted for one step of this request."""
+
+    max_tokens: Annotated[int, Meta(ge=0, le=MOST_DRAFTED)]
+
+
 class SamplingBody(Body, frozen=True, kw_only=True):
     """Sampling fields of both generating endpoints, with the fields that OpenAI clients send and that mean nothing here."""
 
@@ -70,6 +77,7 @@ class SamplingBody(Body, frozen=True, kw_only=True):
     keep_alive: KeepAlive | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    speculation: Literal["auto", "off"] | SpeculationWish | None = None
     regex: Annotated[str, Meta(min_length=1, max_length=limits.MAX_GRAMMAR_CHARS)] | None = None
     choice: Annotated[list[Annotated[str, Meta(min_length=1, max_length=4096)]], Meta(min_length=1, max_length=256)] | None = None
     grammar: None = None

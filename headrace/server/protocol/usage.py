@@ -11,6 +11,13 @@ class PromptDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
+class CompletionDetails(msgspec.Struct, frozen=True):
+    """Tokens that were guessed and verified: those that the answer has, and those that were wrong."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Tokens of a call: the prompt counts once, completions together."""
 
@@ -18,8 +25,10 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
 
     @classmethod
-    def of(cls, prompt: int, completion: int, cached: int) -> Usage:
+    def of(cls, prompt: int, completion: int, cached: int, drafted: int = 0, accepted: int = 0) -> Usage:
         """Make the counts consistent."""
-        return cls(prompt, completion, prompt + completion, PromptDetails(cached))
+        details = CompletionDetails(accepted, drafted - accepted)
+        return cls(prompt, completion, prompt + completion, PromptDetails(cached), details)

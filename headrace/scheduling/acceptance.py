@@ -1,0 +1,71 @@
+"""What drafted tokens are worth: how often those of one kind turned out right, learnt from every step.
+
+Counted is the chance of a token given that all before it were right, at each position up to the first that was wrong, and no
+further: positions behind it say nothing. So the chances are unbiased whatever lengths were verified, other than the share of
+accepted tokens in drafted ones, which falls with the length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_FORGETTING = 0.997  # half of what is known is from the last 230 tokens of a kind
+_PRIOR = 12.0  # tokens that the first guess counts for
+_OWN_FORGETTING = 0.95
+_OWN_PRIOR = 0.5  # wrong tokens foreseen before a stream's own record counts as much as everybody's
+_SUREST = 0.995
+
+
+class Acceptance:
+    """One proposer's record. Grades are the proposer's own kinds of tokens, from the least to the most certain."""
+
+    __slots__ = ("_counts", "_priors", "_rights", "_table")
+
+    def __init__(self, priors: Sequence[float]) -> None:
+        """``priors``: for each grade, the chance of being right before anything was seen."""
+        self._priors = tuple(priors)
+        self._counts = [0.0] * len(self._priors)
+        self._rights = [0.0] * len(self._priors)
+        self._table = [min(_SUREST, prior) for prior in self._priors]
+
+    def chance(self, grade: int) -> float:
+        """That a token of this grade is right, all before it being so."""
+        return self._table[grade]
+
+    def observe(self, grade: int, *, right: bool) -> None:
+        """A token of this grade, all before it being right, was right or wrong."""
+        counts = self._counts[grade] = _FORGETTING * self._counts[grade] + 1.0
+        rights = self._rights[grade] = _FORGETTING * self._rights[grade] + right
+        self._table[grade] = min(_SUREST, (rights + _PRIOR * self._priors[grade]) / (counts + _PRIOR))
+
+
+class OwnRecord:
+    """How one stream fares with one proposer beside all others: wrong tokens over those that were foreseen."""
+
+    __slots__ = ("_foreseen", "_wrong")
+
+    def __init__(self) -> None:
+        self._wrong = 0.0
+        self._foreseen = 0.0
+
+    @property
+    def factor(self) -> float:
+        """What the chance of being wrong is multiplied by."""
+        return (self._wrong + _OWN_PRIOR) / (self._foreseen + _OWN_PRIOR)
+
+    def observe(self, foreseen: float, *, right: bool) -> None:
+        """A token, foreseen right with that chance, was right or wrong."""
+        self._wrong = _OWN_FORGETTING * self._wrong + (not right)
+        self._foreseen = _OWN_FORGETTING * self._foreseen + (1.0 - foreseen)
+
+
+def survival(acceptance: Acceptance, own: OwnRecord, grades: Sequence[int], least: float) -> list[float]:
+    """For each length, the chance that so many tokens of these grades are all right; cut where it falls below ``least``."""
+    chances: list[float] = []
+    chance, factor = 1.0, own.factor
+    for grade in grades:
+        chance *= 1.0 - min(1.0, factor * (1.0 - acceptance.chance(grade)))
+        if chance < least:
+            break
+        chances.append(chance)
+    return chances

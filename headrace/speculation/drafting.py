@@ -1,0 +1,21 @@
+"""What is known of one choice that may be drafted for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headrace.scheduling.acceptance import OwnRecord
+from headrace.speculation.proposer import Proposal, Stream
+
+
+@dataclass(slots=True, eq=False)
+class Drafting:
+    """``most``: tokens that may be drafted for one step. ``records``: one for each proposer. ``proposal``: the one of this step,
+    and the index of its ``author``; ``chances``: what was foreseen of its tokens."""
+
+    stream: Stream
+    most: int
+    records: list[OwnRecord]
+    proposal: Proposal | None = None
+    author: int = 0
+    chances: list[float] | None = None
