@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -152,8 +152,8 @@ class AdapterTable:
     async def appear(self, wanted: Wanted) -> ServedAdapter | None:
         """A watched folder holds something new; what has its name from now on, ``None`` when that is none of the folder's.
 
-        It takes the name when it is whole; one that is broken is told to the operator. A model that is not in memory is not
-        fetched for it: whoever asks first has it checked.
+        What is served already goes on until the new content has been checked, and stays when that is broken. A first content has
+        its name at once: :meth:`tell` has it checked, or whoever asks for it. No model is brought into memory for it.
         """
         async with self._locked(wanted.model, wanted.name) as slot:
             former = slot.current
@@ -162,26 +162,37 @@ class AdapterTable:
                 return None
             made = self._make(wanted)
             made.watched = True
-            loaded = wanted.model.loaded
-            if wanted.model.state == "hot" and loaded is not None:
+            engine = _engine_of(wanted.model)
+            if former is not None and former.card is not None and engine is not None:
                 try:
-                    made.card = await loaded.engine.register_adapter(made.name, str(made.place.folder))
+                    made.card = await engine.register_adapter(made.name, str(made.place.folder))
+                    made.engine = engine
                 except HeadraceError as error:
                     if error.code not in _PASSING:
                         _report(made, error)
-                        if former is not None and former.card is not None:
-                            former.error = made.error
-                            return former
-                made.engine = loaded.engine
+                        former.error = made.error
+                        return former
             slot.current = made
             return made
+
+    async def tell(self, adapters: Iterable[ServedAdapter]) -> None:
+        """Have engines that are there check these adapters, many at once; what is wrong is told to the operator."""
+        room = asyncio.Semaphore(AT_ONCE)
+
+        async def tell_one(adapter: ServedAdapter, engine: EngineClient) -> None:
+            async with room:
+                with suppress(HeadraceError):  # reported where it was raised
+                    await self.bind(adapter, engine)
+
+        engines = [(one, _engine_of(one.model)) for one in adapters]
+        await asyncio.gather(*(tell_one(one, engine) for one, engine in engines if engine is not None))
 
     async def bind(self, adapter: ServedAdapter, engine: EngineClient) -> int:
         """The adapter's generation in that engine, which is told of it if need be. Raises why it can't be."""
         if adapter.engine is engine and adapter.card is not None:
             return adapter.card.generation
         if adapter.error is not None and adapter.engine is engine:
-            raise adapter.error
+            raise adapter.error  # until its files change, it is as broken as it was
         if adapter.binding is None or adapter.binding.done():
             adapter.binding = asyncio.create_task(self._bind(adapter, engine))
         card = await asyncio.shield(adapter.binding)
@@ -207,21 +218,12 @@ class AdapterTable:
             return adapter.card
 
     def arrived(self, model: ServedModel) -> None:
-        """A model has come into memory: its engine is told of all its adapters, many at once."""
-        if model.loaded is not None and any(one.model is model for one in self):
-            sweep = asyncio.get_running_loop().create_task(self._sweep(model, model.loaded.engine))
+        """A model has come into memory: its engine is told of all its adapters."""
+        own = [one for one in self if one.model is model]
+        if own:
+            sweep = asyncio.get_running_loop().create_task(self.tell(own))
             self._sweeps.add(sweep)
             sweep.add_done_callback(self._sweeps.discard)
-
-    async def _sweep(self, model: ServedModel, engine: EngineClient) -> None:
-        room = asyncio.Semaphore(AT_ONCE)
-
-        async def bind(adapter: ServedAdapter) -> None:
-            async with room:
-                with suppress(HeadraceError):  # reported where it was raised
-                    await self.bind(adapter, engine)
-
-        await asyncio.gather(*(bind(one) for one in list(self) if one.model is model))
 
     async def close(self) -> None:
         """Stop telling engines."""
@@ -258,6 +260,10 @@ class AdapterTable:
             slot.users -= 1
             if slot.current is None and not slot.users:
                 self._slots.pop(key, None)
+
+
+def _engine_of(model: ServedModel) -> EngineClient | None:
+    return model.loaded.engine if model.loaded is not None and model.state == "hot" else None
 
 
 def _check_generation(current: ServedAdapter | None, name: str, expected: int) -> None:

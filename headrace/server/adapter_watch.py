@@ -53,8 +53,9 @@ class AdapterWatch:
             looked = time.monotonic() - began
             await self._forget(set(self._known) - {name for name, _, _ in seen})
             fresh = self._fresh(seen)
-            await self._take(await asyncio.to_thread(self._look_into, fresh))
+            served = await self._take(await asyncio.to_thread(self._look_into, fresh))
             self.first_look.set()
+            await self._table.tell(served)
             await asyncio.sleep(max(SECONDS, looked / DUTY))
 
     def _fresh(self, seen: Sequence[tuple[str, Path, Signature]]) -> list[tuple[str, Path, Signature]]:
@@ -83,14 +84,15 @@ class AdapterWatch:
                 found.append(_Found(name, "", None, error))
         return found
 
-    async def _take(self, found: Sequence[_Found]) -> None:
+    async def _take(self, found: Sequence[_Found]) -> list[ServedAdapter]:
+        """Give what was found its names; who has them now."""
         room = asyncio.Semaphore(AT_ONCE)
 
-        async def take(one: _Found) -> None:
+        async def take(one: _Found) -> ServedAdapter | None:
             if one.place is None:
                 assert one.error is not None, "what has no place has an error"
                 say(f"the adapter folder {printable(one.name)!r} is left out: {one.error.message}")
-                return
+                return None
             async with room:
                 model = base_of(self._models, one.base_model)
                 former = self._served.get(one.name)
@@ -99,8 +101,9 @@ class AdapterWatch:
                 served = await self._table.appear(Wanted(one.name, model, one.place))
                 if served is not None:
                     self._served[one.name] = served
+                return served
 
-        await asyncio.gather(*map(take, found))
+        return [served for served in await asyncio.gather(*map(take, found)) if served is not None]
 
     async def _forget(self, gone: set[str]) -> None:
         for name in gone:
