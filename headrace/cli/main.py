@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "show": ("headrace.cli.models", "show", "Describe one model."),
     "pull": ("headrace.cli.models", "pull", "Get the package of a model."),
     "ps": ("headrace.cli.ps", "ps", "List the models of a running server and their state."),
+    "adapters": ("headrace.cli.adapters", "adapters", "See and change the adapters of a running server."),
     "quantize": ("headrace.cli.quantize", "quantize", "Write a model with integer weights, and say what that costs."),
     "bench": ("headrace.cli.bench", "bench", "Measure a server, the engine or the kernels."),
     "plan": ("headrace.cli.plan", "plan", "Find instances, threads and steps that keep your latency promises."),

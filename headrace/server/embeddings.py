@@ -43,6 +43,9 @@ async def embed(service: Service, call: Call[EmbeddingRequest]) -> Response:
     ]
     service.metrics.prompt_tokens.inc(count)
     service.metrics.tenants.of(standing.label).prompt_tokens.inc(count)
+    for counts in service.adapter_counts:
+        counts.requests.inc()
+        counts.prompt_tokens.inc(count)
     tier = standing.tier if standing.tier is not None else msgspec.UNSET
     return json_response(EmbeddingList(data=data, model=service.model_name, usage=EmbeddingUsage(count, count), service_tier=tier))
 

@@ -223,6 +223,8 @@ class Generation:
         piece.tokens += output.tokens[:used]
         piece.offsets += [entry.offset for entry in delta.pieces]
         self.totals.completion += used
+        for counts in self._service.adapter_counts:
+            counts.generated_tokens.inc(used)
         self._claim.used(used)
         if output.logprobs is not None:
             piece.logprobs = [*(piece.logprobs or ()), *output.logprobs[:used]]
@@ -250,6 +252,9 @@ class Generation:
         self._metrics.cached_tokens.inc(self._running[number].cached)
         self._counts.prompt_tokens.inc(len(self._running[number].job.prompt))
         self._counts.cached_tokens.inc(self._running[number].cached)
+        for counts in self._service.adapter_counts:
+            counts.requests.inc()
+            counts.prompt_tokens.inc(len(self._running[number].job.prompt))
 
 
 def _submit(request_id: int, job: Job, standing: Standing, adapters: list[AdapterUse]) -> Submit:

@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from headrace.engine.wire import AdapterGauges, KeptGauges, MoveGauges, SpeculationGauges, ViewGauges
+from headrace.server.adapter_metrics import AdapterMetrics
 from headrace.server.engine_totals import sum_of
 from headrace.server.loop_lag import LoopLag
 from headrace.server.model_metrics import ModelCollector
@@ -43,6 +44,7 @@ class Metrics:
         self.whole = Histogram("headrace_request_seconds", "From arrival to the last token.", buckets=_SECONDS, registry=registry)
         self.queue = Histogram("headrace_queue_seconds", "From arrival to the first step.", buckets=_SECONDS, registry=registry)
         self.tenants = TenantMetrics(registry)
+        self.adapters = AdapterMetrics(registry)
         for reason in FINISH_REASONS:
             self.finished.labels(reason)
         self.registry.register(_EngineCollector(models, lag))

@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 
 class Service:
-    """What handlers of one request use: valid while the model is held in memory for them. ``adapters``: for its submits."""
+    """What handlers of one request use: valid while the model is held in memory for them. ``adapters``: for its submits.
+
+    ``adapter_counts``: the metrics of each of them.
+    """
 
     def __init__(self, hub: Hub, choice: Choice, loaded: Loaded, adapters: list[AdapterUse]) -> None:
         self._hub = hub
         self._choice = choice
         self.adapters = adapters
+        self.adapter_counts = hub.metrics.adapters.of(choice.model.name, [adapter.name for adapter, _ in choice.adapters])
         self.engine: EngineClient = loaded.engine
         self.language: Language = loaded.language
 

@@ -19,6 +19,7 @@ import pytest
 from adapter_folders import answer, config, edit, load, put, random_adapter, refusal, unload
 from conftest import Running, launch_raw, launch_server, wait_ready
 
+from headrace.cli.main import run
 from headrace.errors import HeadraceError
 from headrace.models.adapter import Adapter, module_sides
 from headrace.models.adapter_file import write_adapter
@@ -321,6 +322,43 @@ def test_watched_folders_come_change_and_go(shop: Shop, tmp_path: Path) -> None:
     assert running.get("/v1/models/half").status_code == 404, "what was unloaded stays out until it changes"
     assert sum("'bad' can't be served" in line for line in running.lines) == 1
     shutil.rmtree(half)
+
+
+def test_use_is_counted_by_adapter(shop: Shop) -> None:
+    def counted(what: str, name: str = "poet") -> float:
+        return shop.running.metric(f'headrace_adapter_{what}_total{{adapter="{name}",model="smollm2-135m-instruct"}}')
+
+    shop.running.post("/v1/completions", {"model": "poet", "prompt": "x", "max_tokens": 1})
+    names = ("requests", "prompt_tokens", "generated_tokens")
+    before = [counted(name) for name in names]
+    shop.running.post("/v1/completions", {"model": "poet", "prompt": [1, 2, 3], "max_tokens": 5, "ignore_eos": True})
+    shop.running.post("/v1/embeddings", {"model": "poet", "input": [1, 2]})
+    assert [counted(name) - old for name, old in zip(names, before, strict=True)] == [2, 5, 5]
+
+
+def test_the_command_line(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    def headrace(*words: str) -> tuple[int, str]:
+        code = run(["adapters", *words, "--url", shop.running.url])
+        shown = capsys.readouterr()
+        return code, shown.out + shown.err
+
+    code, listed = headrace("list")
+    assert code == 0
+    assert next(line.split()[:2] for line in listed.splitlines() if line.startswith("poet ")) == ["poet", "smollm2-135m-instruct"]
+    code, added = headrace("add", "sonnet", str(shop.root / "poet"), "--pin")
+    assert (code, "q down" in added, "2" in added) == (0, True, True)
+    generation = str(shop.running.get("/v1/models/sonnet").json()["generation"])
+    code, refused = headrace("add", "sonnet", "pirate")
+    assert (code, f"generation {generation}" in refused) == (2, True)
+    assert headrace("add", "sonnet", "pirate", "--replace", generation)[0] == 0
+    assert headrace("show", "smollm2:sonnet")[1].count("pirate") == 1
+    assert headrace("remove", "sonnet", "--generation", generation)[0] == 2, "another generation has the name"
+    code, removed = headrace("remove", "sonnet")
+    assert (code, "no longer served" in removed) == (0, True)
+    assert headrace("show", "sonnet")[0] == headrace("show", "smollm2")[0] == headrace("remove", "sonnet")[0] == 2
+    assert run(["ps", "--url", shop.running.url]) == 0
+    assert "poet" not in capsys.readouterr().out
+    assert run(["adapters", "list", "--url", "http://127.0.0.1:1"]) == 2
 
 
 def test_adapters_outlive_their_models_engine(tmp_path: Path) -> None:
