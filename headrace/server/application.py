@@ -90,7 +90,8 @@ def _refusal(hub: Hub) -> Callable[[Request, Exception], Awaitable[Response]]:
         assert isinstance(error, HeadraceError)
         if error.code == "rate_limit_exceeded":
             hub.metrics.tenants.of(hub.tenants.label(request.scope[TENANT])).limited.inc()
-        return error_response(error, {"connection": "close"} if error.kind.status in (408, 413) else None)
+        headers = {"connection": "close"} if error.kind.status in (408, 413) else None
+        return error_response(error, headers, request.url.path)
 
     return refuse
 
@@ -102,12 +103,12 @@ async def _hung_up(request: Request, error: Exception) -> Response:
 
 async def _bug(request: Request, error: Exception) -> Response:
     """What a client sees of a bug; the gate logs it with the request id."""
-    return error_response(internal_error())
+    return error_response(internal_error(), path=request.url.path)
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
     """The router's own refusals: no such route, or not with this method."""
     assert isinstance(error, HTTPException)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        return error_response(table_error("method_not_allowed"), dict(error.headers or {}))
-    return error_response(table_error("not_found"))
+        return error_response(table_error("method_not_allowed"), dict(error.headers or {}), request.url.path)
+    return error_response(table_error("not_found"), path=request.url.path)

@@ -126,8 +126,14 @@ def tenant_name(key: str) -> str:
 
 
 def presented_key(headers: list[tuple[bytes, bytes]]) -> str | None:
-    """The key a request carries as ``Authorization: Bearer KEY``, or ``None``; two of them count as none."""
+    """The key a request carries as ``Authorization: Bearer KEY`` or ``x-api-key: KEY``, or ``None``; two of one count as none.
+
+    Clients of the Messages API send the second; where both are there, the first counts.
+    """
     values = [value for name, value in headers if name == b"authorization"]
+    if not values:
+        keys = [value.decode("latin-1").strip() for name, value in headers if name == b"x-api-key"]
+        return keys[0] or None if len(keys) == 1 else None
     if len(values) != 1:
         return None
     scheme, _, key = values[0].decode("latin-1").partition(" ")

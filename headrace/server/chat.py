@@ -23,7 +23,7 @@ async def complete(service: Service, call: Call[ChatRequest]) -> ASGIApp:
     _check(body)
     standing = service.tenants.standing(call.tenant, body)
     prepared = await chat_prompt(service.language, body)
-    job = _job(service, body, prepared)
+    job = chat_job(service, body, prepared)
     generation = Generation(service, [job], standing, call.claim)
     answer = ChatAnswer(service, body, generation, prepared.dialect)
     seed = str(job.params.seed)
@@ -56,7 +56,8 @@ def _check(body: ChatRequest) -> None:
         raise HeadraceError("invalid_value", "'tool_choice' needs 'tools'.", param="tool_choice")
 
 
-def _job(service: Service, body: ChatRequest, prepared: ChatPrompt) -> Job:
+def chat_job(service: Service, body: ChatRequest, prepared: ChatPrompt) -> Job:
+    """What the engine is asked for. Raises what lengths and sampling refuse."""
     ids = prepared.prompt.ids
     limits = [limit for limit in (body.max_completion_tokens, body.max_tokens) if limit is not None]
     wanted = Wanted(

@@ -9,17 +9,19 @@ from typing import Any
 import msgspec
 from starlette.types import ASGIApp
 
+from headrace.server.rendering import ErrorBody
+
 Handler = Callable[[Any, Any], Awaitable[ASGIApp]]
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One operation. ``versioned`` ones exist as ``/v1/x`` and ``/x``; ``event`` is the struct of a stream's events.
+    """One operation. ``versioned`` ones exist as ``/v1/x`` and ``/x``; ``event`` is the type of a stream's events.
 
     ``metered`` ones take from the key's requests and tokens a minute. ``probe``: answered whatever the server's state; others are
     refused while loading, draining or after a death. ``by_model``: the body names the model that answers, and the handler gets its
     service; others get the hub. ``query``: the struct of what may stand behind the path. ``form``: the fields of a
-    form body, which the handler reads by itself.
+    form body, which the handler reads by itself. ``refusal``: the body of its refusals.
     """
 
     method: str
@@ -28,13 +30,14 @@ class Endpoint:
     summary: str
     body: type[msgspec.Struct] | None = None
     answer: type[msgspec.Struct] | None = None
-    event: type[msgspec.Struct] | None = None
+    event: Any = None
     versioned: bool = True
     probe: bool = False
     metered: bool = False
     by_model: bool = False
     query: type[msgspec.Struct] | None = None
     form: type[msgspec.Struct] | None = None
+    refusal: type[msgspec.Struct] = ErrorBody
 
     @property
     def paths(self) -> tuple[str, ...]:

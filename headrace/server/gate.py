@@ -54,7 +54,8 @@ class Gate:
     async def _refuse(self, error: HeadraceError, answer: _Answer, scope: Scope, receive: Receive) -> None:
         if answer.started:
             return
-        response = error_response(error, {"connection": "close"} if error.kind.status in (408, 413) else None)
+        headers = {"connection": "close"} if error.kind.status in (408, 413) else None
+        response = error_response(error, headers, scope["path"])
         await response(scope, receive, answer.send)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:

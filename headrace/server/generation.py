@@ -47,7 +47,7 @@ class Piece:
     """What one choice got since the last piece: decoded text, its tokens, and how it ended if it has.
 
     ``offsets``: characters of the choice's text that were complete before each token. ``logprobs`` is parallel to
-    ``tokens`` when asked for. ``prompt_logprobs`` comes once, with a job's first piece.
+    ``tokens`` when asked for. ``prompt_logprobs`` comes once, with a job's first piece. ``stop``: the stop string that ended it.
     """
 
     index: int
@@ -57,6 +57,7 @@ class Piece:
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
     finish: str | None = None
+    stop: str | None = None
 
 
 @dataclass(slots=True)
@@ -229,12 +230,14 @@ class Generation:
         if output.logprobs is not None:
             piece.logprobs = [*(piece.logprobs or ()), *output.logprobs[:used]]
         if delta.finished_by_stop is not None:
+            piece.stop = delta.finished_by_stop
             running.stream.cancel(output.choice)
             self._close(running, output.choice, piece, "stop")
         elif output.finish is not None:
             self.totals.completion += output.stop_token is not None
             last = text.finish()
             piece.text += last.text
+            piece.stop = last.finished_by_stop
             self._close(running, output.choice, piece, "stop" if last.finished_by_stop is not None else output.finish)
 
     def _close(self, running: _Running, choice: int, piece: Piece, reason: str) -> None:

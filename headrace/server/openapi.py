@@ -10,7 +10,6 @@ import msgspec
 import headrace
 from headrace.errors import ERROR_TABLE
 from headrace.server.endpoint import Endpoint
-from headrace.server.rendering import ErrorBody
 
 _REF = "#/components/schemas/{name}"
 
@@ -18,10 +17,8 @@ _REF = "#/components/schemas/{name}"
 def openapi(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
     """The whole description as plain values."""
     endpoints = tuple(endpoints)
-    structs = {
-        kind for endpoint in endpoints for kind in (endpoint.body, endpoint.answer, endpoint.event, endpoint.form) if kind
-    } | {ErrorBody}
-    ordered = sorted(structs, key=lambda kind: kind.__name__)
+    structs = {kind for endpoint in endpoints for kind in (*_bodies(endpoint), endpoint.refusal) if kind}
+    ordered = sorted(structs, key=str)
     references, components = msgspec.json.schema_components(ordered, ref_template=_REF)
     schemas = dict(zip(ordered, references, strict=True))
     paths: dict[str, dict[str, Any]] = {}
@@ -41,13 +38,17 @@ def openapi(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
     }
 
 
+def _bodies(endpoint: Endpoint) -> tuple[Any, ...]:
+    return endpoint.body, endpoint.answer, endpoint.event, endpoint.form
+
+
 def _operation(endpoint: Endpoint, path: str, schemas: dict[type[msgspec.Struct], Any]) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if endpoint.answer is not None:
         content["application/json"] = {"schema": schemas[endpoint.answer]}
     if endpoint.event is not None:
         content["text/event-stream"] = {"schema": schemas[endpoint.event]}
-    error = {"application/json": {"schema": schemas[ErrorBody]}}
+    error = {"application/json": {"schema": schemas[endpoint.refusal]}}
     statuses = sorted({kind.status for kind in ERROR_TABLE.values()})
     operation: dict[str, Any] = {
         "summary": endpoint.summary,

@@ -41,8 +41,41 @@ def error_body(error: HeadraceError) -> bytes:
     return encode_json(ErrorBody(ErrorDetail(error.message, error.kind.type, error.param, error.code)))
 
 
-def error_response(error: HeadraceError, headers: dict[str, str] | None = None) -> Response:
-    """A refusal as an answer, with Retry-After where waiting may help."""
+class MessagesErrorDetail(msgspec.Struct, frozen=True):
+    """What Anthropic's clients read of a refusal."""
+
+    type: str
+    message: str
+
+
+class MessagesErrorBody(msgspec.Struct, frozen=True):
+    """The body of every refusal of the Messages API."""
+
+    error: MessagesErrorDetail
+    type: str = "error"
+
+
+_MESSAGES_TYPES = {
+    400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
+    413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error",
+}  # fmt: skip
+
+
+def messages_error_body(error: HeadraceError) -> bytes:
+    """A refusal in the dialect of the Messages API."""
+    status = error.kind.status
+    kind = _MESSAGES_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return encode_json(MessagesErrorBody(MessagesErrorDetail(kind, error.message)))
+
+
+def error_body_for(path: str, error: HeadraceError) -> bytes:
+    """A refusal in the dialect that clients of this path speak."""
+    inside = path.removeprefix("/v1")
+    return messages_error_body(error) if inside == "/messages" or inside.startswith("/messages/") else error_body(error)
+
+
+def error_response(error: HeadraceError, headers: dict[str, str] | None = None, path: str = "") -> Response:
+    """A refusal as an answer of this path, with Retry-After where waiting may help."""
     extra = dict(headers or {})
     if error.retry_after is not None:
         extra["retry-after"] = str(max(1, math.ceil(error.retry_after)))
@@ -50,7 +83,7 @@ def error_response(error: HeadraceError, headers: dict[str, str] | None = None) 
         extra["x-should-retry"] = "false"  # OpenAI's clients would try again
     if error.kind.status == 401:
         extra["www-authenticate"] = "Bearer"
-    return Response(error_body(error), status_code=error.kind.status, headers=extra, media_type=JSON_TYPE)
+    return Response(error_body_for(path, error), status_code=error.kind.status, headers=extra, media_type=JSON_TYPE)
 
 
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

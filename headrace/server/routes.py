@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from headrace.server import adapters, batches, chat, completions, embeddings, files, models, operations, tokens
+from headrace.server import adapters, batches, chat, completions, embeddings, files, messages, models, operations, tokens
 from headrace.server.endpoint import Endpoint
 from headrace.server.hub import Hub
 from headrace.server.openapi import openapi
@@ -17,6 +17,7 @@ from headrace.server.protocol.chat import ChatChunk, ChatCompletion, ChatRequest
 from headrace.server.protocol.completions import Completion, CompletionRequest
 from headrace.server.protocol.embeddings import EmbeddingList, EmbeddingRequest
 from headrace.server.protocol.files import FileDeleted, FileList, FileObject, FileQuery, Upload
+from headrace.server.protocol.messages import CountRequest, MessageAnswer, MessageEvent, MessageRequest, TokenCount
 from headrace.server.protocol.tokens import (
     DetokenizeAnswer,
     DetokenizeRequest,
@@ -28,7 +29,7 @@ from headrace.server.protocol.tokens import (
     TokenizeRequest,
     UnloadRequest,
 )
-from headrace.server.rendering import json_response
+from headrace.server.rendering import MessagesErrorBody, json_response
 from headrace.server.requests import Call
 
 
@@ -70,6 +71,28 @@ ENDPOINTS: tuple[Endpoint, ...] = (
             ("/tokenize", tokens.tokenize, "Token ids of a text.", TokenizeRequest, TokenizeAnswer),
             ("/detokenize", tokens.detokenize, "Text of token ids.", DetokenizeRequest, DetokenizeAnswer),
         )
+    ),
+    Endpoint(
+        "POST",
+        "/messages",
+        messages.create,
+        "Answer a conversation, in the words of the Messages API.",
+        MessageRequest,
+        MessageAnswer,
+        MessageEvent,
+        by_model=True,
+        metered=True,
+        refusal=MessagesErrorBody,
+    ),
+    Endpoint(
+        "POST",
+        "/messages/count_tokens",
+        messages.count_tokens,
+        "Tokens of a conversation's prompt.",
+        CountRequest,
+        TokenCount,
+        by_model=True,
+        refusal=MessagesErrorBody,
     ),
     Endpoint("GET", "/models", models.list_models, "The served models and their state.", None, ModelList),
     Endpoint("GET", "/models/{id:path}", models.show_model, "One served model.", None, ModelCard),

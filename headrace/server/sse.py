@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -26,13 +27,25 @@ HEADERS = [
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class StreamDialect:
+    """What streams of one API say beside their events: at the end, while nothing flows, and when they fail."""
+
+    done: bytes
+    keepalive: bytes
+    error: Callable[[HeadraceError], bytes]
+
+
+OPENAI_STREAM = StreamDialect(DONE, KEEPALIVE, lambda error: b"data: " + error_body(error) + b"\n\n" + DONE)
+
+
 def event(body: Any) -> bytes:
     """One event holding a struct as JSON."""
     return b"data: " + encode_json(body) + b"\n\n"
 
 
 class EventStream:
-    """An ASGI answer that streams what a source yields, until ``[DONE]``.
+    """An ASGI answer that streams what a source yields, until its dialect's end.
 
     ``source`` opens a context with an iterator of turns; ``encode`` makes a turn's bytes and ``tail`` the last events.
     Headers wait for the first turn, so that a refusal still gets its own status; if that takes longer than the keep-alive
@@ -45,11 +58,13 @@ class EventStream:
         encode: Callable[[Any], bytes],
         tail: Callable[[], bytes],
         settings: ServerSettings,
+        dialect: StreamDialect = OPENAI_STREAM,
     ) -> None:
         self._source = source
         self._encode = encode
         self._tail = tail
         self._settings = settings
+        self._dialect = dialect
         self._headers: list[tuple[bytes, bytes]] = list(HEADERS)
         self._started = False
 
@@ -73,18 +88,18 @@ class EventStream:
         try:
             async with self._source as turns:
                 await self._stream(turns, send)
-            last = self._tail() + DONE
+            last = self._tail() + self._dialect.done
         except HeadraceError as error:
             if not self._started:
                 raise
-            last = b"data: " + error_body(error) + b"\n\n" + DONE
+            last = self._dialect.error(error)
         except _NotReading:
             raise
         except Exception:
             if not self._started:
                 raise
             logger.exception("a stream failed")
-            last = b"data: " + error_body(internal_error()) + b"\n\n" + DONE
+            last = self._dialect.error(internal_error())
         await self._write(send, last, more=False)
 
     async def _stream(self, turns: AsyncIterator[Any], send: Send) -> None:
@@ -95,7 +110,7 @@ class EventStream:
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                await self._write(send, KEEPALIVE)
+                await self._write(send, self._dialect.keepalive)
                 continue
             data = self._encode(turn)
             if data:

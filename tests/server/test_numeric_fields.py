@@ -24,6 +24,7 @@ BASE: dict[str, dict[str, Any]] = {
     "/completions/render": {"prompt": "hi"},
     "/tokenize": {"text": "hi"},
     "/detokenize": {"ids": [1]},
+    "/messages": {"model": "echo", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
     "/models/load": {"model": "echo"},
     "/load_lora_adapter": {"lora_name": "x", "lora_path": "x"},
     "/unload_lora_adapter": {"lora_name": "x"},
@@ -83,6 +84,9 @@ def test_hostile_numbers(echo: Running, path: str, name: str, kind: type, meta: 
             assert answer.status_code in (WITHOUT.get(path, 200), 400), raw
             if answer.status_code == 400:
                 error = answer.json()["error"]
+                if path == "/messages":  # that dialect has no param
+                    assert f"'{name}'" in error["message"], (raw, error)
+                    continue
                 assert error["param"] == name or error["code"] == "context_length_exceeded", (raw, error)
 
 
