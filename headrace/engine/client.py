@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import ClassVar, Literal
@@ -14,6 +15,7 @@ from typing import ClassVar, Literal
 from headrace.engine.settings import EngineSettings
 from headrace.engine.training_wire import StartTraining, StopTraining, TrainingEvent
 from headrace.engine.transport import FrameError, Outbound, encode_frame
+from headrace.engine.watch_wire import StepReport, Watch
 from headrace.engine.wire import (
     AdapterAnswer,
     AdapterCall,
@@ -40,6 +42,8 @@ from headrace.errors import ERROR_TABLE, HeadraceError
 from headrace.scheduling.settings import SchedulingSettings
 
 logger = logging.getLogger("headrace.engine.client")
+
+MOST_REPORTS = 2048
 
 
 class RequestStream(AsyncIterator[list[TokenOutput]]):
@@ -137,6 +141,7 @@ class EngineClient:
         self._streams: dict[int, RequestStream] = {}
         self._calls: dict[int, asyncio.Future[AdapterAnswer | AdapterList]] = {}
         self._gauges = Gauges()
+        self._reports: deque[StepReport] = deque(maxlen=MOST_REPORTS)
         self._ready: Ready | None = None
         self._started: asyncio.Future[Ready] | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -222,6 +227,17 @@ class EngineClient:
         self._streams[request.request_id] = stream
         self._write(frame)
         return stream
+
+    def watch(self, seconds: float) -> None:
+        """Ask for reports of the steps of the next seconds; :meth:`take_reports` gives them. Nothing before it is ready."""
+        if self.ready is not None:
+            self._send(Watch(seconds))
+
+    def take_reports(self) -> list[StepReport]:
+        """Reports that came since the last call, the newest 2,048 at most."""
+        reports = list(self._reports)
+        self._reports.clear()
+        return reports
 
     def cancel(self, request_id: int, choice: int | None = None) -> None:
         """Stop a request or one choice of it (see :meth:`RequestStream.cancel`). Unknown ids are ignored."""
@@ -331,6 +347,8 @@ class EngineClient:
         match message:
             case StepOutputs():
                 self._gauges = message.gauges
+                if message.report is not None:
+                    self._reports.append(message.report)
                 for output in message.outputs:
                     stream = self._streams.get(output.request_id)
                     if stream is not None:

@@ -18,6 +18,7 @@ from headrace.engine.outbox import Outbox
 from headrace.engine.parts import EngineParts, GrammarSource
 from headrace.engine.request import Choice, Grammar, LiveRequest, check_submit, make_choices, make_request
 from headrace.engine.taking import Given, Taken, runs
+from headrace.engine.watching import StepWatch
 from headrace.engine.wire import FinishReason, Gauges, Refused, StepOutputs, Submit
 from headrace.errors import HeadraceError
 from headrace.scheduling.item import Item
@@ -40,6 +41,7 @@ class Engine:
         self.adapting = parts.adapting
         self.training = parts.training
         self._step_seconds = 0.0
+        self.watch = StepWatch()
         self._chain = parts.chain
         self._pages = parts.pages
         self._touch_ahead = parts.touch_ahead
@@ -140,6 +142,7 @@ class Engine:
             self.adapting.begin()
         if step is None:
             return StepOutputs(self._outbox.take(), self.gauges()) if self._outbox else None
+        seen = self.watch.see(step, self._choices, self.scheduler.waiting)
         self._touch_ahead(self.scheduler.pool.reach)
         assembly = assemble(step, self._choices)
         self._note_started(step)
@@ -155,8 +158,10 @@ class Engine:
         outcome = self._chooser.choose(assembly)
         self._pool_rows(assembly)
         self._commit(step, outcome)
-        outputs = StepOutputs(self._outbox.take(), self.gauges())
-        self._account(assembly, step.adapter_pages, time.perf_counter() - began, run_seconds + outcome.head_seconds)
+        model_seconds = run_seconds + outcome.head_seconds
+        report = seen.ended(model_seconds) if seen is not None else None
+        outputs = StepOutputs(self._outbox.take(), self.gauges(), report)
+        self._account(assembly, step.adapter_pages, time.perf_counter() - began, model_seconds)
         return outputs
 
     def train(self, interrupted: Callable[[], bool]) -> bool:

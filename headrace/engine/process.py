@@ -16,6 +16,7 @@ from headrace.engine.loop import Engine
 from headrace.engine.machine import return_memory
 from headrace.engine.training_wire import StartTraining, StopTraining, TrainingCall, TrainingEnded
 from headrace.engine.transport import EngineSocket, FrameError, PeerGone
+from headrace.engine.watch_wire import Watch
 from headrace.engine.wire import (
     AdapterAnswer,
     AdapterCall,
@@ -109,6 +110,8 @@ class EngineServer:
                 self._engine.cancel(message.request_id, message.choice)
             case Drain():
                 self._draining = True
+            case Watch():
+                self._engine.watch.extend(message.seconds)
             case RegisterAdapter() | RemoveAdapter() | PinAdapter() | ListAdapters():
                 self._ask(message)
             case StartTraining() | StopTraining():

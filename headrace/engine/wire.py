@@ -16,6 +16,7 @@ from headrace.engine.training_wire import (
     TrainingGauges,
     TrainingProgress,
 )
+from headrace.engine.watch_wire import StepReport, Watch
 from headrace.scheduling.settings import SchedulingSettings
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
@@ -313,10 +314,11 @@ class Gauges(msgspec.Struct, frozen=True):
 
 
 class StepOutputs(msgspec.Struct, tag="outputs", frozen=True):
-    """Everything a step produced, in one message."""
+    """Everything a step produced, in one message; with a report of it while somebody watches."""
 
     outputs: list[TokenOutput]
     gauges: Gauges
+    report: StepReport | None = None
 
 
 class Refused(msgspec.Struct, tag="refused", frozen=True):
@@ -349,7 +351,17 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
 
 AdapterCall = RegisterAdapter | RemoveAdapter | PinAdapter | ListAdapters
 EngineInbound = (
-    Start | Submit | Cancel | Drain | RegisterAdapter | RemoveAdapter | PinAdapter | ListAdapters | StartTraining | StopTraining
+    Start
+    | Submit
+    | Cancel
+    | Drain
+    | Watch
+    | RegisterAdapter
+    | RemoveAdapter
+    | PinAdapter
+    | ListAdapters
+    | StartTraining
+    | StopTraining
 )
 EngineOutbound = (
     StepOutputs | Refused | Ready | Failed | AdapterAnswer | AdapterList | TrainingProgress | TrainingCheckpoint | TrainingEnded

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headrace.errors import HeadraceError
 from headrace.server.auth import KeyRing
+from headrace.server.console.assets import page_assets
 from headrace.server.endpoint import Endpoint
 from headrace.server.gate import Gate
 from headrace.server.hub import Hub
@@ -26,18 +27,21 @@ from headrace.server.routes import ENDPOINTS
 
 
 def create_app(hub: Hub, keys: KeyRing | None = None) -> ASGIApp:
-    """The ASGI application of a hub; with ``keys`` every route but /livez wants one of them."""
+    """The ASGI application of a hub; with ``keys`` every route but /livez and the console's page wants one of them."""
     app = Starlette()
     app.router.redirect_slashes = False
     for endpoint in ENDPOINTS:
         handler = _handler(hub, endpoint)
         for path in endpoint.paths:
             app.add_route(path, handler, methods=[endpoint.method], include_in_schema=False)
+    assets = page_assets()
+    for asset in assets:
+        app.add_route(asset.path, asset.answer, methods=["GET"], include_in_schema=False)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(HeadraceError, _refusal(hub))
     app.add_exception_handler(ClientGone, _hung_up)
     app.add_exception_handler(Exception, _bug)
-    return Gate(app, hub, keys)
+    return Gate(app, hub, keys, frozenset(asset.path for asset in assets))
 
 
 def _handler(hub: Hub, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:

@@ -16,7 +16,8 @@ from headrace.scheduling.item import MOST_PRIORITY
 from headrace.scheduling.shares import MOST_WEIGHT
 
 OPEN_PATHS = frozenset({"/livez"})
-"""The only routes without a key: a liveness probe says nothing but that the process answers."""
+"""Routes without a key: a liveness probe says nothing but that the process answers. (The console's page, which says nothing
+either, is the other exception.)"""
 
 _MAX_KEY = 512
 _MAX_RULE = 1_000_000_000
@@ -31,19 +32,21 @@ class KeyRules:
     """What the holder of a key may use; ``None``: no limit.
 
     ``weight``: the share of the machine that the key is due beside others. ``max_priority``: the highest that its requests may
-    have. ``name``: what metrics call it; empty: the beginning of the tenant's name.
+    have. ``operator``: 1 shows the requests of all keys in the console, 0 its own. ``name``: what metrics call it; empty: the
+    beginning of the tenant's name.
     """
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     weight: int = 1
     max_priority: int = 0
+    operator: int = 0
     name: str = ""
 
 
 _BOUNDS = {
     "requests_per_minute": (1, _MAX_RULE), "tokens_per_minute": (1, _MAX_RULE),
-    "weight": (1, MOST_WEIGHT), "max_priority": (-MOST_PRIORITY, MOST_PRIORITY),
+    "operator": (0, 1), "weight": (1, MOST_WEIGHT), "max_priority": (-MOST_PRIORITY, MOST_PRIORITY),
 }  # fmt: skip
 
 
@@ -140,9 +143,9 @@ def presented_key(headers: list[tuple[bytes, bytes]]) -> str | None:
     return key.strip() if scheme.lower() == "bearer" and key.strip() else None
 
 
-def check_key(path: str, headers: list[tuple[bytes, bytes]], keys: KeyRing | None) -> None:
+def check_key(path: str, headers: list[tuple[bytes, bytes]], keys: KeyRing | None, open_paths: frozenset[str] = OPEN_PATHS) -> None:
     """Raise ``invalid_api_key`` unless the route is open, no keys are set, or the request carries one of them."""
-    if keys is None or path in OPEN_PATHS:
+    if keys is None or path in open_paths:
         return
     key = presented_key(headers)
     if key is None:

@@ -41,7 +41,7 @@ async def embed(service: Service, call: Call[EmbeddingRequest]) -> Response:
         Embedding(index=index, embedding=_encode(_shortened(vector, body.dimensions), body.encoding_format == "base64"))
         for index, vector in enumerate(vectors)
     ]
-    service.metrics.prompt_tokens.inc(count)
+    service.metrics.of(service.base_name).prompt_tokens.inc(count)
     service.metrics.tenants.of(standing.label).prompt_tokens.inc(count)
     for counts in service.adapter_counts:
         counts.requests.inc()

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace.errors import HeadraceError
-from headrace.server.auth import KeyRing, check_browser, check_key, tenant_of
+from headrace.server.auth import OPEN_PATHS, KeyRing, check_browser, check_key, tenant_of
 from headrace.server.hub import Hub
+from headrace.server.observing.origin import ORIGIN, origin_of
 from headrace.server.rendering import STATUS_HUNG_UP, error_response, internal_error
 from headrace.server.requests import GONE, TENANT, request_id_of
 
@@ -20,10 +21,11 @@ logger = logging.getLogger("headrace.server")
 class Gate:
     """An ASGI layer around the application; nothing gets past it without an id, and nothing leaves it without one."""
 
-    def __init__(self, inner: ASGIApp, hub: Hub, keys: KeyRing | None) -> None:
+    def __init__(self, inner: ASGIApp, hub: Hub, keys: KeyRing | None, open_paths: frozenset[str] = frozenset()) -> None:
         self._inner = inner
         self._settings = hub.settings
         self._keys = keys
+        self._open = OPEN_PATHS | open_paths
         self._metrics = hub.metrics
         self._limits = hub.rate_limits
 
@@ -34,10 +36,12 @@ class Gate:
             return
         request_id = request_id_of(scope["headers"])
         scope["headrace.request_id"] = request_id
+        origin = origin_of(request_id, scope["headers"])
+        here = ORIGIN.set(origin)
         answer = _Answer(send, request_id)
         started = time.monotonic()
         try:
-            check_key(scope["path"], scope["headers"], self._keys)
+            check_key(scope["path"], scope["headers"], self._keys, self._open)
             tenant = scope[TENANT] = tenant_of(scope["headers"]) if self._keys is not None else ""
             answer.late_headers = lambda: self._limits.headers(tenant)
             if self._keys is None:
@@ -49,6 +53,7 @@ class Gate:
             logger.exception("request %s failed", request_id)
             await self._refuse(internal_error(), answer, scope, receive)
         finally:
+            ORIGIN.reset(here)
             self._record(scope, STATUS_HUNG_UP if GONE in scope else answer.status, time.monotonic() - started)
 
     async def _refuse(self, error: HeadraceError, answer: _Answer, scope: Scope, receive: Receive) -> None:

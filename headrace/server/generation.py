@@ -15,7 +15,8 @@ from headrace.engine.client import RequestStream
 from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.wire import AdapterUse, Submit, TokenLogprob, TokenOutput
 from headrace.errors import HeadraceError
-from headrace.server.metrics import RequestClock
+from headrace.server.observing.origin import ORIGIN
+from headrace.server.observing.request_clock import RequestClock, Told
 from headrace.server.rate_limits import Claim
 from headrace.server.rendering import internal_error, table_error
 from headrace.server.service import Service
@@ -120,7 +121,12 @@ class Generation:
         engine = self._service.engine
         stream = engine.submit(_submit(engine.new_request_id(), job, self._standing, self._service.adapters))
         texts = [self._service.language.text_stream(job.stop, job.keep_special) for _ in range(job.params.n)]
-        return _Running(job, stream, RequestClock(self._metrics, self._counts), texts, open=set(range(job.params.n)))
+        origin = ORIGIN.get()
+        told = Told(
+            origin.request_id if origin is not None else "", self._service.base_name, self._service.model_name,
+            self._standing.tenant, self._standing.label, len(job.prompt), job.params.n, job.params.max_tokens, stream.request_id,
+        )  # fmt: skip
+        return _Running(job, stream, RequestClock(self._metrics, self._counts, told), texts, open=set(range(job.params.n)))
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._cancel_all()
@@ -132,9 +138,10 @@ class Generation:
 
     def _cancel_all(self) -> None:
         for running in self._running:
-            if running.open:
-                self._metrics.finished.labels("cancelled").inc(len(running.open))
-                running.open.clear()
+            for _ in running.open:
+                running.clock.choice_ended("cancelled")
+            running.open.clear()
+            running.clock.stop()
             running.stream.cancel()
         self._admission.close()
 
@@ -243,18 +250,14 @@ class Generation:
     def _close(self, running: _Running, choice: int, piece: Piece, reason: str) -> None:
         running.open.discard(choice)
         piece.finish = reason
-        self._metrics.finished.labels(reason).inc()
+        running.clock.choice_ended(reason)
         if reason == "deadline":
             raise table_error("deadline_exceeded")
         if reason in ("error", "cancelled"):
             raise internal_error()
 
     def _finish_job(self, number: int) -> None:
-        self._running[number].clock.end()
-        self._metrics.prompt_tokens.inc(len(self._running[number].job.prompt))
-        self._metrics.cached_tokens.inc(self._running[number].cached)
-        self._counts.prompt_tokens.inc(len(self._running[number].job.prompt))
-        self._counts.cached_tokens.inc(self._running[number].cached)
+        self._running[number].clock.end(self._running[number].cached)
         for counts in self._service.adapter_counts:
             counts.requests.inc()
             counts.prompt_tokens.inc(len(self._running[number].job.prompt))

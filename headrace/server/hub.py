@@ -15,6 +15,7 @@ from headrace.server.adapter_choice import choose
 from headrace.server.adapter_roots import AdapterRoots
 from headrace.server.adapter_table import AdapterTable
 from headrace.server.adapter_watch import AdapterWatch
+from headrace.server.console.doctor import MachineDoctor
 from headrace.server.loop_lag import LoopLag
 from headrace.server.metrics import Metrics
 from headrace.server.model_table import ModelTable
@@ -39,6 +40,7 @@ class Hub:
         self.rate_limits = RateLimits(self.tenants.rules)
         self.lag = LoopLag(window=settings.lag_window)
         self.metrics = Metrics(table, self.lag)
+        self.doctor = MachineDoctor()
         self.started = int(time.time())
         self.adapter_roots = AdapterRoots(settings.adapter_dir)
         self.adapters = AdapterTable(table)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -14,14 +13,13 @@ from headrace.server.adapter_metrics import AdapterMetrics
 from headrace.server.engine_totals import sum_of
 from headrace.server.loop_lag import LoopLag
 from headrace.server.model_metrics import ModelCollector
+from headrace.server.observing.engine_aliases import EngineAliases
+from headrace.server.observing.journal import Journal
+from headrace.server.observing.per_model import ModelCounts, ModelMetrics
+from headrace.server.observing.windows import LatencyWindows
 from headrace.server.served_model import ServedModel
 from headrace.server.speculation_metrics import speculation_metrics
-from headrace.server.tenant_metrics import TenantCounts, TenantMetrics
-
-_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0)
-_GAPS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
-
-FINISH_REASONS = ("stop", "length", "cancelled", "deadline", "error")
+from headrace.server.tenant_metrics import TenantMetrics
 
 
 class Metrics:
@@ -33,27 +31,24 @@ class Metrics:
         self.requests = Counter(
             "headrace_http_requests", "HTTP requests by route and status.", ["route", "status"], registry=registry
         )
-        self.finished = Counter("headrace_choices_finished", "Finished choices by reason.", ["reason"], registry=registry)
-        self.prompt_tokens = Counter("headrace_prompt_tokens", "Prompt tokens of answered requests.", registry=registry)
-        self.cached_tokens = Counter("headrace_cached_prompt_tokens", "Prompt tokens found in pages.", registry=registry)
-        self.generated_tokens = Counter("headrace_generated_tokens", "Tokens delivered.", registry=registry)
-        self.first_token = Histogram(
-            "headrace_time_to_first_token_seconds", "From arrival to the first token.", buckets=_SECONDS, registry=registry
-        )
-        self.gap = Histogram("headrace_inter_token_seconds", "Between two tokens of a choice.", buckets=_GAPS, registry=registry)
-        self.whole = Histogram("headrace_request_seconds", "From arrival to the last token.", buckets=_SECONDS, registry=registry)
-        self.queue = Histogram("headrace_queue_seconds", "From arrival to the first step.", buckets=_SECONDS, registry=registry)
         self.tenants = TenantMetrics(registry)
         self.adapters = AdapterMetrics(registry)
-        for reason in FINISH_REASONS:
-            self.finished.labels(reason)
+        self.journal = Journal()
+        self.windows = LatencyWindows()
+        self._by_model = ModelMetrics(registry)
+        for model in models:
+            self._by_model.of(model.name)
         self.registry.register(_EngineCollector(models, lag))
         self.registry.register(ModelCollector(models))
-
+        self.registry.register(EngineAliases(models))
         self._memory = Gauge(
             "headrace_process_memory_bytes", "Memory of each process; shared pages count by their share (PSS).", ["process"],
             registry=registry,
         )  # fmt: skip
+
+    def of(self, model: str) -> ModelCounts:
+        """What the requests of one model are counted in."""
+        return self._by_model.of(model)
 
     def page(self, memory: Mapping[str, int] | None = None) -> bytes:
         """The Prometheus text page; ``memory``: bytes of each process as just looked up."""
@@ -168,38 +163,3 @@ def _adapters(adapters: AdapterGauges, each: list[AdapterGauges]) -> Iterator[Me
         ("headrace_adapter_failures", "Loads that came to nothing.", adapters.failures),
     ):
         yield CounterMetricFamily(name, text, value=amount)
-
-
-class RequestClock:
-    """Times one generating request and writes its histograms."""
-
-    def __init__(self, metrics: Metrics, tenant: TenantCounts) -> None:
-        self._metrics = metrics
-        self._tenant = tenant
-        self._start = time.monotonic()
-        self._last: dict[int, float] = {}
-
-    def tokens(self, choice: int, count: int, queued: float | None) -> None:
-        """``count`` tokens of a choice have just arrived; ``queued`` is the engine's queue time when it says so."""
-        now = time.monotonic()
-        if queued is not None:
-            self._metrics.queue.observe(queued)
-            self._tenant.queue_seconds.inc(queued)
-        if not count:
-            return
-        if choice not in self._last:
-            if not self._last:
-                self._metrics.first_token.observe(now - self._start)
-                self._tenant.requests.inc()
-                self._tenant.first_token_seconds.inc(now - self._start)
-        else:
-            gap = (now - self._last[choice]) / count
-            for _ in range(count):
-                self._metrics.gap.observe(gap)
-        self._last[choice] = now
-        self._metrics.generated_tokens.inc(count)
-        self._tenant.generated_tokens.inc(count)
-
-    def end(self) -> None:
-        """The request's last token has been delivered."""
-        self._metrics.whole.observe(time.monotonic() - self._start)

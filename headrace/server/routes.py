@@ -7,6 +7,7 @@ from typing import Any
 from starlette.responses import Response
 
 from headrace.server import adapters, batches, chat, completions, embeddings, files, messages, models, operations, tokens
+from headrace.server.console import data as console
 from headrace.server.endpoint import Endpoint
 from headrace.server.hub import Hub
 from headrace.server.openapi import openapi
@@ -15,6 +16,7 @@ from headrace.server.protocol.adapters import LoadAdapterRequest, UnloadAdapterR
 from headrace.server.protocol.batches import BatchList, BatchObject, BatchRequest, PageQuery
 from headrace.server.protocol.chat import ChatChunk, ChatCompletion, ChatRequest
 from headrace.server.protocol.completions import Completion, CompletionRequest
+from headrace.server.protocol.console import ConsoleData, ConsoleQuery, Findings
 from headrace.server.protocol.embeddings import EmbeddingList, EmbeddingRequest
 from headrace.server.protocol.files import FileDeleted, FileList, FileObject, FileQuery, Upload
 from headrace.server.protocol.messages import CountRequest, MessageAnswer, MessageEvent, MessageRequest, TokenCount
@@ -106,5 +108,17 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", "/health", operations.readyz, "Same as /readyz.", None, Health, versioned=False, probe=True),
     Endpoint("GET", "/metrics", operations.metrics, "Prometheus metrics.", versioned=False, probe=True),
     Endpoint("GET", "/version", operations.version, "Release.", None, Version, versioned=False, probe=True),
+    Endpoint(
+        "GET",
+        "/console/data",
+        console.data,
+        "What the console shows.",
+        None,
+        ConsoleData,
+        versioned=False,
+        probe=True,
+        query=ConsoleQuery,
+    ),
+    Endpoint("GET", "/console/doctor", console.doctor, "The doctor's findings.", None, Findings, versioned=False, probe=True),
     Endpoint("GET", "/openapi.json", describe, "This description.", versioned=False, probe=True),
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from headrace.engine.client import EngineClient
 from headrace.engine.settings import EngineSettings
+from headrace.engine.watch_wire import StepReport
 from headrace.engine.wire import Gauges, Ready
 from headrace.errors import HeadraceError
 from headrace.scheduling.settings import SchedulingSettings
@@ -100,6 +101,13 @@ class ServedModel:
     def gauges(self) -> Gauges:
         """The engine's state; what only grows goes on growing over unloads and crashes."""
         return self._totals.with_engine(self._engine.gauges if self._engine is not None else None)
+
+    def watched(self, seconds: float) -> list[StepReport]:
+        """Reports of its steps since the last call; the engine goes on reporting for some seconds."""
+        if self._engine is None:
+            return []
+        self._engine.watch(seconds)
+        return self._engine.take_reports()
 
     async def open(
         self, settings: EngineSettings, scheduling: SchedulingSettings, on_death: Callable[[HeadraceError], None]

@@ -54,6 +54,11 @@ class Service:
         return self._hub.rate_limits
 
     @property
+    def base_name(self) -> str:
+        """The name of the model below any adapters: of those there are few, so that metrics may be labelled with it."""
+        return self._choice.model.name
+
+    @property
     def model_name(self) -> str:
         """The name that answers carry."""
         return self._choice.name

@@ -50,6 +50,10 @@ class Tenants:
         self._others = KeyRules() if rules is not None else _NO_KEYS
         self._labels = {tenant: rule.name or tenant[:8] for tenant, rule in list(self.rules.items())[:MOST_LABELS]}
 
+    def sees_all(self, tenant: str) -> bool:
+        """True for who may see the requests of others: an operator's key, and everybody where there are no keys."""
+        return self._others is _NO_KEYS or bool(self.rules.get(tenant, self._others).operator)
+
     def label(self, tenant: str) -> str:
         """The tenant's name in metrics; one of at most 34."""
         return self._labels.get(tenant, OTHERS) if tenant else ""

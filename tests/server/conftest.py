@@ -154,6 +154,16 @@ def real() -> Iterator[Running]:
     assert running.stop() == 0, "\n".join(running.lines)
 
 
+@pytest.fixture(scope="session")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server with two keys over the echo engine: ``sk-guest``, which is used, and an operator's, ``sk-boss``."""
+    path = tmp_path_factory.mktemp("guest") / "keys"
+    path.write_text("sk-boss operator=1 name=boss\nsk-guest name=guest\n")
+    running = launch_server(key="sk-guest", api_key_file=str(path))
+    yield running
+    assert running.stop() == 0, "\n".join(running.lines)
+
+
 @pytest.fixture
 def own() -> Iterator[Callable[..., Running]]:
     """Makes servers that the test may break."""

@@ -30,13 +30,12 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def test_every_route_and_method_wants_a_key(locked: Running) -> None:
     paths = [path.replace("{id:path}", "x") for endpoint in ENDPOINTS for path in endpoint.paths]
     paths += [
-        "/",
         "/nope",
         "/docs",
         "/redoc",
         "/v1",
         "/v1/",
-        "//livez",
+        "/%2flivez",
         "/livez/",
         "/LIVEZ",
         "/%6civez/../metrics",
@@ -57,6 +56,15 @@ def test_every_route_and_method_wants_a_key(locked: Running) -> None:
                     else:
                         assert answer.status_code == 401, (method, path, headers)
                         assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.server
+def test_the_page_of_the_console_is_open_and_nothing_below_it(locked: Running) -> None:
+    with httpx.Client(base_url=locked.url, trust_env=False) as http:
+        assert http.get("/").status_code == http.get("/console/main.js").status_code == 200
+        assert http.post("/").status_code == 405
+        for path in ("/console", "/console/", "/console/nope.js", "/console/../metrics", "/console/%2e%2e/metrics"):
+            assert http.get(path).status_code == 401, path
 
 
 @pytest.mark.server

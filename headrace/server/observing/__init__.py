@@ -1,0 +1,1 @@
+"""What the server remembers and tells of its requests: journal, latencies, traces, log lines, metrics in others' names."""
