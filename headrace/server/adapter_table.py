@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import bisect
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from headrace.engine.client import EngineClient
 from headrace.engine.wire import AdapterCard
@@ -23,6 +24,8 @@ from headrace.server.served_model import ServedModel
 from headrace.settings.nearest import suggestion
 
 logger = logging.getLogger("headrace.server.adapters")
+
+Result = TypeVar("Result")
 
 MOST_KNOWN = 65_536
 """Adapters of one server."""
@@ -80,7 +83,7 @@ class AdapterTable:
         self._slots: dict[tuple[str, str], _Slot] = {}
         self._last = 0
         self.version = 0  # grows with every change
-        self._sweeps: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         models.on_arrival = self.arrived
 
     def __iter__(self) -> Iterator[ServedAdapter]:
@@ -194,7 +197,7 @@ class AdapterTable:
         if adapter.error is not None and adapter.engine is engine:
             raise adapter.error  # until its files change, it is as broken as it was
         if adapter.binding is None or adapter.binding.done():
-            adapter.binding = asyncio.create_task(self._bind(adapter, engine))
+            adapter.binding = self._begin(self._bind(adapter, engine))
         card = await asyncio.shield(adapter.binding)
         return card.generation
 
@@ -221,16 +224,30 @@ class AdapterTable:
         """A model has come into memory: its engine is told of all its adapters."""
         own = [one for one in self if one.model is model]
         if own:
-            sweep = asyncio.get_running_loop().create_task(self.tell(own))
-            self._sweeps.add(sweep)
-            sweep.add_done_callback(self._sweeps.discard)
+            self._begin(self.tell(own))
+
+    async def to_the_end(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Do it even when the caller goes away: an engine must not be left with what is not known here."""
+        return await asyncio.shield(self._begin(work))
+
+    def _begin(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, HeadraceError):
+            logger.error("work on adapters failed", exc_info=error)
 
     async def close(self) -> None:
-        """Stop telling engines."""
-        for sweep in list(self._sweeps):
-            sweep.cancel()
-            with suppress(asyncio.CancelledError):
-                await sweep
+        """Stop what is under way."""
+        for task in list(self._tasks):
+            task.cancel()
+            with suppress(asyncio.CancelledError, HeadraceError):
+                await task
 
     def _named(self, name: str, model: ServedModel | None) -> list[ServedAdapter]:
         among = self._models.models if model is None else [model]

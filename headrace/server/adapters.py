@@ -19,8 +19,7 @@ from headrace.server.requests import Call
 
 async def load(hub: Hub, call: Call[LoadAdapterRequest]) -> Response:
     """``POST /load_lora_adapter``: answers with the adapter's card when its files have been checked."""
-    adding = asyncio.create_task(_load(hub, call.body))
-    adapter = await asyncio.shield(adding)  # a caller that hangs up must not leave the engine with what the table doesn't know
+    adapter = await hub.adapters.to_the_end(_load(hub, call.body))
     return json_response(await hub.adapter_cards.card(adapter))
 
 
@@ -30,7 +29,7 @@ async def unload(hub: Hub, call: Call[UnloadAdapterRequest]) -> Response:
     body = call.body
     adapter = hub.adapters.find(body.lora_name, hub.table.find(body.model) if body.model is not None else None)
     card = await hub.adapter_cards.card(adapter)
-    await asyncio.shield(asyncio.create_task(hub.adapters.remove(adapter, body.expected_generation)))
+    await hub.adapters.to_the_end(hub.adapters.remove(adapter, body.expected_generation))
     return json_response(msgspec.structs.replace(card, state="removed"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from adapter_folders import answer, config, edit, load, put, random_adapter, refusal, unload
+from adapter_folders import PROMPT, answer, config, edit, load, put, random_adapter, refusal, unload
 from conftest import Running, launch_raw, launch_server, wait_ready
 
 from headrace.cli.main import run
@@ -70,7 +72,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     root = tmp_path_factory.mktemp("adapters")
     for number, name in enumerate(("poet", "pirate")):
         put(root / name, number)
-    running = launch_server("real", adapter_dir=[str(root)])
+    running = launch_server("real", adapter_dir=[str(root)], state_dir=str(tmp_path_factory.mktemp("state")))
     alone = {model: streamed(running, STREAM | {"model": model}) for model in ("smollm2", "poet")}
     assert len(alone["poet"]) == 24
     assert alone["poet"] != alone["smollm2"]
@@ -322,6 +324,42 @@ def test_watched_folders_come_change_and_go(shop: Shop, tmp_path: Path) -> None:
     assert running.get("/v1/models/half").status_code == 404, "what was unloaded stays out until it changes"
     assert sum("'bad' can't be served" in line for line in running.lines) == 1
     shutil.rmtree(half)
+
+
+def test_a_caller_who_hangs_up_leaves_nothing_half_done(shop: Shop) -> None:
+    with shop.neighbour():
+        for number in range(8):
+            with contextlib.suppress(httpx.TimeoutException), shop.running.http() as http:
+                http.post(LOAD, json={"lora_name": f"gone{number}", "lora_path": "poet"}, timeout=0.002 * (number + 1))
+
+    def known() -> set[str]:
+        answer(shop.running, None, max_tokens=1)  # gauges come with a step
+        return {card["id"] for card in shop.running.get("/v1/models").json()["data"] if card["parent"]}
+
+    shop.running.eventually(lambda: len(known()) == shop.running.metric("headrace_adapters_registered"))
+    for name in known() - {"poet", "pirate"}:
+        unload(shop.running, name)
+    shop.running.eventually(lambda: len(known()) == shop.running.metric("headrace_adapters_registered") == 2)
+
+
+def test_lines_of_a_batch_have_adapters_as_well(shop: Shop) -> None:
+    running, client = shop.running, shop.running.client()
+    body = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0, "logprobs": 2, "ignore_eos": True}
+    bodies = [body | {"model": "poet"}, body | {"adapters": [{"id": "pirate"}]}, body | {"model": "nobody"}]
+    lines = [
+        {"custom_id": str(number), "method": "POST", "url": "/v1/completions", "body": one} for number, one in enumerate(bodies)
+    ]
+    file = client.files.create(file=("lines.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+    running.eventually(lambda: client.batches.retrieve(batch.id).status == "completed", 30)
+    found = client.batches.retrieve(batch.id)
+    assert found.output_file_id is not None
+    answers = {}
+    for text in client.files.content(found.output_file_id).text.splitlines():
+        entry = json.loads(text)
+        choice = entry["response"]["body"]["choices"][0]
+        answers[entry["custom_id"]] = choice["text"], choice["logprobs"]["token_logprobs"]
+    assert answers == {"0": answer(running, "poet"), "1": answer(running, "pirate")}
 
 
 def test_use_is_counted_by_adapter(shop: Shop) -> None:
