@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
+import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,6 @@ def put(folder: Path, seed: int, **more: Any) -> Path:
     return folder
 
 
-def scaled(adapter: Adapter, factor: float) -> Adapter:
-    layers = (
-        {name: dataclasses.replace(part, scale=part.scale * factor) for name, part in layer.items()} for layer in adapter.layers
-    )
-    return Adapter(tuple(layers), adapter.base_model)
-
-
 def answer(running: Running, model: str | None, **more: Any) -> tuple[str, list[float]]:
     """Text and log-probabilities of a greedy answer: equal only when the numbers are the same bits."""
     body = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0, "logprobs": 2, "ignore_eos": True, **more}
@@ -83,3 +77,45 @@ def unload(running: Running, name: str) -> dict[str, Any]:
 def edit(folder: Path, **fields: object) -> None:
     file = folder / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def broken_wrong_base(root: Path) -> None:
+    made = random_adapter(1)
+    write_adapter(root / "bad", Adapter(made.layers * 2, "somebody/larger"))
+
+
+def broken_wrong_shapes(root: Path) -> None:
+    edit(put(root / "bad", 1), r=3)
+
+
+def broken_nan(root: Path) -> None:
+    file = put(root / "bad", 1) / "adapter_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-2:] = b"\xc0\x7f"
+    file.write_bytes(data)
+
+
+def broken_truncated(root: Path) -> None:
+    file = put(root / "bad", 1) / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def broken_too_large(root: Path) -> None:
+    """Rank 2,048 on two modules: 400 MB beside a pool of 256, in a file that takes no room."""
+    header, end, rank = {}, 0, 2048
+    for layer, sides in enumerate(module_sides(config())):
+        for name, key in (("q", "self_attn.q_proj"), ("down", "mlp.down_proj")):
+            for side, shape in (("A", [rank, sides[name][0]]), ("B", [sides[name][1], rank])):
+                size = 2 * shape[0] * shape[1]
+                tensor = f"base_model.model.model.layers.{layer}.{key}.lora_{side}.weight"
+                header[tensor] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}
+                end += size
+    edit(put(root / "bad", 1), r=rank)
+    text = json.dumps(header).encode()
+    file = root / "bad" / "adapter_model.safetensors"
+    file.write_bytes(struct.pack("<Q", len(text)) + text)
+    os.truncate(file, 8 + len(text) + end)
+
+
+def broken_empty(root: Path) -> None:
+    (root / "bad").mkdir()

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +17,25 @@ from typing import Any
 
 import httpx
 import pytest
-from adapter_folders import PROMPT, answer, config, edit, load, put, random_adapter, refusal, unload
+from adapter_folders import (
+    PROMPT,
+    answer,
+    broken_empty,
+    broken_nan,
+    broken_too_large,
+    broken_truncated,
+    broken_wrong_base,
+    broken_wrong_shapes,
+    edit,
+    load,
+    put,
+    refusal,
+    unload,
+)
 from conftest import Running, launch_raw, launch_server, wait_ready
 
 from headrace.cli.main import run
 from headrace.errors import HeadraceError
-from headrace.models.adapter import Adapter, module_sides
-from headrace.models.adapter_file import write_adapter
 from headrace.server.process import check_folders
 from headrace.server.settings import ServerSettings
 
@@ -151,48 +162,6 @@ def test_a_generation_never_changes_under_a_request(shop: Shop) -> None:
     shop.running.eventually(lambda: shop.running.get("/v1/models/muse").json()["state"] == "pinned")
     assert answer(shop.running, "muse") == muse
     unload(shop.running, "muse")
-
-
-def broken_wrong_base(root: Path) -> None:
-    made = random_adapter(1)
-    write_adapter(root / "bad", Adapter(made.layers * 2, "somebody/larger"))
-
-
-def broken_wrong_shapes(root: Path) -> None:
-    edit(put(root / "bad", 1), r=3)
-
-
-def broken_nan(root: Path) -> None:
-    file = put(root / "bad", 1) / "adapter_model.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-2:] = b"\xc0\x7f"
-    file.write_bytes(data)
-
-
-def broken_truncated(root: Path) -> None:
-    file = put(root / "bad", 1) / "adapter_model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-def broken_too_large(root: Path) -> None:
-    """Rank 2,048 on two modules: 400 MB beside a pool of 256, in a file that takes no room."""
-    header, end, rank = {}, 0, 2048
-    for layer, sides in enumerate(module_sides(config())):
-        for name, key in (("q", "self_attn.q_proj"), ("down", "mlp.down_proj")):
-            for side, shape in (("A", [rank, sides[name][0]]), ("B", [sides[name][1], rank])):
-                size = 2 * shape[0] * shape[1]
-                tensor = f"base_model.model.model.layers.{layer}.{key}.lora_{side}.weight"
-                header[tensor] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}
-                end += size
-    edit(put(root / "bad", 1), r=rank)
-    text = json.dumps(header).encode()
-    file = root / "bad" / "adapter_model.safetensors"
-    file.write_bytes(struct.pack("<Q", len(text)) + text)
-    os.truncate(file, 8 + len(text) + end)
-
-
-def broken_empty(root: Path) -> None:
-    (root / "bad").mkdir()
 
 
 @pytest.mark.parametrize(
