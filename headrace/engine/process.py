@@ -30,6 +30,7 @@ from headrace.engine.wire import (
     RegisterAdapter,
     RemoveAdapter,
     Start,
+    StepOutputs,
     Submit,
 )
 from headrace.errors import HeadraceError
@@ -52,6 +53,7 @@ class EngineServer:
         self._connection = connection
         self._draining = False
         self._checked_steps = -1
+        self._untold = False  # adapters have changed since the last gauges
 
     def run(self) -> None:
         """Messages at the border of steps, steps while there is work, sleep else. Returns when drained; raises PeerGone."""
@@ -70,6 +72,7 @@ class EngineServer:
             self._connection.send(refused)
         for answer in engine.adapting.take_answers() if engine.adapting is not None else ():
             self._connection.send(answer)
+            self._untold = True
         if outputs is not None:
             self._connection.send(outputs)
         if self._train():
@@ -82,6 +85,9 @@ class EngineServer:
             self._connection.wait(WRITING_WAIT)
         elif engine.live == 0:
             self._check_integrity()
+            if self._untold:  # without a step, metrics would go on showing the adapters of the last one
+                self._untold = False
+                self._connection.send(StepOutputs([], engine.gauges()))
             idle = FILE_WAIT if engine.training is not None and engine.training.active else None
             self._connection.wait(0.0 if self._draining else idle)
         else:
