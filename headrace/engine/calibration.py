@@ -28,7 +28,7 @@ from headrace.scheduling.knee import CONTEXT_STEPS, KNEE_STEPS, LARGEST, Calibra
 logger = logging.getLogger("headrace.engine.calibration")
 
 SECONDS = 2.4
-_FORMAT = 4
+_FORMAT = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from headrace.engine.request import Choice, Matcher
 from headrace.engine.taking import Given
 from headrace.engine.wire import SpeculationGauges
 from headrace.scheduling.acceptance import Acceptance, OwnRecord, survival
-from headrace.scheduling.goodput import NO_DRAFTS, Drafted, least_survival
+from headrace.scheduling.goodput import NO_DRAFTS, Drafted, Margin, Offer, is_worth_asking, least_survival
 from headrace.scheduling.item import Item
 from headrace.scheduling.scheduler import Scheduler
 from headrace.speculation.drafting import Drafting
@@ -29,6 +29,7 @@ class Speculating:
         self._acceptance = [Acceptance(proposer.grades) for proposer in proposers]
         self._proposed = self._drafted = self._accepted = 0
         self._foreseen = self._seconds = 0.0
+        self._credit = 0.0  # seconds that may be spent to find out what proposers with a price are worth
         self._lengths = dict.fromkeys(_BUCKETS, 0)
         self.last_seconds = 0.0
 
@@ -117,25 +118,47 @@ class Speculating:
     def _ready(self, item: Item, choices: Mapping[int, Choice]) -> Drafting | None:
         """The item's drafting, if another token than the next can be wanted of it at all."""
         drafting = choices[item.item_id].drafting
-        if drafting is None or item.generated == 0 or item.goal - len(item.tokens) < 1:
+        if drafting is None or item.generated == 0 or item.goal <= len(item.tokens):
             return None
-        drafting.proposal = None
+        drafting.proposal = drafting.chances = None
+        drafting.room = item.goal - len(item.tokens)
         return drafting
 
     def _ask(self, asked: Sequence[Drafting], least: float) -> None:
-        """The best proposal for each: the one with the most tokens expected to be right."""
-        items = [self._scheduler.get(drafting.stream.stream_id) for drafting in asked]
-        asks = [
-            Ask(drafting.stream, min(drafting.most, item.goal - len(item.tokens)))
-            for drafting, item in zip(asked, items, strict=True)
-            if item is not None
-        ]
+        """The best proposal for each: the one with the most tokens expected to be right. Who costs time is asked last."""
+        asks = {drafting.stream.stream_id: Ask(drafting.stream, min(drafting.most, drafting.room)) for drafting in asked}
+        self._credit += PROBING * self._scheduler.cost.predict(*self._load(asked))
         for author, proposer in enumerate(self._proposers):
-            for drafting, proposal in zip(asked, proposer.propose(asks), strict=True):
+            price = proposer.price(tuple(asks.values()))
+            chosen = list(asked) if price <= 0.0 else self._worth_asking(author, asked, price)
+            proposals = proposer.propose([asks[drafting.stream.stream_id] for drafting in chosen]) if chosen else ()
+            for drafting, proposal in zip(chosen, proposals, strict=True):
                 if proposal is not None:
                     self._consider(drafting, proposal, author, least)
 
+    def _worth_asking(self, author: int, asked: Sequence[Drafting], price: float) -> list[Drafting]:
+        """For which streams a proposer that costs time is asked: all without a good guess where that pays, one to find out."""
+        chance = self._acceptance[author].usual
+        poor = [drafting for drafting in asked if sum(drafting.chances or ()) < chance]
+        if not poor:
+            return []
+        margin = Margin(self._load(asked), float(len(asked)), self._scheduler.budget.logit_rows)
+        offer = Offer(len(poor), max(drafting.most for drafting in poor), chance, price)
+        if is_worth_asking(offer, margin, self._scheduler.cost):
+            return poor
+        alone = self._proposers[author].price([Ask(poor[0].stream, min(poor[0].most, poor[0].room))])
+        if self._credit < alone:
+            return []
+        self._credit -= alone
+        return poor[:1]
+
+    def _load(self, asked: Sequence[Drafting]) -> tuple[int, int, int, int]:
+        """A step that takes one row of each."""
+        return len(asked), sum(len(drafting.stream.tokens) for drafting in asked), len(asked), 0
+
     def _consider(self, drafting: Drafting, proposal: Proposal, author: int, least: float) -> None:
+        if proposal.parents:  # no step verifies several branches yet
+            proposal = proposal.trunk
         chances = survival(self._acceptance[author], drafting.records[author], proposal.grades, least)
         self._proposed += len(proposal.tokens)
         if drafting.proposal is None or sum(chances) > sum(drafting.chances or ()):

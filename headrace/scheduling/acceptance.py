@@ -32,6 +32,13 @@ class Acceptance:
         """That a token of this grade is right, all before it being so."""
         return self._table[grade]
 
+    @property
+    def usual(self) -> float:
+        """The chance of a token of whatever grade, as they came lately."""
+        seen = sum(self._counts) + _PRIOR
+        middle = sum(self._priors) / len(self._priors)
+        return (sum(self._rights) + _PRIOR * middle) / seen
+
     def observe(self, grade: int, *, right: bool) -> None:
         """A token of this grade, all before it being right, was right or wrong."""
         counts = self._counts[grade] = _FORGETTING * self._counts[grade] + 1.0

@@ -10,14 +10,24 @@ from typing import Any
 
 from headrace.errors import HeadraceError
 
-# Up to some rows a step is bound by reading the weights, then by computing: two hinges let the fit bend upwards there.
-_HINGES = (8.0, 32.0)
-_NAMES = ("base", "token", "token_beyond_8", "token_beyond_32", "pair", "logit_row", "adapter_page")
-_SCALES = (1.0, 64.0, 64.0, 64.0, 16384.0, 16.0, 16.0)  # typical feature sizes, so that the normal equations are well conditioned
+# Up to some rows a step is bound by reading the weights, then by computing: hinges let the fit bend upwards there. The first is
+# where streams and drafts are weighed: on the machines measured a second and third row cost half of what later ones do.
+_HINGES = (3.0, 8.0, 32.0)
+_NAMES = ("base", "token", "token_beyond_3", "token_beyond_8", "token_beyond_32", "pair", "logit_row", "adapter_page")
+_SCALES = (
+    1.0,
+    64.0,
+    64.0,
+    64.0,
+    64.0,
+    16384.0,
+    16.0,
+    16.0,
+)  # typical feature sizes, so that the normal equations are well conditioned
 _SIZE = len(_NAMES)
 _FORGETTING = 0.998
 _ANCHOR = 1e-4  # information that always pulls to the present coefficients: unexcited directions stay where they are
-_FIRST_GUESS = (5e-3, 1e-4, 3e-4, 0.0, 3e-7, 1e-4, 3e-5)  # seconds; before anything was measured
+_FIRST_GUESS = (5e-3, 1e-4, 0.0, 3e-4, 0.0, 3e-7, 1e-4, 3e-5)  # seconds; before anything was measured
 _EAGER = 64  # observations after which the equations are solved only every _SOLVE_EVERY-th time
 _SOLVE_EVERY = 8
 _PACE_RATE = 0.1  # how fast the speed of the machine as a whole is followed
@@ -40,7 +50,7 @@ class CostErrors:
 
 
 class Cost:
-    """T = a + b·tokens + b8·max(0, tokens - 8) + b32·max(0, tokens - 32) + c·pairs + d·rows + e·adapters, in seconds.
+    """T = a + b·tokens + Σ b_h·max(0, tokens - h) for h in 3, 8, 32 + c·pairs + d·rows + e·adapters, in seconds.
 
     None is negative. ``tokens``: rows computed; ``pairs``: query-key pairs, the sum over rows of the keys they see; ``rows``: rows
     through the head; ``adapters``: pages of the different adapters that a step reads, which is what they cost.
@@ -68,17 +78,19 @@ class Cost:
         return self._observed
 
     def coefficients(self) -> dict[str, float]:
-        """Seconds by term: base, token, token_beyond_8, token_beyond_32, pair, logit_row, adapter_page."""
+        """Seconds by term: base, token, token_beyond_3, token_beyond_8, token_beyond_32, pair, logit_row, adapter_page."""
         return {name: self._pace * value for name, value in zip(_NAMES, self._coefficients, strict=True)}
 
     def predict(self, tokens: int, pairs: int, rows: int, adapters: int = 0) -> float:
         """Expected seconds of a step."""
-        base, token, beyond_low, beyond_high, pair, row, adapter = self._coefficients
+        base, token, beyond_low, beyond, beyond_high, pair, row, adapter = self._coefficients
         seconds = base + token * tokens + pair * pairs + row * rows + adapter * adapters
         if tokens > _HINGES[0]:
             seconds += beyond_low * (tokens - _HINGES[0])
             if tokens > _HINGES[1]:
-                seconds += beyond_high * (tokens - _HINGES[1])
+                seconds += beyond * (tokens - _HINGES[1])
+                if tokens > _HINGES[2]:
+                    seconds += beyond_high * (tokens - _HINGES[2])
         return self._pace * seconds
 
     def max_tokens_within(self, seconds: float, load: Sequence[int], start: int) -> int:
@@ -89,9 +101,9 @@ class Cost:
         left, tokens = (seconds - self.predict(*load)) / self._pace, load[0]
         if left <= 0.0:
             return 0
-        _, slope, beyond_low, beyond_high, pair, _, _ = self._coefficients
+        _, slope, beyond_low, beyond_middle, beyond_high, pair, _, _ = self._coefficients
         count = 0.0
-        for hinge, beyond in ((_HINGES[0], beyond_low), (_HINGES[1], beyond_high), (math.inf, 0.0)):
+        for hinge, beyond in ((_HINGES[0], beyond_low), (_HINGES[1], beyond_middle), (_HINGES[2], beyond_high), (math.inf, 0.0)):
             width = hinge - (tokens + count)
             if width > 0.0:
                 line = slope + pair * (start + count + 0.5)
@@ -177,8 +189,8 @@ class Cost:
 
 
 def _features(tokens: int, pairs: int, rows: int, adapters: int) -> tuple[float, ...]:
-    low, high = max(0.0, tokens - _HINGES[0]), max(0.0, tokens - _HINGES[1])
-    raw = (1.0, float(tokens), low, high, float(pairs), float(rows), float(adapters))
+    beyond = (max(0.0, tokens - hinge) for hinge in _HINGES)
+    raw = (1.0, float(tokens), *beyond, float(pairs), float(rows), float(adapters))
     return tuple(value / scale for value, scale in zip(raw, _SCALES, strict=True))
 
 

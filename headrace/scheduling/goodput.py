@@ -82,3 +82,30 @@ def least_survival(streams: int, pairs: int, cost: Cost) -> float:
     """The chance below which no drafted token pays in a step of so many streams that see so many keys in all."""
     seconds = cost.predict(streams, pairs, streams)
     return streams * (cost.predict(streams + 1, pairs + pairs // max(1, streams), streams + 1) - seconds) / seconds
+
+
+class Offer(NamedTuple):
+    """What a proposer that costs time would bring: up to ``most`` tokens for each of ``streams``, each right with ``chance`` if all
+    before it are, for ``price`` seconds."""
+
+    streams: int
+    most: int
+    chance: float
+    price: float
+
+
+def is_worth_asking(offer: Offer, margin: Margin, cost: Cost) -> bool:
+    """Whether the offer would raise the goodput of a step."""
+    tokens, pairs, rows, adapters = margin.load
+    seconds = cost.predict(*margin.load)
+    wanted = WORTH * margin.value / seconds
+    value, survival = margin.value, 1.0
+    for length in range(1, offer.most + 1):
+        survival *= offer.chance
+        value += offer.streams * survival
+        tokens, rows, pairs = tokens + offer.streams, rows + offer.streams, pairs + offer.streams * pairs // tokens
+        if value / (cost.predict(tokens, pairs, rows, adapters) + offer.price) > wanted:
+            return True
+        if survival < 1e-3 or length * offer.streams > margin.room:
+            break
+    return False

@@ -33,7 +33,10 @@ class CalibrationStep:
 # Steps of many short prompts: their share of attention is the same for each size, so throughput shows the weights' knee alone.
 KNEE_STEPS = tuple(CalibrationStep(size // ROW_TILE, ROW_TILE, 0) for size in (16, 32, 64, 128, 256))
 # Decodes and chunks far into a context: only for Cost, which needs tokens, pairs and logit rows to vary independently.
-CONTEXT_STEPS = tuple(CalibrationStep(*shape) for shape in ((1, 1, 0), (1, 1, 1023), (8, 1, 255), (16, 1, 511), (1, 64, 960)))
+CONTEXT_STEPS = tuple(
+    CalibrationStep(*shape)
+    for shape in ((1, 1, 0), (1, 1, 1023), (1, 3, 255), (3, 1, 127), (5, 1, 127), (8, 1, 255), (16, 1, 511), (1, 64, 960))
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from starlette.types import ASGIApp
 
 from headrace.errors import HeadraceError
 from headrace.server.chat_answer import ChatAnswer
 from headrace.server.chat_prompt import ChatPrompt, chat_prompt
 from headrace.server.generation import Generation, Job
+from headrace.server.prediction import predicted_ids
 from headrace.server.protocol.chat import ChatRequest
 from headrace.server.protocol.tokens import Rendered, RenderedList
 from headrace.server.rendering import encode_json, json_bytes, json_response
@@ -23,7 +26,7 @@ async def complete(service: Service, call: Call[ChatRequest]) -> ASGIApp:
     _check(body)
     standing = service.tenants.standing(call.tenant, body)
     prepared = await chat_prompt(service.language, body)
-    job = chat_job(service, body, prepared)
+    job = dataclasses.replace(chat_job(service, body, prepared), prediction=await predicted_ids(service.language, body.prediction))
     generation = Generation(service, [job], standing, call.claim)
     answer = ChatAnswer(service, body, generation, prepared.dialect)
     seed = str(job.params.seed)

@@ -11,6 +11,9 @@ GRADES: tuple[float, ...] = (0.30, 0.40, 0.50, 0.62, 0.74, 0.84, 0.92)
 """By the length of the match: 3, 4, 5 and 6, 7 to 10, 11 to 18, 19 to 31, 32 and more."""
 
 _BY_LENGTH = (0,) * (GRAM + 1) + (1, 2, 2, 3, 3, 3, 3) + (4,) * 8 + (5,) * 13 + (6,)
+END = -1
+"""Stands between texts that have nothing to do with each other."""
+
 _SETTLED = 16  # a match as long as this is followed without looking for a longer one
 
 
@@ -41,6 +44,8 @@ class Follower:
         if match is None:
             return None
         tokens = occurrences.tokens[match.place : match.place + most]
+        if END in tokens:
+            tokens = tokens[: tokens.index(END)]
         if not tokens:
             return None
         return Proposal(tokens, grades_behind(match.length, len(tokens)))
@@ -49,11 +54,11 @@ class Follower:
         """The match of before, if all that has come since stood behind it."""
         if self._match is None or new <= 0:
             return self._match if new == 0 else None
-        place = self._match.place + new
-        if place > len(self.occurrences.tokens) or (place == len(stream.tokens) and self.occurrences.tokens is stream.tokens):
+        place, known = self._match.place + new, self.occurrences.tokens
+        if place > len(known) or (known is stream.tokens and place == len(known)):
             return None
         length = self.occurrences.matched(stream.tokens, place)
-        return Match(place, length) if length >= min(new + 1, GRAM) else None
+        return Match(place, length) if length >= min(place, GRAM) else None
 
 
 class OwnRepeats:

@@ -8,8 +8,11 @@ from headrace.errors import HeadraceError
 from headrace.scheduling.registry import Registry
 from headrace.speculation.lookup import OwnRepeats
 from headrace.speculation.proposer import Proposer
+from headrace.speculation.said import ExpectedAnswer, ForcedTokens, RecentAnswers
 
-PROPOSERS: Registry[Callable[[], Proposer]] = Registry("speculation", {"lookup": OwnRepeats})
+PROPOSERS: Registry[Callable[[], Proposer]] = Registry(
+    "speculation", {"lookup": OwnRepeats, "answers": RecentAnswers, "grammar": ForcedTokens, "prediction": ExpectedAnswer}
+)
 OFF, AUTO = "off", "auto"
 
 

@@ -15,6 +15,7 @@ from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.wire import SpeculationGauges, Submit
 from headrace.errors import HeadraceError
 from headrace.speculation.lookup import OwnRepeats
+from headrace.speculation.proposer import Ask
 
 
 def prompt_of(seed: int, length: int) -> list[int]:
@@ -172,3 +173,30 @@ def test_what_a_request_says_again_is_found_in_itself() -> None:
     counts = gauges(engine)
     assert counts.accepted > 10
     assert engine.gauges().steps < 60
+
+
+class Priced(Knowing):
+    """The same for seconds of the model's time."""
+
+    def __init__(self, wrong: float, seconds: float) -> None:
+        super().__init__(wrong)
+        self._price = seconds
+
+    def price(self, asks: Sequence[Ask]) -> float:
+        return self._price * len(asks)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "seconds", "least", "most"), [(0.0, 0.05, 0.9, 1.0), (1.0, 0.3, 0.01, 0.3), (0.0, 40.0, 0.0, 0.02)]
+)
+def test_who_costs_time_is_asked_where_that_pays_and_else_now_and_then(
+    wrong: float, seconds: float, least: float, most: float
+) -> None:
+    """Steps take a second here: little is well spent on right guesses, on wrong ones it is not, and 40 s never are."""
+    one = Submit(0, prompt_of(1, 9), SamplingParams(max_tokens=400, temperature=0.0, ignore_eos=True))
+    plain = answers(toy_engine(Shape(pages=128)), [one])
+    proposer = Priced(wrong, seconds)
+    proposer.learn([one.prompt], said(plain))
+    engine = toy_engine(Shape(pages=128, proposers=[proposer]))
+    assert answers(engine, [one]) == plain
+    assert least <= proposer.asked / engine.gauges().steps <= most

@@ -19,7 +19,7 @@ from headrace.scheduling.simulation import Arrival, Trace, simulate
 
 def step_cost() -> Cost:
     terms = {
-        "base": 3e-3, "token": 3e-4, "token_beyond_8": 2e-4, "token_beyond_32": 1e-4,
+        "base": 3e-3, "token": 3e-4, "token_beyond_3": 0.0, "token_beyond_8": 2e-4, "token_beyond_32": 1e-4,
         "pair": 3e-7, "logit_row": 2e-4, "adapter_page": 0.0,
     }  # fmt: skip
     return Cost.from_dict({"format": 1, "coefficients": terms, "observed": 100, "spread": 0.05})

@@ -45,7 +45,9 @@ def test_known_coefficients_come_back(seed: int) -> None:
         cost.observe(*load, true_seconds(load) * generator.gauss(1, 0.02))
     found = cost.coefficients()
     assert found["base"] == pytest.approx(4.5e-3, rel=0.05)
-    assert found["token_beyond_8"] + found["token"] + found["token_beyond_32"] == pytest.approx(4.5e-4, rel=0.05)
+    assert found["token_beyond_3"] + found["token_beyond_8"] + found["token"] + found["token_beyond_32"] == pytest.approx(
+        4.5e-4, rel=0.05
+    )
     assert found["pair"] == pytest.approx(2.2e-8, rel=0.08)
     assert found["logit_row"] == pytest.approx(1.1e-4, rel=0.2)
     assert fractions_within(cost, generator) == 1.0

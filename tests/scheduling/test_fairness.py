@@ -24,7 +24,8 @@ TRUTH = Cost.from_dict(
     {
         "format": 1,
         "coefficients": {
-            "base": 4.5e-3, "token": 1e-4, "token_beyond_8": 3e-4, "token_beyond_32": 0.0, "pair": 3e-7, "logit_row": 1e-4,
+            "base": 4.5e-3, "token": 1e-4, "token_beyond_3": 0.0,
+            "token_beyond_8": 3e-4, "token_beyond_32": 0.0, "pair": 3e-7, "logit_row": 1e-4,
         },
         "observed": 1,
         "spread": 0.05,

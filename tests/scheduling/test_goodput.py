@@ -11,7 +11,7 @@ from headrace.scheduling.acceptance import Acceptance, OwnRecord, survival
 from headrace.scheduling.cost import Cost
 from headrace.scheduling.goodput import WORTH, Margin, choose_lengths, least_survival
 
-FLAT, STEEP = (4e-3, 1e-5, 0.0, 0.0, 0.0, 1e-5, 0.0), (1e-3, 1e-3, 5e-4, 0.0, 1e-6, 5e-4, 0.0)
+FLAT, STEEP = (4e-3, 1e-5, 0.0, 0.0, 0.0, 0.0, 1e-5, 0.0), (1e-3, 1e-3, 2e-4, 3e-4, 0.0, 1e-6, 5e-4, 0.0)
 
 
 def cost_of(values: tuple[float, ...]) -> Cost:
@@ -55,7 +55,7 @@ def test_a_bound_on_time_is_kept() -> None:
 
 
 def test_nothing_pays_where_a_row_costs_what_a_token_brings() -> None:
-    cost = cost_of((1e-6, 1e-3, 0.0, 0.0, 0.0, 0.0, 0.0))
+    cost = cost_of((1e-6, 1e-3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0))
     assert least_survival(8, 800, cost) > 0.99
     assert choose_lengths([(10, [0.98, 0.97])] * 8, Margin((8, 88, 8, 0), 8.0, 50), cost) == [0] * 8
 

@@ -19,7 +19,8 @@ from headrace.scheduling.simulation import Arrival, Trace, percentile, simulate
 def machine(base: float, token: float, beyond: float, pair: float = 3e-7) -> Cost:
     """A machine whose step times are known exactly."""
     coefficients = {
-        "base": base, "token": token, "token_beyond_8": beyond, "token_beyond_32": 0.0, "pair": pair, "logit_row": 1e-4,
+        "base": base, "token": token, "token_beyond_3": 0.0,
+            "token_beyond_8": beyond, "token_beyond_32": 0.0, "pair": pair, "logit_row": 1e-4,
     }  # fmt: skip
     return Cost.from_dict({"format": 1, "coefficients": coefficients, "observed": 1, "spread": 0.05})
 

@@ -133,6 +133,13 @@ class JsonSchemaFormat(Body, frozen=True, kw_only=True, tag_field="type", tag="j
     json_schema: SchemaSpec
 
 
+class Prediction(Body, frozen=True, kw_only=True):
+    """What the caller expects to get, so that the parts that come as expected come faster."""
+
+    type: Literal["content"]
+    content: str | Parts
+
+
 class ChatRequest(SamplingBody, frozen=True, kw_only=True):
     """Body of ``POST /chat/completions``."""
 
@@ -152,7 +159,7 @@ class ChatRequest(SamplingBody, frozen=True, kw_only=True):
     function_call: None = None
     functions: None = None
     moderation: None = None
-    prediction: None = None
+    prediction: Prediction | None = None
     prompt_cache_options: None = None
     web_search_options: None = None
 

@@ -108,7 +108,6 @@ UNSUPPORTED: dict[str, str] = {
     "functions": "use tools",
     "modalities": 'only ["text"] is served',
     "moderation": "no moderation model is served",
-    "prediction": "predicted output is not served",
     "prompt_cache_options": "pages of earlier prompts are found without being asked for",
     "reasoning_effort": 'no reasoning model is served; only "none"',
     "suffix": "no fill-in-the-middle template is served",
