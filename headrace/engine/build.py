@@ -53,6 +53,7 @@ from headrace.scheduling.settings import SchedulingSettings
 from headrace.scheduling.swapping import SwapOptions, Swapping
 from headrace.speculation.proposers import open_proposers
 from headrace.text.open_tokenizer import open_tokenizer
+from headrace.training.backbone import Backbone
 
 logger = logging.getLogger("headrace.engine.build")
 
@@ -270,7 +271,11 @@ def make_training(scheduler: Scheduler, arena: Arena, model: OpenModel, threads:
     leave = max(pool.total // 2, pool.pages_for(context))
     target = settings.gap_target_ms / 1000 if settings.gap_target_ms is not None else None
     bound = scheduler.budget.seconds if scheduler.budget.seconds is not None else math.inf
-    training = Training(TrainingParts(model.config, model.weights, pool, arena.rows, threads, leave, target, bound))
+    backbone = partial(Backbone, model.config, model.weights)
+    parts = TrainingParts(
+        model.config, backbone, pool, arena.rows, threads, leave, target, bound, partial(check_base, model.weights)
+    )
+    training = Training(parts)
     scheduler.lent = training.holders
     return training
 

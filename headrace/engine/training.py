@@ -27,9 +27,7 @@ from headrace.engine.training_wire import (
 from headrace.errors import HeadraceError
 from headrace.kernels.interface import Bytes
 from headrace.memory.page_pool import PagePool
-from headrace.models.adapter import check_base
 from headrace.models.config import ModelConfig
-from headrace.models.weights import WeightSource
 from headrace.scheduling.training_share import ServingLoad, TrainingShare
 from headrace.training.backbone import Backbone
 from headrace.training.checkpoint import Progress
@@ -45,19 +43,25 @@ MOST_JOBS = 64
 IDLE_SECONDS = 0.1  # of units in a row before an idle engine looks at everything else
 
 
+def _any_base() -> None:
+    """Adapters fit this base."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingParts:
-    """What training stands on. ``rows``: the bytes of ``pool``. ``leave``: pages that jobs never take. ``target``, ``bound``: see
-    :class:`~headrace.scheduling.training_share.TrainingShare`."""
+    """What training stands on. ``backbone`` reads the model's weights. ``rows``: the bytes of ``pool``. ``leave``: pages that jobs
+    never take. ``target``, ``bound``: see :class:`~headrace.scheduling.training_share.TrainingShare`. ``check_base`` raises when
+    the base can't have adapters."""
 
     config: ModelConfig
-    weights: WeightSource
+    backbone: Callable[[], Backbone]
     pool: PagePool
     rows: Bytes
     threads: int
     leave: int
     target: float | None
     bound: float
+    check_base: Callable[[], object] = _any_base
     clock: Callable[[], float] = time.perf_counter
 
 
@@ -100,6 +104,11 @@ class Training:
         """True while there are jobs, so that :meth:`run` may have something to do now or soon."""
         return bool(self._jobs)
 
+    @property
+    def preparing(self) -> bool:
+        """True while a job's files are being read."""
+        return any(hosted.preparing is not None for hosted in self._jobs.values())
+
     def holders(self) -> list[list[int]]:
         """The page lists of all jobs, for the pool's check."""
         return [hosted.pages for hosted in self._jobs.values() if hosted.pages]
@@ -114,7 +123,7 @@ class Training:
                 raise HeadraceError("queue_full", f"{MOST_JOBS} jobs are under way, which is the limit")
             if not 1 <= start.weight <= 1000:
                 raise HeadraceError("invalid_value", f"weight must lie in 1 … 1000, not {start.weight}", param="weight")
-            check_base(self._parts.weights)
+            self._parts.check_base()
             self._pages_for(start, keep_both=False, at_all=True)
         except HeadraceError as error:
             self._events.append(TrainingEnded(start.job, "failed", 0, None, error.code, error.message))
@@ -312,7 +321,7 @@ class Training:
         validation = open_dataset(Path(start.validation), vocab) if start.validation is not None else None
         with self._loading:
             if self._backbone is None:
-                self._backbone = Backbone(self._parts.config, self._parts.weights)
+                self._backbone = self._parts.backbone()
             backbone = self._backbone
         assert self._crew is not None, "jobs have a crew"
         work = Work(start.settings, data, validation, Path(start.folder), start.base_model, keep_both, memory.make)

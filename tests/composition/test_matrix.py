@@ -23,6 +23,8 @@ from headrace.engine.loop import Engine, EngineParts
 from headrace.engine.request import Limits
 from headrace.engine.sampling_params import GrammarSpec, SamplingParams
 from headrace.engine.speculating import Speculating
+from headrace.engine.training import Training, TrainingParts
+from headrace.engine.training_wire import StartTraining
 from headrace.engine.viewing import Viewing
 from headrace.engine.wire import AdapterUse, Submit, TokenLogprob, TokenOutput
 from headrace.kernels.interface import KvFormat, TorchKv
@@ -31,6 +33,7 @@ from headrace.kernels.sampler import Sampler
 from headrace.memory.arena import Arena
 from headrace.memory.disk_tier import slot_bytes
 from headrace.memory.moves import MoveOptions
+from headrace.memory.page_pool import PagePool
 from headrace.memory.views import ViewPlan, Views
 from headrace.models.adapter import Adapter, LowRank, module_sides, round_bf16
 from headrace.models.adapter_file import write_adapter
@@ -40,7 +43,11 @@ from headrace.models.recoding import recode
 from headrace.scheduling.keeping import KeepOptions
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.scheduling.swapping import SwapOptions
+from headrace.scheduling.training_share import ServingLoad
 from headrace.text.open_tokenizer import open_tokenizer
+from headrace.training.backbone import Backbone
+from headrace.training.dataset_file import Sample, write_dataset
+from headrace.training.settings import TrainingSettings
 
 pytestmark = pytest.mark.model
 
@@ -81,6 +88,7 @@ class Mix:
     views: bool = False
     adapters: bool = False
     drafts: bool = False
+    training: bool = False
 
 
 MECHANISMS: dict[str, dict[str, int | bool | str]] = {
@@ -106,6 +114,7 @@ MECHANISMS: dict[str, dict[str, int | bool | str]] = {
     "views": {"views": True},
     "adapters": {"adapters": True},
     "speculation": {"drafts": True},
+    "training": {"training": True},
 }
 
 
@@ -120,6 +129,13 @@ class Bench:
     prompts: list[list[int]]
     alone: dict[tuple[str, KvFormat, bytes], list[Answer]]
     folder: Path
+    backbones: list[Backbone]
+
+    def backbone(self) -> Backbone:
+        """The model's weights for training, read once for all engines."""
+        if not self.backbones:
+            self.backbones.append(Backbone(self.model.config, self.model.weights))
+        return self.backbones[0]
 
     def chain(self, weights: str, kv: KvFormat, threads: int) -> NativeChain:
         """The model with its matrices and pages in those forms, made at its first use."""
@@ -162,7 +178,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     model = open_model(find_model("smollm2"))
     tokenizer = open_tokenizer(model.tokenizer_source)
     grammars = LazyGrammars(lambda: tokenizer, model.config.vocab)
-    made = Bench(model, {}, {}, grammars, [tokenizer.encode(text) for text in TEXTS], {}, tmp_path_factory.mktemp("swap"))
+    made = Bench(model, {}, {}, grammars, [tokenizer.encode(text) for text in TEXTS], {}, tmp_path_factory.mktemp("swap"), [])
+    row = Sample(np.arange(24, dtype=np.int32), np.ones(24, np.float32))
+    write_dataset(made.folder / "data", [row], vocab=model.config.vocab)
     for index in range(ADAPTERS):
         write_adapter(made.folder / f"adapter {index}", small_adapter(model.config, index))
     yield made
@@ -238,9 +256,20 @@ def engine_of(mix: Mix, bench: Bench, knowing: Knowing | None = None) -> Engine:
         speculating = Speculating([knowing], scheduler)
     parts = EngineParts(
         chain, pages, scheduler, sampler, limits, bench.grammars, moving=moving, viewing=viewing, keeping=keeping,
-        adapting=adapting, speculating=speculating,
+        adapting=adapting, speculating=speculating, training=training_of(bench, mix) if mix.training else None,
     )  # fmt: skip
     return Engine(parts)
+
+
+def training_of(bench: Bench, mix: Mix) -> Training:
+    """A job on the model, in pages of its own so that the others' pools stay as small as they are meant to be."""
+    pages = np.empty((128, 2**18), np.uint8)
+    training = Training(TrainingParts(bench.model.config, bench.backbone, PagePool(128, 16), pages, mix.threads, 0, 1.0, 1.0))
+    settings = TrainingSettings(rank=2, targets=("q", "v", "down"), max_tokens=24, epochs=1000)
+    training.start(StartTraining("job", settings, str(bench.folder / "data"), str(bench.folder / "job")))
+    while training.preparing:
+        training.run(ServingLoad(1, 1, 1.0), lambda: True)
+    return training
 
 
 def run(engine: Engine, submits: list[Submit], arrivals: random.Random | None) -> dict[int, list[Answer]]:
@@ -253,6 +282,7 @@ def run(engine: Engine, submits: list[Submit], arrivals: random.Random | None) -
         while coming and (arrivals is None or arrivals.random() < 0.4 or not engine.live):
             engine.submit(coming.pop(0))
         outputs = engine.step()
+        engine.train(lambda: True)
         engine.check_integrity()
         for output in outputs.outputs if outputs is not None else ():
             answers[output.request_id][output.choice].add(output)
@@ -330,6 +360,8 @@ def check(mix: Mix, bench: Bench) -> None:
         assert views.shown_pages + views.kept_pages > 0, "no pages had to be mapped one after the other"
     if mix.reuse:
         assert engine.gauges().prefix_found_tokens > 0
+    training = engine.gauges().training
+    assert not mix.training or (training is not None and training.beside > 5), "nothing was trained between the steps"
     kept = engine.gauges().kept
     assert not mix.kept or (kept is not None and kept.read_pages > 0), "nothing was read from the disk"
     engine.close()
