@@ -28,6 +28,9 @@ _NOW = frozenset(
         "resident",
         "loading",
         "adapter_pages",
+        "jobs",
+        "pages",
+        "backbone_bytes",
     }
 )
 """Fields that tell the present state; everything else only grows."""

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from headrace.engine.training_wire import TrainingGauges
 from headrace.engine.wire import AdapterGauges, KeptGauges, MoveGauges, SpeculationGauges, ViewGauges
 from headrace.server.adapter_metrics import AdapterMetrics
 from headrace.server.engine_totals import sum_of
@@ -20,6 +21,7 @@ from headrace.server.observing.windows import LatencyWindows
 from headrace.server.served_model import ServedModel
 from headrace.server.speculation_metrics import speculation_metrics
 from headrace.server.tenant_metrics import TenantMetrics
+from headrace.server.training_metrics import training_metrics
 
 
 class Metrics:
@@ -95,6 +97,7 @@ class _EngineCollector(Collector):
         yield from _views(state.views or ViewGauges())
         yield from _kept(state.kept or KeptGauges(), [one.kept or KeptGauges() for one in states])
         yield from speculation_metrics(state.speculation or SpeculationGauges())
+        yield from training_metrics(state.training or TrainingGauges())
         yield from _adapters(state.adapters or AdapterGauges(), [one.adapters or AdapterGauges() for one in states])
 
 

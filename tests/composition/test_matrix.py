@@ -263,12 +263,13 @@ def engine_of(mix: Mix, bench: Bench, knowing: Knowing | None = None) -> Engine:
 
 def training_of(bench: Bench, mix: Mix) -> Training:
     """A job on the model, in pages of its own so that the others' pools stay as small as they are meant to be."""
-    pages = np.empty((128, 2**18), np.uint8)
-    training = Training(TrainingParts(bench.model.config, bench.backbone, PagePool(128, 16), pages, mix.threads, 0, 1.0, 1.0))
+    pages = np.empty((256, 2**18), np.uint8)
+    training = Training(TrainingParts(bench.model.config, bench.backbone, PagePool(256, 16), pages, mix.threads, 0, 1.0, 1.0))
     settings = TrainingSettings(rank=2, targets=("q", "v", "down"), max_tokens=24, epochs=1000)
     training.start(StartTraining("job", settings, str(bench.folder / "data"), str(bench.folder / "job")))
     while training.preparing:
         training.run(ServingLoad(1, 1, 1.0), lambda: True)
+    assert training.active, training.take_events()
     return training
 
 
