@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,16 @@ class Conversation:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """A rendered prompt in which ``begin`` and ``end`` stand around some messages' contents; ``nonce`` as in a marked text."""
+
+    text: str
+    nonce: str
+    begin: str
+    end: str
+
+
 class ChatTemplate:
     """One model's chat template.
 
@@ -86,29 +96,57 @@ class ChatTemplate:
         Errors: ``invalid_value`` for messages of a wrong shape, ``unknown_parameter`` for a template argument that the
         template doesn't know, ``invalid_template`` for all that goes wrong inside it.
         """
-        messages = [_checked(message, index) for index, message in enumerate(conversation.messages)]
-        if not messages:
-            raise HeadraceError("invalid_value", "messages must not be empty", param="messages")
-        kwargs = self._check_kwargs(conversation.kwargs)
+        messages, kwargs = self._checked(conversation)
         nonce = self._marker.choose_nonce(messages, conversation.tools, kwargs, self.source or "")
         marked = self._marker.mark(messages, nonce)
         end = ""
         if conversation.continue_final:
             end = self._marker.choose_nonce(messages, conversation.tools, kwargs, self.source or "", nonce)
             marked[-1]["content"] = (marked[-1].get("content") or "") + end + _CONTINUE
-        if self._process is None:
-            text = plain_turns(marked, add_generation_prompt=conversation.add_generation_prompt and not end)
-        else:
-            variables = {
-                **{name: self._marker.mark(value, nonce) for name, value in kwargs.items()},
-                **self._tokens,
-                "messages": marked,
-                "tools": None if not conversation.tools else self._marker.mark(list(conversation.tools), nonce),
-                "documents": None,
-                "add_generation_prompt": conversation.add_generation_prompt and not end,
-            }
-            text = self._process.render(Call(variables=variables, nonce=nonce, limit=self._limits.characters))
+        text = self._text(conversation, marked, kwargs, nonce, open_end=bool(end))
         return MarkedText(_cut(text, end) if end else text, nonce)
+
+    def render_fenced(self, conversation: Conversation, fenced: Collection[int], *, trimmed: bool) -> Fenced:
+        """The prompt with the contents of some messages between two characters that occur nowhere else.
+
+        ``trimmed``: without the white space at both ends of these contents. A template may treat a fenced content differently:
+        compare with :meth:`render`. Errors as there.
+        """
+        messages, kwargs = self._checked(conversation)
+        taken = (messages, conversation.tools, kwargs, self.source or "")
+        nonce = self._marker.choose_nonce(*taken)
+        begin = self._marker.choose_nonce(*taken, nonce)
+        end = self._marker.choose_nonce(*taken, nonce, begin)
+        marked = self._marker.mark(messages, nonce)
+        for index in fenced:
+            content = marked[index].get("content") or ""
+            core = content.strip() if trimmed else content
+            lead = content[: len(content) - len(content.lstrip())] if trimmed else ""
+            marked[index]["content"] = lead + begin + core + end + content[len(lead) + len(core) :]
+        return Fenced(self._text(conversation, marked, kwargs, nonce, open_end=False), nonce, begin, end)
+
+    def _checked(self, conversation: Conversation) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """The messages and arguments, both as templates get them."""
+        messages = [_checked(message, index) for index, message in enumerate(conversation.messages)]
+        if not messages:
+            raise HeadraceError("invalid_value", "messages must not be empty", param="messages")
+        return messages, self._check_kwargs(conversation.kwargs)
+
+    def _text(
+        self, conversation: Conversation, marked: list[dict[str, Any]], kwargs: dict[str, Any], nonce: str, *, open_end: bool
+    ) -> str:
+        prompted = conversation.add_generation_prompt and not open_end
+        if self._process is None:
+            return plain_turns(marked, add_generation_prompt=prompted)
+        variables = {
+            **{name: self._marker.mark(value, nonce) for name, value in kwargs.items()},
+            **self._tokens,
+            "messages": marked,
+            "tools": None if not conversation.tools else self._marker.mark(list(conversation.tools), nonce),
+            "documents": None,
+            "add_generation_prompt": prompted,
+        }
+        return self._process.render(Call(variables=variables, nonce=nonce, limit=self._limits.characters))
 
     async def render_async(self, conversation: Conversation) -> MarkedText:
         """:meth:`render` on a thread, so that a slow template never holds the event loop."""

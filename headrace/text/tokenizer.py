@@ -129,16 +129,24 @@ class Tokenizer:
         put first if the model asks for it and the template did not write it.
         """
         marked = rendered if isinstance(rendered, MarkedText) else MarkedText(rendered, nonce="")
-        ids: list[int] = []
-        for piece in self.marker.split(marked):
-            if isinstance(piece, int):
-                ids.append(piece)
-            elif piece:
-                fast = self._inner if ids else self._fast
-                ids.extend(self._encode(fast, piece).ids)
-        if self.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
-            ids.insert(0, self.bos_id)
-        return ids
+        return self.encode_parts([marked])[0]
+
+    def encode_parts(self, parts: Sequence[MarkedText]) -> list[list[int]]:
+        """Token ids of a rendered template that was cut into parts, part by part: no token reaches over a cut."""
+        found: list[list[int]] = []
+        begun = False
+        for part in parts:
+            ids: list[int] = []
+            for piece in self.marker.split(part):
+                if isinstance(piece, int):
+                    ids.append(piece)
+                else:
+                    ids.extend(self._encode(self._inner if begun else self._fast, piece).ids)
+                begun = True
+            found.append(ids)
+        if self.add_bos and self.bos_id is not None and found[0][:1] != [self.bos_id]:
+            found[0].insert(0, self.bos_id)
+        return found
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True, continuation: bool = True) -> str:
         """Text of ``ids``: their bytes joined, each ill-formed part as U+FFFD.
