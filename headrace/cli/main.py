@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "ps": ("headrace.cli.ps", "ps", "List the models of a running server and their state."),
     "adapters": ("headrace.cli.adapters", "adapters", "See and change the adapters of a running server."),
     "quantize": ("headrace.cli.quantize", "quantize", "Write a model with integer weights, and say what that costs."),
+    "finetune": ("headrace.cli.finetune", "finetune", "Train an adapter on a file of conversations."),
     "bench": ("headrace.cli.bench", "bench", "Measure a server, the engine or the kernels."),
     "plan": ("headrace.cli.plan", "plan", "Find instances, threads and steps that keep your latency promises."),
     "simulate": ("headrace.cli.simulate", "simulate", "Try a dispatch policy on many instances in simulated time."),

@@ -140,6 +140,13 @@ class AdapterTable:
             slot.current = made
         return made
 
+    def know(self, wanted: Wanted) -> None:
+        """Serve an adapter that this server has checked before; its engine is told when somebody asks, or when it comes."""
+        slot = self._slots.setdefault((wanted.model.name, wanted.name), _Slot())
+        if slot.current is None:
+            slot.current = self._make(wanted)
+            self.version += 1
+
     async def remove(self, adapter: ServedAdapter, expected: int | None = None) -> None:
         """Take its name away; who uses it keeps it. Raises ``adapter_not_found`` or ``adapter_conflict``."""
         async with self._locked(adapter.model, adapter.name) as slot:

@@ -15,6 +15,7 @@ from headrace.server.lanes import Lanes
 from headrace.server.storage.disk import Scribe
 from headrace.server.storage.file_store import FileLimits, FileStore
 from headrace.server.storage.folder import StateFolder
+from headrace.server.tuning.desk import TuningDesk
 
 if TYPE_CHECKING:
     from headrace.server.hub import Hub
@@ -38,18 +39,21 @@ class Desk:
         self._lanes = Lanes(lambda: hub.online)
         self.batches = BatchDesk(folder, self.files, self._scribe, self._batch_run)
         self.files.used_by(self.batches.uses)
+        self.tuning = TuningDesk(hub, folder, self.files, self._scribe)
+        self.files.used_by(self.tuning.uses)
         self._sweeper: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Go on with what an earlier server began."""
         self.batches.start()
+        self.tuning.start()
         self._sweeper = asyncio.create_task(self._sweep())
 
     async def close(self) -> None:
         """Stop all work; it goes on at the next start."""
         if self._sweeper is not None:
             self._sweeper.cancel()
-        await self.batches.close()
+        await asyncio.gather(self.batches.close(), self.tuning.close())
         self._scribe.close()
         self._folder.close()
 

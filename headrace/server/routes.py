@@ -6,7 +6,19 @@ from typing import Any
 
 from starlette.responses import Response
 
-from headrace.server import adapters, batches, chat, completions, embeddings, files, messages, models, operations, tokens
+from headrace.server import (
+    adapters,
+    batches,
+    chat,
+    completions,
+    embeddings,
+    files,
+    fine_tuning,
+    messages,
+    models,
+    operations,
+    tokens,
+)
 from headrace.server.console import data as console
 from headrace.server.endpoint import Endpoint
 from headrace.server.hub import Hub
@@ -31,6 +43,7 @@ from headrace.server.protocol.tokens import (
     TokenizeRequest,
     UnloadRequest,
 )
+from headrace.server.protocol.tuning import CheckpointList, EventList, JobList, JobObject, JobQuery, JobRequest
 from headrace.server.rendering import MessagesErrorBody, json_response
 from headrace.server.requests import Call
 
@@ -60,6 +73,24 @@ LASTING: tuple[Endpoint, ...] = (
     Endpoint("GET", "/batches", batches.list_batches, "The batches.", None, BatchList, query=PageQuery),
     Endpoint("GET", "/batches/{id}", batches.show, "One batch.", None, BatchObject),
     Endpoint("POST", "/batches/{id}/cancel", batches.cancel, "End a batch early.", None, BatchObject),
+    Endpoint("POST", "/fine_tuning/jobs", fine_tuning.create, "Train an adapter.", JobRequest, JobObject),
+    Endpoint("GET", "/fine_tuning/jobs", fine_tuning.list_jobs, "The fine-tuning jobs.", None, JobList, query=JobQuery),
+    Endpoint("GET", "/fine_tuning/jobs/{id}", fine_tuning.show, "One job.", None, JobObject),
+    Endpoint(
+        "GET", "/fine_tuning/jobs/{id}/events", fine_tuning.events, "What happened to a job.", None, EventList, query=JobQuery
+    ),
+    Endpoint(
+        "GET",
+        "/fine_tuning/jobs/{id}/checkpoints",
+        fine_tuning.checkpoints,
+        "Its checkpoints.",
+        None,
+        CheckpointList,
+        query=JobQuery,
+    ),
+    Endpoint("POST", "/fine_tuning/jobs/{id}/pause", fine_tuning.pause, "Pause a job.", None, JobObject),
+    Endpoint("POST", "/fine_tuning/jobs/{id}/resume", fine_tuning.resume, "Go on with a job.", None, JobObject),
+    Endpoint("POST", "/fine_tuning/jobs/{id}/cancel", fine_tuning.cancel, "End a job.", None, JobObject),
 )
 """What the server keeps, and does without a client waiting for it."""
 

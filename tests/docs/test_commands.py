@@ -102,7 +102,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_every_block_says_whether_it_is_run() -> None:
-    unknown = [block.where for block in blocks() if not re.fullmatch(r"run|run: server|run: model|not run: .+", block.mark)]
+    unknown = [
+        block.where for block in blocks() if not re.fullmatch(r"run|run: server|run: model|run: finetune|not run: .+", block.mark)
+    ]
     assert not unknown, f"mark these blocks: {unknown}"
     assert len([block for block in blocks() if block.mark.startswith("run")]) >= 10
 
@@ -116,6 +118,14 @@ def test_commands(block: Block, tmp_path: Path) -> None:
 @pytest.mark.parametrize("block", marked("run: model"), ids=named)
 def test_commands_with_a_model(block: Block, tmp_path: Path) -> None:
     assert "Paris" in run_block(block, tmp_path)
+
+
+@pytest.mark.server
+@pytest.mark.model
+@pytest.mark.parametrize("block", marked("run: finetune"), ids=named)
+def test_commands_that_train(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert "succeeded" in run_block(block, tmp_path)
 
 
 @pytest.mark.server

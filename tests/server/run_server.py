@@ -30,10 +30,11 @@ class Given:
 
     def __init__(self, options: dict[str, Any], model: str) -> None:
         given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+        pool = int(given.pop("pool_mib", 256))
         self._objects = {
             ServerSettings: ServerSettings(**given),
             ModelSettings: ModelSettings(tuple(model.split(","))),
-            EngineSettings: EngineSettings(pool_mib=256),
+            EngineSettings: EngineSettings(pool_mib=pool),
             SchedulingSettings: SchedulingSettings(),
         }
 
