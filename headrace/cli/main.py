@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "pull": ("headrace.cli.models", "pull", "Get the package of a model."),
     "ps": ("headrace.cli.ps", "ps", "List the models of a running server and their state."),
     "adapters": ("headrace.cli.adapters", "adapters", "See and change the adapters of a running server."),
+    "top": ("headrace.cli.top", "top", "Watch a running server in the terminal."),
     "quantize": ("headrace.cli.quantize", "quantize", "Write a model with integer weights, and say what that costs."),
     "finetune": ("headrace.cli.finetune", "finetune", "Train an adapter on a file of conversations."),
     "bench": ("headrace.cli.bench", "bench", "Measure a server, the engine or the kernels."),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -34,6 +35,7 @@ from headrace.engine.wire import (
     Submit,
 )
 from headrace.errors import HeadraceError
+from headrace.settings.log_lines import configure_logs
 
 logger = logging.getLogger("headrace.engine.process")
 
@@ -214,7 +216,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or not arguments[0].isdigit():
         print("usage: the headrace server starts this process itself", file=sys.stderr)
         return 2
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    configure_logs(os.environ.get("HEADRACE_LOG_FORMAT", "text"))
     for ignored in (signal.SIGINT, signal.SIGTERM):  # the API process drains; its end closes the socket
         signal.signal(ignored, signal.SIG_IGN)
     connection = EngineSocket(socket.socket(fileno=int(arguments[0])))

@@ -11,11 +11,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from headrace.errors import HeadraceError
 from headrace.server.auth import OPEN_PATHS, KeyRing, check_browser, check_key, tenant_of
 from headrace.server.hub import Hub
-from headrace.server.observing.origin import ORIGIN, origin_of
+from headrace.server.observing.origin import ORIGIN, Origin, origin_of
+from headrace.server.observing.spans import Handled
 from headrace.server.rendering import STATUS_HUNG_UP, error_response, internal_error
 from headrace.server.requests import GONE, TENANT, request_id_of
 
 logger = logging.getLogger("headrace.server")
+
+_UNTRACED = frozenset({"/livez", "/readyz", "/health", "/metrics", "/console/data", "console"})
+"""What asks again and again would fill a collector with nothing."""
 
 
 class Gate:
@@ -28,6 +32,7 @@ class Gate:
         self._open = OPEN_PATHS | open_paths
         self._metrics = hub.metrics
         self._limits = hub.rate_limits
+        self._traces = hub.traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -54,7 +59,8 @@ class Gate:
             await self._refuse(internal_error(), answer, scope, receive)
         finally:
             ORIGIN.reset(here)
-            self._record(scope, STATUS_HUNG_UP if GONE in scope else answer.status, time.monotonic() - started)
+            origin.answered = True
+            self._record(scope, STATUS_HUNG_UP if GONE in scope else answer.status, time.monotonic() - started, origin)
 
     async def _refuse(self, error: HeadraceError, answer: _Answer, scope: Scope, receive: Receive) -> None:
         if answer.started:
@@ -63,11 +69,30 @@ class Gate:
         response = error_response(error, headers, scope["path"])
         await response(scope, receive, answer.send)
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, seconds: float, origin: Origin) -> None:
         route = scope.get("headrace.route", "unknown")
         self._metrics.requests.labels(route, str(status)).inc()
         if self._settings.log_requests:
-            logger.info("%s %s %s %d %.1f ms", scope["headrace.request_id"], scope["method"], route, status, seconds * 1e3)
+            fields = {"request_id": origin.request_id, "method": scope["method"], "route": route, "status": status}
+            fields |= {"ms": round(seconds * 1e3, 1), "trace_id": origin.trace_id, **_counts(origin)}
+            line = "%s %s %s %d %.1f ms", origin.request_id, scope["method"], route, status, seconds * 1e3
+            logger.info(*line, extra={"fields": fields})
+        if self._traces is not None and route not in _UNTRACED:
+            ended = time.time()
+            self._traces.add(Handled(origin, scope["method"], route, status, ended - seconds, ended))
+
+
+def _counts(origin: Origin) -> dict[str, int | str]:
+    """What the request's prompts were and got, in tokens."""
+    if not origin.lives:
+        return {}
+    return {
+        "model": origin.lives[0].name,
+        "tenant": origin.lives[0].label,
+        "prompt_tokens": sum(life.prompt_tokens for life in origin.lives),
+        "cached_tokens": sum(life.cached_tokens for life in origin.lives),
+        "generated_tokens": sum(life.generated_tokens for life in origin.lives),
+    }
 
 
 class _Answer:

@@ -19,6 +19,7 @@ from headrace.server.console.doctor import MachineDoctor
 from headrace.server.loop_lag import LoopLag
 from headrace.server.metrics import Metrics
 from headrace.server.model_table import ModelTable
+from headrace.server.observing.exporter import SpanExporter
 from headrace.server.protocol.common import AdapterScale
 from headrace.server.rate_limits import Claim, RateLimits
 from headrace.server.rendering import table_error
@@ -41,6 +42,8 @@ class Hub:
         self.lag = LoopLag(window=settings.lag_window)
         self.metrics = Metrics(table, self.lag)
         self.doctor = MachineDoctor()
+        self.traces = SpanExporter(settings.otlp_endpoint) if settings.otlp_endpoint is not None else None
+        self.metrics.traces.exporter = self.traces
         self.started = int(time.time())
         self.adapter_roots = AdapterRoots(settings.adapter_dir)
         self.adapters = AdapterTable(table)

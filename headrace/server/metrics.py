@@ -15,6 +15,7 @@ from headrace.server.engine_totals import sum_of
 from headrace.server.loop_lag import LoopLag
 from headrace.server.model_metrics import ModelCollector
 from headrace.server.observing.engine_aliases import EngineAliases
+from headrace.server.observing.exporter import TraceMetrics
 from headrace.server.observing.journal import Journal
 from headrace.server.observing.per_model import ModelCounts, ModelMetrics
 from headrace.server.observing.windows import LatencyWindows
@@ -35,6 +36,8 @@ class Metrics:
         )
         self.tenants = TenantMetrics(registry)
         self.adapters = AdapterMetrics(registry)
+        self.traces = TraceMetrics()
+        registry.register(self.traces)
         self.journal = Journal()
         self.windows = LatencyWindows()
         self._by_model = ModelMetrics(registry)

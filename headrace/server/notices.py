@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+import logging
+
+from headrace.settings.log_lines import NOTICES
+
+_logger = logging.getLogger(NOTICES)
 
 
 def say(message: str) -> None:
     """One line for the operator."""
-    print(f"headrace: {message}", file=sys.stderr, flush=True)
+    _logger.info(message)

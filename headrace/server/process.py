@@ -7,6 +7,7 @@ import gc
 import importlib
 import importlib.util
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from headrace.server.model_table import ModelTable
 from headrace.server.notices import say
 from headrace.server.settings import ServerSettings
 from headrace.server.storage.folder import StateFolder, default_folder
+from headrace.settings.log_lines import configure_logs
 
 if TYPE_CHECKING:
     from headrace.server.http import ApiServer
@@ -50,6 +52,8 @@ class Settings(Protocol):
 def serve(settings: Settings, client: type[EngineClient] = EngineClient) -> int:
     """Run a server in this process until it ends; the exit code (see :func:`headrace.server.app.run`)."""
     options = settings.of(ServerSettings)
+    configure_logs(options.log_format)
+    os.environ["HEADRACE_LOG_FORMAT"] = options.log_format  # for the processes of engines
     keys = KeyRing.read(options.api_key_file) if options.api_key_file is not None else None
     check_folders(options)
     models = entries(settings.of(ModelSettings).model, options.served_name)
@@ -153,6 +157,8 @@ class Runner:
                 await task
         await self._hub.adapters.close()
         await self._table.close()
+        if self._hub.traces is not None:
+            await asyncio.to_thread(self._hub.traces.close)
         return self._code
 
     def _new_hub(self) -> Hub:

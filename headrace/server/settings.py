@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headrace.settings.declaration import option, validate
+from headrace.settings.log_lines import FORMATS
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,10 @@ class ServerSettings:
     keepalive: float = option(10.0, unit="s", minimum=0.05, maximum=3600.0, help="Silence before a stream gets a comment line.")
     drain: float = option(30.0, unit="s", minimum=0.0, maximum=3600.0, help="Longest wait for running requests at shutdown.")
     log_requests: bool = option(False, help="Log one line a request.")
+    log_format: str = option("text", choices=FORMATS, help="How log lines are written: for people, or as JSON objects.")
+    otlp_endpoint: str | None = option(
+        None, help="Address of an OpenTelemetry collector (OTLP over HTTP) that gets a trace of each request. Default: none."
+    )
     state_dir: str | None = option(
         None, help="Folder for files, batches and fine-tuning jobs. Default: headrace/state in the user's folder for data."
     )

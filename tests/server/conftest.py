@@ -112,7 +112,8 @@ def launch(command: list[str], key: str | None = None) -> Running:
     while not running.url:
         found = [line for line in running.lines if "listening on" in line]
         if found:
-            running.url = found[0].split()[-1]
+            address = re.search(r"listening on (http://[\w.\[\]:]+)", found[0])
+            running.url = address[1] if address is not None else ""
         alive = process.poll() is None and time.monotonic() < until
         assert alive, "\n".join(running.lines)
         time.sleep(0.02)

@@ -37,7 +37,7 @@ class Journal:
         """A request has gone to its engine."""
         self._running[life.model, life.engine_id] = life
         origin = ORIGIN.get()
-        if origin is not None:
+        if origin is not None and not origin.answered:
             origin.lives.append(life)
 
     def end(self, life: Life) -> None:

@@ -23,13 +23,17 @@ class TraceParent:
 
 @dataclass(slots=True)
 class Origin:
-    """One HTTP request. ``span_id`` is that of the server's own span, in the caller's trace or in a new one."""
+    """One HTTP request. ``span_id`` is that of the server's own span, in the caller's trace or in a new one.
+
+    Work that goes on after the answer still knows its origin; the origin no longer gathers what that does.
+    """
 
     request_id: str
     parent: TraceParent | None = None
     trace_id: str = field(default_factory=lambda: secrets.token_hex(16))
     span_id: str = field(default_factory=lambda: secrets.token_hex(8))
     lives: list[Life] = field(default_factory=list)
+    answered: bool = False
 
     @property
     def traceparent(self) -> str:

@@ -50,7 +50,7 @@ class RequestClock:
         if queued is not None:
             self._of.queue.observe(queued)
             self._tenant.queue_seconds.inc(queued)
-            life.queued = queued
+            life.queued = min(queued, now - self._start)
         if not count:
             return
         if choice not in self._last:
