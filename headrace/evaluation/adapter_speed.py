@@ -50,13 +50,14 @@ class AdapterSpeed:
         return (self.seconds - self.base_seconds) / self.reading_seconds
 
 
-def random_adapter(config: ModelConfig, rank: int, seed: int) -> Adapter:
-    """Random numbers of a trained adapter's size, in all linear modules; none is zero."""
+def random_adapter(config: ModelConfig, rank: int, seed: int, modules: Sequence[str] = MODULES) -> Adapter:
+    """Random numbers of a trained adapter's size in ``modules`` of all layers; none is zero."""
     generator = np.random.default_rng(seed)
     layers = []
     for sides in module_sides(config):
         made = {}
-        for name, (inputs, outputs) in sides.items():
+        for name in modules:
+            inputs, outputs = sides[name]
             a = generator.standard_normal((rank, inputs), np.float32) / math.sqrt(inputs)
             b = generator.standard_normal((outputs, rank), np.float32) * (0.05 / math.sqrt(rank))
             made[name] = LowRank(round_bf16(a), round_bf16(b), 1.0)

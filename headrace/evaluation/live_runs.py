@@ -12,7 +12,7 @@ from types import TracebackType
 
 from headrace.engine.loop import Engine
 from headrace.engine.sampling_params import SamplingParams
-from headrace.engine.wire import StepOutputs, Submit
+from headrace.engine.wire import AdapterUse, StepOutputs, Submit
 from headrace.evaluation.trials import Bench
 from headrace.evaluation.workload import Lengths
 
@@ -23,13 +23,14 @@ _LONGEST_SLEEP = 0.05
 class Planned:
     """A request to come: its prompt, the tokens that it generates (greedy, end tokens ignored), and when (``at`` seconds).
 
-    ``share``: who pays for it, and whose pages it may find.
+    ``share``: who pays for it, and whose pages it may find. ``adapters``: what it runs with.
     """
 
     prompt: list[int]
     output: int
     at: float = 0.0
     share: str = ""
+    adapters: tuple[AdapterUse, ...] = ()
 
 
 @dataclass(slots=True)
@@ -132,6 +133,8 @@ class LiveRun:
             outputs = self.engine.step()
             if outputs is not None:
                 self._take(outputs)
+            elif self.engine.reading_adapters:
+                self.engine.wait_compiled(_LONGEST_SLEEP)
         elif self._arrivals:
             time.sleep(min(_LONGEST_SLEEP, max(0.0, self._arrivals[-1][0] - self.now)))
 
@@ -161,7 +164,8 @@ class LiveRun:
     def _send(self, planned: Planned, sent: float, client: int | None) -> None:
         request_id = len(self.timings) + 1
         params = SamplingParams(max_tokens=planned.output, temperature=0.0, ignore_eos=True)
-        self.engine.submit(Submit(request_id, planned.prompt, params, tenant=planned.share, share=planned.share))
+        own = list(planned.adapters)
+        self.engine.submit(Submit(request_id, planned.prompt, params, tenant=planned.share, share=planned.share, adapters=own))
         timing = Timing(planned, sent, client)
         self.timings.append(timing)
         self._live[request_id] = timing

@@ -16,6 +16,7 @@ from headrace.engine.build import (
     BuildOptions,
     BuiltEngine,
     build_engine,
+    make_adapting,
     make_keeping,
     make_moving,
     make_sampler,
@@ -145,6 +146,7 @@ class Bench:
         parts = EngineParts(
             built.chain, built.arena.rows, scheduler, sampler, limits, self._grammars, touch_ahead=built.arena.touch_ahead,
             moving=moving, viewing=Viewing(views) if views is not None else None, keeping=keeping,
+            adapting=make_adapting(scheduler, built.arena, built.model),
         )  # fmt: skip
         return Engine(parts)
 

@@ -12,7 +12,6 @@ from headrace.kernels.adapter_pages import place_adapter
 from headrace.kernels.interface import Bytes, PlacedAdapter, StepAdapters, StepBatch
 from headrace.models.adapter import MODULES, Adapter, LowRank, module_sides, round_bf16
 from headrace.models.config import ModelConfig
-from headrace.models.weights import NO_BYTES, RawTensor, WeightSource, dequantise
 
 Uses = Sequence[tuple[int, float]]
 
@@ -66,38 +65,3 @@ def with_adapters(batch: StepBatch, uses: Sequence[Uses], placed: Sequence[Place
     starts = np.cumsum([0, *(len(slice_uses) for slice_uses in uses)]).astype(np.int32)
     ids, scales = np.array([use[0] for use in flat], np.int32), np.array([use[1] for use in flat], np.float32)
     return replace(batch, adapters=StepAdapters(starts, ids, scales, tuple(placed)))
-
-
-class MergedWeights:
-    """A weight source with adapters added to its matrices, all in float32: what serving adapters must amount to."""
-
-    def __init__(self, source: WeightSource, adapters: Sequence[tuple[Adapter, float]]) -> None:
-        self._source = source
-        self._changes: dict[str, list[tuple[LowRank, float]]] = {}
-        for adapter, factor in adapters:
-            for index, layer in enumerate(adapter.layers):
-                for module, part in layer.items():
-                    block = "attention" if module in "qkvo" else "mlp"
-                    self._changes.setdefault(f"layer.{index}.{block}.{module}", []).append((part, factor))
-
-    @property
-    def size_bytes(self) -> int:
-        return self._source.size_bytes
-
-    def names(self) -> list[str]:
-        return list(self._source.names())
-
-    def tensor(self, name: str) -> RawTensor:
-        raw = self._source.tensor(name)
-        if name not in self._changes:
-            return raw
-        values = dequantise(raw)
-        for part, factor in self._changes[name]:
-            values += np.float32(factor) * part.delta()
-        return RawTensor("F32", values.shape, np.ascontiguousarray(values).reshape(-1).view(np.uint8))
-
-    def outline(self, name: str) -> RawTensor:
-        return replace(self.tensor(name), data=NO_BYTES)
-
-    def release(self) -> None:
-        self._source.release()

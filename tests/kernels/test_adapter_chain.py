@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from adapter_tools import MergedWeights, Shape, Uses, pages_of, place_all, random_adapter, with_adapters
+from adapter_tools import Shape, Uses, pages_of, place_all, random_adapter, with_adapters
 from chain_tools import MemoryWeights, Piece, Tiny, make_batch, new_pool, tiny_config
 
 from headrace.kernels import _native
@@ -16,6 +16,7 @@ from headrace.kernels.interface import AdapterDirectory, Bytes, ChainRunner, Flo
 from headrace.kernels.native_chain import NativeChain
 from headrace.models.adapter import MODULES, Adapter
 from headrace.models.config import ModelConfig
+from headrace.models.merged_weights import MergedWeights
 
 TINIES = {
     "grouped": Tiny(),

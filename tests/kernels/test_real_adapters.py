@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-from adapter_tools import MergedWeights, Shape, Uses, pages_of, place_all, random_adapter, with_adapters
+from adapter_tools import Shape, Uses, pages_of, place_all, random_adapter, with_adapters
 from chain_tools import Piece, make_batch
 from test_real_chain import BOTH, GEMMA, SMOL, TEXT, opened
 
@@ -14,6 +14,7 @@ from headrace.kernels import _native
 from headrace.kernels.formats import runnable_instruction_sets
 from headrace.kernels.interface import Bytes, Float32, PlacedAdapter
 from headrace.models.adapter import MODULES, Adapter, decode_bf16
+from headrace.models.merged_weights import MergedWeights
 
 RANKS = (1, 4, 8, 16, 40, 64)
 MIXED = dict(zip(MODULES, (1, 4, 8, 16, 40, 64, 8), strict=True))
