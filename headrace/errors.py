@@ -62,6 +62,7 @@ ERROR_TABLE: dict[str, ErrorKind] = {
         ErrorKind("engine_dead", 503, "api_error", "The engine process has ended.", retry_after=5),
         ErrorKind("loading", 503, "api_error", "The model is still loading.", retry_after=1),
         ErrorKind("model_failed", 503, "api_error", "This model can't be loaded now; the message says why.", retry_after=5),
+        ErrorKind("overloaded", 503, "api_error", "The first token could not come as soon as is promised.", retry_after=1),
         ErrorKind("draining", 503, "api_error", "The server is shutting down and takes no new requests.", retry_after=5),
         ErrorKind("deadline_exceeded", 504, "timeout_error", "The request's own deadline passed before it finished."),
         ErrorKind("model_file", 400, "model_error", "A model file is damaged, lies about its contents or is of an unknown kind."),

@@ -225,10 +225,7 @@ class Engine:
         """Adapters that have been read; requests for those that could not be are refused, whatever they have got so far."""
         for generation, error in adapting.collect():
             for choice in [one for one in self._choices.values() if any(own == generation for own, _ in one.item.adapters)]:
-                self.scheduler.cancel(choice.item.item_id)
-                del self._choices[choice.item.item_id], choice.request.open[choice.index]
-                if not choice.request.open:
-                    self._refuse(choice.request.submit.request_id, error)
+                self._refuse_choice(choice, error)
             adapting.failed(generation)
 
     def _check_queue(self) -> None:
@@ -274,6 +271,24 @@ class Engine:
                 message = "the grammar could not be compiled; the server's log says why"
                 self._refuse(request_id, HeadraceError("internal_error", message, param="grammar"))
 
+    def _refuse_late(self, request: LiveRequest) -> None:
+        """No choice of the request can begin in time; one that has begun keeps all of them."""
+        choices = list(request.open.values())
+        if any(choice.item.generated or choice.item.computed for choice in choices) or len(choices) < request.submit.params.n:
+            return
+        self.scheduler.counters.refused += 1
+        for choice in choices:
+            self._refuse_choice(choice, HeadraceError("overloaded", "the first token would come later than is promised; try later"))
+
+    def _refuse_choice(self, choice: Choice, error: HeadraceError) -> None:
+        """A choice ends without a word; with the last one the request is refused."""
+        self.scheduler.cancel(choice.item.item_id)
+        if self._speculating is not None:
+            self._speculating.ended(choice)
+        del self._choices[choice.item.item_id], choice.request.open[choice.index]
+        if not choice.request.open:
+            self._refuse(choice.request.submit.request_id, error)
+
     def _refuse(self, request_id: int, error: HeadraceError) -> None:
         del self._requests[request_id]
         self._refused.append(Refused(request_id, error.code, error.message, error.param))
@@ -282,6 +297,9 @@ class Engine:
         now = self._clock()
         for item in self.scheduler.expired(now):
             self._drop(self._choices[item.item_id], "deadline")
+        for item in self.scheduler.late(now):
+            if item.item_id in self._choices:  # not refused with another choice of its request
+                self._refuse_late(self._choices[item.item_id].request)
         for request_id, (request, _) in list(self._compiling.items()):
             if request.deadline is not None and request.deadline <= now:
                 self._stop_compiling(request_id, "deadline")

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from headrace.errors import HeadraceError
 from headrace.memory.adapter_store import AdapterRecord, AdapterState, AdapterStore
 from headrace.memory.page_pool import PagePool
+from headrace.scheduling.clustering import ABSENT, RESIDENT, RUNS
 from headrace.scheduling.item import Item
 
 _MOST_KEPT = 2  # at most this part of the pool is kept for adapters whatever happens
@@ -92,6 +93,17 @@ class AdapterPresence:
             return 0
         used = self._claims.keys() | self._kept | {generation for generation, _ in item.adapters}
         return sum(self.store.get(generation).size for generation in used)
+
+    def new_pages(self, item: Item) -> int:
+        """Pages of the item's adapters that nobody who is admitted uses: what steps will read beside the others."""
+        claims = self._claims
+        return sum(self.store.get(generation).size for generation, _ in item.adapters if generation not in claims)
+
+    def place(self, item: Item) -> int:
+        """Where the item's adapters are, for :meth:`~headrace.scheduling.clustering.Clustering.choose`."""
+        if all(generation in self._claims for generation, _ in item.adapters):
+            return RUNS
+        return RESIDENT if all(self.store.get(generation).pages for generation, _ in item.adapters) else ABSENT
 
     def claim(self, item: Item, count: int) -> None:
         """Admit an item that has the :meth:`room`: ``count`` pages are available after this, its adapters resident or loading."""

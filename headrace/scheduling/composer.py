@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from headrace.scheduling.clustering import DEAR, WINDOW
 from headrace.scheduling.cost import Cost
 from headrace.scheduling.goodput import NO_DRAFTS, Drafted, Margin, choose_lengths
 from headrace.scheduling.item import AGEING, Item, ItemKind, ItemState
@@ -186,7 +187,8 @@ class Draft:
         """Admit waiting items whose share is well behind ``running``'s (``None``: all that may); False: no more in this step."""
         roster, residency = self._roster, self._residency
         while self._has_room:
-            item = roster.waiting.first()
+            near = self._nearest()
+            item = roster.clustering.choose(near, residency.adapters.place) if len(near) > 1 else near[0] if near else None
             if item is None or (running is not None and not is_well_behind(item, running)):
                 return True
             if residency.preempted and item is not self._favoured:
@@ -195,9 +197,24 @@ class Draft:
             if state is None:
                 return False
             roster.admit(item, state)
+            roster.clustering.note(near, item)
             if state is not ItemState.MOVING and self._take(item) == 0:
                 return False
         return True
+
+    def _nearest(self) -> list[Item]:
+        """The first waiting item, and where its adapters are dear those behind it that may pass it."""
+        roster, residency = self._roster, self._residency
+        first = roster.waiting.first()
+        if first is None:
+            return []
+        pages = residency.adapters.new_pages(first) if first.adapters and roster.clustering.most_passed else 0
+        if not pages or residency.preempted or not 0 < roster.running < residency.max_running:
+            return [first]
+        tokens, pairs, rows, others = self.load
+        seconds = self._cost.predict(max(tokens, 1), pairs, rows, others)
+        dear = self._cost.predict(max(tokens, 1), pairs, rows, others + pages) - seconds >= DEAR * seconds
+        return roster.waiting.nearest(WINDOW) if dear else [first]
 
     def _take(self, item: Item) -> int:
         taken = self._add_chunk(item, self._room, self._limit, self._seconds)

@@ -65,6 +65,7 @@ class Item:
     ``forks`` the items that wait for this one's prompt. ``found``: tokens whose pages were there when it was first admitted.
     ``shared``: those whose pages others held too. ``lost``: tokens that were computed when it was preempted. ``known``: pages
     that are in the prefix index; ``remember_at``: the position at which the next one is full.
+    ``passed``: later items that were admitted before it because their adapters cost less.
     """
 
     item_id: int
@@ -98,6 +99,7 @@ class Item:
     lost: int = 0
     known: int = 0
     remember_at: int = NEVER
+    passed: int = 0
 
     @property
     def root(self) -> Root:

@@ -66,7 +66,7 @@ class Residency:
         self._refused: Item | None = None  # projected not to fit; asked again when some item left or gave pages back
 
     def admit(self, item: Item) -> ItemState | None:
-        """Give the first waiting item what is known of it and reserve what else it needs, all or nothing (``None``: not now).
+        """Give a waiting item what is known of it and reserve what else it needs, all or nothing (``None``: not now).
 
         RUNNING: it has all it needs. MOVING: it runs when its pages have come back, and its adapters are loaded.
         """

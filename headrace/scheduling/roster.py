@@ -6,11 +6,13 @@ from bisect import bisect_left, insort
 from itertools import chain
 from operator import attrgetter
 
+from headrace.scheduling.clustering import Clustering
 from headrace.scheduling.item import Item, ItemState
 from headrace.scheduling.shares import Shares
 from headrace.scheduling.waiting import Waiting, claim_on_pages
 
 _ORDER = attrgetter("order")
+_IN_ORDER = Clustering()
 
 
 class Roster:
@@ -22,9 +24,10 @@ class Roster:
     and wait for the engine to finish them. ``forks`` wait inside their leader's ``forks`` and are only in ``items``.
     """
 
-    __slots__ = ("decodes", "items", "moving", "parked", "prompts", "shares", "waiting")
+    __slots__ = ("clustering", "decodes", "items", "moving", "parked", "prompts", "shares", "waiting")
 
-    def __init__(self, shares: Shares | None = None) -> None:
+    def __init__(self, shares: Shares | None = None, clustering: Clustering = _IN_ORDER) -> None:
+        self.clustering = clustering
         self.shares = shares if shares is not None else Shares()
         self.items: dict[int, Item] = {}
         self.waiting = Waiting(self.shares)

@@ -11,13 +11,15 @@ from headrace.memory.kept_pages import KeptPages
 from headrace.memory.lodging import Transfer
 from headrace.memory.page_pool import PagePool
 from headrace.memory.prefix_index import PrefixIndex
-from headrace.scheduling.composer import Budget, Draft, Policy, by_share
+from headrace.scheduling.clustering import Clustering
+from headrace.scheduling.composer import Budget, Draft, Policy, by_share, first_come
 from headrace.scheduling.cost import Cost
 from headrace.scheduling.counters import Counters
 from headrace.scheduling.goodput import NO_DRAFTS, Drafted
 from headrace.scheduling.integrity import check_items
 from headrace.scheduling.item import Item, ItemKind, ItemState, order_of
 from headrace.scheduling.keeping import Keeping, KeepOptions
+from headrace.scheduling.promise import late_items
 from headrace.scheduling.residency import Residency
 from headrace.scheduling.roster import Roster
 from headrace.scheduling.settings import SchedulingSettings
@@ -57,7 +59,7 @@ class Scheduler:
         self.drafts: Mapping[int, Drafted] = NO_DRAFTS  # by item id: what may be verified by the next step
         self._policy = policy
         self.shares = Shares(apart=policy is by_share)
-        self._roster = Roster(self.shares)
+        self._roster = Roster(self.shares, Clustering(0 if policy is first_come else settings.adapter_passing))
         self.index = PrefixIndex(pool) if settings.prefix_reuse != "off" else None
         self.keeping: Keeping | None = None
         if keep is not None and self.index is not None:
@@ -164,6 +166,10 @@ class Scheduler:
             if item.state is not ItemState.FINISHED:
                 late.append(item)
         return late
+
+    def late(self, now: float) -> list[Item]:
+        """Waiting items whose first token can't come as promised; the engine then cancels them."""
+        return late_items(self.settings.first_token_ms, self._roster, self.cost, self.budget, now)
 
     def set_priority(self, item: Item, priority: int) -> None:
         """Change the priority of a live item; the place that it gets is as if it had come with it."""
@@ -340,7 +346,7 @@ class Scheduler:
         item.order = order_of(self._arrivals, item.priority)
         if self.settings.prefix_reuse == "shared":
             item.tenant = ""
-        item.account = self.shares.enter(item.share, item.weight)
+        item.account = self.shares.enter(item.share, item.weight, self.settings.part_of(item.adapters))
         item.goal = item.prompt_length + (max(0, item.max_tokens - 1) if item.kind is ItemKind.GENERATE else 0)
         self._roster.items[item.item_id] = item
         self.adapters.enter(item)

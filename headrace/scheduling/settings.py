@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headrace.scheduling.composer import POLICIES
@@ -34,5 +35,22 @@ class SchedulingSettings:
         help="Who goes first. fair: the API key served least, then first come. fcfs: first come. priority: also over who runs.",
     )  # fmt: skip
 
+    first_token_ms: int | None = option(
+        None, unit="ms", minimum=1, maximum=3_600_000,
+        help="Promise: who would wait longer for a first token, beyond its own prompt, gets 503 at once; none: all wait.",
+    )  # fmt: skip
+    adapter_passing: int = option(
+        16, unit="requests", minimum=0, maximum=100_000,
+        help="How many later requests may pass one whose adapter costs time, if theirs cost less; 0: none.",
+    )  # fmt: skip
+
+    fair_among: str = option(
+        "keys", choices=("keys", "adapters"), help="Whom the fair policy serves alike. adapters: also those of one API key."
+    )
+
     def __post_init__(self) -> None:
         validate(self)
+
+    def part_of(self, adapters: Sequence[tuple[int, float]]) -> str | None:
+        """Which part of its share an item with these adapters belongs to; ``None``: shares have no parts."""
+        return " ".join(str(generation) for generation, _ in adapters) if self.fair_among == "adapters" else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from heapq import heapify, heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush, heapreplace, nsmallest
+from operator import attrgetter
 
 from headrace.scheduling.item import Item
 from headrace.scheduling.shares import Account, Shares
@@ -12,6 +13,8 @@ PAGE_QUANTA = 4
 """Quanta that must lie between two shares before one takes pages from the other, which costs what it had computed."""
 
 _SPARE = 16  # entries of items that have left, which a heap may always keep
+
+_ORDER = attrgetter("order")
 
 Key = tuple[int, tuple[int, int]]
 
@@ -55,9 +58,13 @@ class Waiting:
         """All of them, in no order that matters."""
         return iter(self._items.values())
 
+    def in_order(self) -> list[Item]:
+        """All of them, who is served next at first, as long as nobody pays; takes O(n log n)."""
+        return sorted(self._items.values(), key=_place)
+
     def __reversed__(self) -> Iterator[Item]:
         """All of them, who would be served last at first; takes O(n log n)."""
-        return iter(sorted(self._items.values(), key=_place, reverse=True))
+        return reversed(self.in_order())
 
     def first(self) -> Item | None:
         """Who is served next."""
@@ -73,6 +80,15 @@ class Waiting:
                 return item
             heapreplace(heads, (*key, self._next_turn(queue), queue))
         return None
+
+    def nearest(self, count: int) -> list[Item]:
+        """The first so many of those that stand equal to the first but for their order; takes O(n)."""
+        first = self.first()
+        if first is None:
+            return []
+        rank = first.account.rank(first.priority)
+        equal = [item for item in self._items.values() if item.account.rank(item.priority) == rank]
+        return nsmallest(count, equal, key=_ORDER)
 
     def add(self, item: Item) -> None:
         """Queue an item; it must not be queued already."""

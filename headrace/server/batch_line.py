@@ -24,7 +24,7 @@ from headrace.server.requests import Call
 
 logger = logging.getLogger("headrace.server.batches")
 
-PASSING = frozenset({"queue_full", "rate_limit_exceeded", "loading", "draining", "engine_dead", "model_failed"})
+PASSING = frozenset({"queue_full", "overloaded", "rate_limit_exceeded", "loading", "draining", "engine_dead", "model_failed"})
 """Refusals that say nothing about the line: it is tried again."""
 
 _NOBODY = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""}

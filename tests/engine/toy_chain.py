@@ -103,6 +103,7 @@ class Shape:
     logit_rows: int = 256
     prefix_reuse: str = "on"
     proposers: Sequence[Proposer] = ()
+    promised_ms: int | None = None
 
 
 def toy_engine(
@@ -118,6 +119,7 @@ def toy_engine(
         max_waiting=shape.max_waiting,
         max_logit_rows=max(16, shape.logit_rows),
         prefix_reuse=shape.prefix_reuse,
+        first_token_ms=shape.promised_ms,
     )
     cost = FreeRows() if shape.proposers else Cost()
     scheduler = Scheduler(settings, PagePool(shape.pages, PAGE_TOKENS), cost, POLICIES.get(shape.policy))

@@ -49,7 +49,8 @@ class Adapted:
 
     def forward(self, batch: StepBatch, pool: Bytes) -> None:
         """One slice, at most 256 positions."""
-        assert len(pool) <= _KV_PAGES and len(batch.slice_starts) == 2, "one window at a time"
+        assert len(pool) <= _KV_PAGES, "windows are short"
+        assert len(batch.slice_starts) == 2, "one window at a time"
         one: Int32 = np.array([0, 1], np.int32)
         own = StepAdapters(one, one[:1], np.ones(1, np.float32), (self._placed,))
         self._chain.forward(replace(batch, adapters=own), self._pool)
