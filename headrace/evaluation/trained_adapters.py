@@ -30,9 +30,10 @@ from headrace.models.weights import dequantise
 from headrace.text.open_tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
     from headrace.kernels.torch_adapters import Addition
+    from headrace.kernels.torch_pages import PagedRows
 
 Report = Callable[[str, int, int], None]
 
@@ -102,7 +103,7 @@ def trained_adapters(model: OpenModel, count: int, report: Report) -> list[Train
     missing = [index for index, folder in enumerate(folders) if not (folder / ADAPTER_CONFIG).exists()]
     if missing:
         _train(model, [(recipes[index], texts[index][:-HELD_OUT], folders[index]) for index in missing], report)
-    return [TrainedAdapter(*both, text[-HELD_OUT:]) for *both, text in zip(folders, recipes, texts, strict=True)]
+    return [TrainedAdapter(folder, recipe, text[-HELD_OUT:]) for folder, recipe, text in zip(folders, recipes, texts, strict=True)]
 
 
 def _train(model: OpenModel, wanted: Sequence[tuple[Recipe, Sequence[int], Path]], report: Report) -> None:
@@ -178,7 +179,7 @@ class _Trainer:
             layers[layer][module] = LowRank(round_bf16(a.detach().numpy()), round_bf16(b.detach().numpy()), _ALPHA)
         return Adapter(tuple(layers), self._name)
 
-    def _begin(self, recipe: Recipe, generator: object) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
+    def _begin(self, recipe: Recipe, generator: Generator) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
         """A at random, B zero: at first nothing is changed."""
         import torch
 
@@ -223,10 +224,10 @@ class _LivePages:
     """Keys and values of one pass as they are, so that gradients flow through them."""
 
     def write(self, page: Tensor, slot: Tensor, key: Tensor, value: Tensor) -> None:
-        """See :class:`~headrace.kernels.torch_pages.LayerPages`."""
+        """See :class:`~headrace.kernels.torch_blocks.Pages`."""
         self._both = key, value
 
-    def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`~headrace.kernels.torch_pages.LayerPages`."""
+    def read(self, rows: PagedRows) -> tuple[Tensor, Tensor]:
+        """See :class:`~headrace.kernels.torch_blocks.Pages`."""
         key, value = self._both
         return key.transpose(0, 1), value.transpose(0, 1)

@@ -12,10 +12,20 @@ from torch import Tensor
 
 from headrace.kernels.key_balance import KeyBalance
 from headrace.kernels.torch_adapters import Addition, no_addition
-from headrace.kernels.torch_pages import LayerPages, PagedRows
+from headrace.kernels.torch_pages import PagedRows
 from headrace.models.config import AttentionSpec, MlpSpec
 
 ReadTensor = Callable[[str], Tensor]
+
+
+class Pages(Protocol):
+    """Where one layer's keys and values are written and read: as in :mod:`~headrace.kernels.torch_pages`."""
+
+    def write(self, page: Tensor, slot: Tensor, key: Tensor, value: Tensor) -> None:
+        """Keys and values [T, kv_heads, head_dim] of rows into their slots."""
+
+    def read(self, where: PagedRows) -> tuple[Tensor, Tensor]:
+        """Keys and values [kv_heads, keys, head_dim] of one slice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +102,7 @@ class TorchAttention:
         return rotate(query, *angles), rotate(key, *angles), value
 
     def __call__(
-        self, x: Tensor, places: BatchPlaces, pages: LayerPages, angles: tuple[Tensor, Tensor], add: Addition = no_addition
+        self, x: Tensor, places: BatchPlaces, pages: Pages, angles: tuple[Tensor, Tensor], add: Addition = no_addition
     ) -> Tensor:
         """Residual stream [T, hidden] after the block. Writes K and V of all rows before any row reads them."""
         weights, spec = self._weights, self.spec
@@ -115,7 +125,7 @@ class TorchAttention:
         gain = self._weights.get(f"{name}_norm")
         return rows if gain is None else rms_norm(rows, gain, self._eps)
 
-    def _attend(self, query: Tensor, places: BatchPlaces, rows: PagedRows, pages: LayerPages) -> Tensor:
+    def _attend(self, query: Tensor, places: BatchPlaces, rows: PagedRows, pages: Pages) -> Tensor:
         """One slice's rows over its own pages: [t, heads · head_dim]."""
         spec, count = self.spec, rows.end - rows.first
         # Slots behind the newest key hold whatever was there before, NaN perhaps: they are cut off and not just masked.
