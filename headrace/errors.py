@@ -42,6 +42,7 @@ ERROR_TABLE: dict[str, ErrorKind] = {
         ErrorKind("adapter_not_found", 404, "not_found_error", "No adapter of this name is registered, or no longer."),
         ErrorKind("adapter_conflict", 409, "invalid_request_error", "Another generation has the adapter's name than was expected."),
         ErrorKind("file_not_found", 404, "not_found_error", "No file of this key has this id."),
+        ErrorKind("response_not_found", 404, "not_found_error", "No response of this key has this id, or no longer."),
         ErrorKind("batch_not_found", 404, "not_found_error", "No batch of this key has this id."),
         ErrorKind("job_not_found", 404, "not_found_error", "No fine-tuning job of this key has this id."),
         ErrorKind("invalid_training_file", 400, "invalid_request_error", "Lines of a training file can't be learnt from."),

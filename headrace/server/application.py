@@ -11,13 +11,14 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from headrace.errors import HeadraceError
 from headrace.server.auth import KeyRing
 from headrace.server.console.assets import page_assets
 from headrace.server.endpoint import Endpoint
 from headrace.server.gate import Gate
+from headrace.server.holding import holding
 from headrace.server.hub import Hub
 from headrace.server.protocol.decode import decode_query
 from headrace.server.rate_limits import Claim
@@ -76,17 +77,7 @@ async def _answer(hub: Hub, endpoint: Endpoint, call: Call[Any]) -> ASGIApp:
                 using = hub.use(body.model, getattr(body, "keep_alive", None), getattr(body, "adapters", None) or ())
                 subject = await held.enter_async_context(using)
             answer = await endpoint.handler(subject, call)
-        return _holding(answer, held.pop_all())
-
-
-def _holding(answer: ASGIApp, held: AsyncExitStack) -> ASGIApp:
-    """The same answer; what is held for it is let go of when it has been sent."""
-
-    async def send_all(scope: Scope, receive: Receive, send: Send) -> None:
-        async with held:
-            await answer(scope, receive, send)
-
-    return send_all
+        return holding(answer, held.pop_all())
 
 
 def _refusal(hub: Hub) -> Callable[[Request, Exception], Awaitable[Response]]:

@@ -12,6 +12,7 @@ from headrace.server.batch_line import LineRun
 from headrace.server.batch_run import BatchRun, Journals, Means
 from headrace.server.endpoint import Endpoint
 from headrace.server.lanes import Lanes
+from headrace.server.response_desk import ResponseDesk
 from headrace.server.storage.disk import Scribe
 from headrace.server.storage.file_store import FileLimits, FileStore
 from headrace.server.storage.folder import StateFolder
@@ -41,18 +42,24 @@ class Desk:
         self.files.used_by(self.batches.uses)
         self.tuning = TuningDesk(hub, folder, self.files, self._scribe)
         self.files.used_by(self.tuning.uses)
+        self.responses = ResponseDesk(folder, self._scribe)
+        self._starting: asyncio.Task[None] | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Go on with what an earlier server began."""
         self.batches.start()
         self.tuning.start()
+        self._starting = asyncio.create_task(self.responses.start())
         self._sweeper = asyncio.create_task(self._sweep())
 
     async def close(self) -> None:
         """Stop all work; it goes on at the next start."""
         if self._sweeper is not None:
             self._sweeper.cancel()
+        if self._starting is not None:
+            await self._starting
+        await self.responses.close()
         await asyncio.gather(self.batches.close(), self.tuning.close())
         self._scribe.close()
         self._folder.close()
@@ -60,6 +67,7 @@ class Desk:
     async def _sweep(self) -> None:
         while True:
             await self.files.sweep()
+            await self.responses.store.sweep()
             await asyncio.sleep(_SWEEP_SECONDS)
 
     def _batch_run(self, batch: Batch, journals: Journals) -> BatchRun:

@@ -17,6 +17,7 @@ from headrace.server import (
     messages,
     models,
     operations,
+    responses,
     tokens,
 )
 from headrace.server.console import data as console
@@ -32,6 +33,17 @@ from headrace.server.protocol.console import ConsoleData, ConsoleQuery, Findings
 from headrace.server.protocol.embeddings import EmbeddingList, EmbeddingRequest
 from headrace.server.protocol.files import FileDeleted, FileList, FileObject, FileQuery, Upload
 from headrace.server.protocol.messages import CountRequest, MessageAnswer, MessageEvent, MessageRequest, TokenCount
+from headrace.server.protocol.responses import (
+    CountResponseRequest,
+    FollowQuery,
+    InputTokens,
+    ItemList,
+    ItemQuery,
+    ResponseDeleted,
+    ResponseEvent,
+    ResponseObject,
+    ResponseRequest,
+)
 from headrace.server.protocol.tokens import (
     DetokenizeAnswer,
     DetokenizeRequest,
@@ -64,6 +76,28 @@ GENERATING: tuple[Endpoint, ...] = tuple(
 """The operations that run a model; batches may name them."""
 
 LASTING: tuple[Endpoint, ...] = (
+    Endpoint(
+        "POST",
+        "/responses",
+        responses.create,
+        "Answer a conversation that may be gone on with.",
+        ResponseRequest,
+        ResponseObject,
+        ResponseEvent,
+        metered=True,
+    ),
+    Endpoint(
+        "POST",
+        "/responses/input_tokens",
+        responses.count_tokens,
+        "Tokens of a response's prompt.",
+        CountResponseRequest,
+        InputTokens,
+    ),
+    Endpoint("GET", "/responses/{id}", responses.show, "A kept response.", None, ResponseObject, ResponseEvent, query=FollowQuery),
+    Endpoint("DELETE", "/responses/{id}", responses.delete, "Forget a response.", None, ResponseDeleted),
+    Endpoint("POST", "/responses/{id}/cancel", responses.cancel, "End a background response.", None, ResponseObject),
+    Endpoint("GET", "/responses/{id}/input_items", responses.input_items, "What was said to it.", None, ItemList, query=ItemQuery),
     Endpoint("POST", "/files", files.upload, "Keep a file.", None, FileObject, form=Upload),
     Endpoint("GET", "/files", files.list_files, "The kept files.", None, FileList, query=FileQuery),
     Endpoint("GET", "/files/{id}", files.show, "One kept file.", None, FileObject),

@@ -25,6 +25,8 @@ BASE: dict[str, dict[str, Any]] = {
     "/tokenize": {"text": "hi"},
     "/detokenize": {"ids": [1]},
     "/messages": {"model": "echo", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
+    "/responses": {"model": "echo", "input": "hi", "max_output_tokens": 2},
+    "/responses/input_tokens": {"model": "echo", "input": "hi"},
     "/models/load": {"model": "echo"},
     "/load_lora_adapter": {"lora_name": "x", "lora_path": "x"},
     "/unload_lora_adapter": {"lora_name": "x"},
@@ -77,6 +79,8 @@ def test_hostile_numbers(echo: Running, path: str, name: str, kind: type, meta: 
         body["max_completion_tokens"] = 2
     with httpx.Client(base_url=echo.url, trust_env=False) as http:
         for text, refused in hostile(kind, meta):
+            if (path, name, text) == ("/responses", "max_output_tokens", "null"):
+                continue  # as much as the context holds
             raw = json.dumps(body)[:-1] + f', "{name}": {text}}}'
             answer = http.post(path, content=raw.encode())
             if refused:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from headrace.errors import HeadraceError
 
-ROOMS = "files", "incoming", "file_records", "batches", "batch_journals", "jobs", "job_data"
+ROOMS = "files", "incoming", "file_records", "batches", "batch_journals", "jobs", "job_data", "responses"
 """The folders inside."""
 
 
