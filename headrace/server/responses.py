@@ -25,6 +25,7 @@ from headrace.server.protocol.responses import (
     InputTokens,
     ItemList,
     ItemQuery,
+    KeptItem,
     PlainFormat,
     ResponseDeleted,
     ResponseObject,
@@ -49,13 +50,13 @@ async def create(hub: Hub, call: Call[ResponseRequest]) -> ASGIApp:
     _check(hub, body)
     if body.background:
         hub.desk().responses.check_room(call.tenant)
-    past, chat, kept = _wanted(hub, call)
+    past, chat, own = _wanted(hub, call)
     async with AsyncExitStack() as held:
         service = await held.enter_async_context(hub.use(body.model, body.keep_alive, body.adapters or ()))
         prepared = await _prompt(service, chat)
         job = chat_job(service, chat, prepared)
         generation = Generation(service, [job], service.tenants.standing(call.tenant, chat), call.claim)
-        kept = KeptResponse(_object(body, service.model_name, generation, stored=_stored(hub, body)), call.tenant, past, kept)
+        kept = KeptResponse(_object(body, service.model_name, generation, stored=_stored(hub, body)), call.tenant, past, own)
         voice = Voice(service.language, prepared.dialect, (body.top_logprobs or 0) if wants_logprobs(body) else None)
         writer = ResponseWriter(kept.response, voice, generation.totals)
         turn = ResponseTurn(generation, writer, lambda response: _save(hub, kept, response))
@@ -118,11 +119,11 @@ def _check(hub: Hub, body: ResponseRequest) -> None:
         raise HeadraceError("invalid_value", "'stream_options' needs 'stream': true.", param="stream_options")
 
 
-def _wanted(hub: Hub, call: Call[Any]) -> tuple[list[Any], ChatRequest, list[Any]]:
+def _wanted(hub: Hub, call: Call[Any]) -> tuple[list[KeptItem], ChatRequest, list[KeptItem]]:
     """What was said before, the chat body, and the call's own items."""
     body: CountResponseRequest = call.body
     own = kept_items(body.input)
-    past: list[Any] = []
+    past: list[KeptItem] = []
     if body.previous_response_id is not None:
         before = hub.desk().responses.find(body.previous_response_id, call.tenant)
         past = [*before.past, *before.own, *kept_output(before.response.output)]

@@ -62,7 +62,7 @@ def test_a_conversation_goes_on_where_it_was(real: Running) -> None:
     assert second.output_text == chat(real, turns, 10)
     assert second.previous_response_id == first.id
     items = client.responses.input_items.list(second.id).data
-    assert [item.content[0].text for item in items] == ["And one more?"]  # type: ignore[union-attr]
+    assert [item.content[0].text for item in items] == ["And one more?"]  # type: ignore[union-attr,index]
     by_items = client.responses.create(model=MODEL, input=turns, max_output_tokens=10, temperature=0)  # type: ignore[arg-type]
     assert by_items.output_text == second.output_text
     counted = client.responses.input_tokens.count(model=MODEL, input="And one more?", previous_response_id=first.id)
@@ -123,7 +123,7 @@ def test_structured_output_and_logprobs(real: Running) -> None:
         text={"format": {"type": "json_schema", "name": "days", "schema": schema}},
     )  # fmt: skip
     assert json.loads(answer.output_text)["days"] in (1, 2, 3)
-    part: Any = answer.output[0].content[0]  # type: ignore[union-attr]
+    part: Any = answer.output[0].content[0]  # type: ignore[union-attr,index]
     assert len(part.logprobs) >= 3
     assert all(len(entry.top_logprobs) == 2 for entry in part.logprobs)
 

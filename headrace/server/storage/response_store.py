@@ -44,7 +44,7 @@ class ResponseStore:
 
     def find(self, response_id: str, tenant: str, param: str = "id") -> KeptResponse:
         """A response of this tenant. Raises ``response_not_found``, also for those of others."""
-        kept = self._kept.get(tenant, {}).get(response_id)
+        kept = self._kept.get(tenant, OrderedDict()).get(response_id)
         if kept is None or kept.response.created_at + LIFETIME < time.time():
             raise HeadraceError("response_not_found", "No response with this id is kept.", param=param)
         return kept
