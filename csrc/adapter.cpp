@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -12,6 +13,9 @@ namespace {
 constexpr int kUnitBytes = 32;           // sixteen values: every row and panel is a multiple, and begins at one
 constexpr int kAhead = 8;                 // stretches of panels whose numbers are on their way while others are added
 constexpr std::size_t kMostFetched = 4096; // values of one stretch that are asked for at once
+constexpr int kMostAlone = 4;             // rows of a segment whose numbers are read in one stretch for all columns
+constexpr int kManySegments = 4;          // as few as that leave threads without work when a segment is not split
+constexpr int kStretchAhead = 2048;       // values between what is added and what is fetched of such a stretch
 constexpr std::size_t kTileWork = 49152; // bytes of a tile of shrinking, times a quarter of the rows that meet them
 
 std::size_t unsign(int value) { return static_cast<std::size_t>(value); }
@@ -114,6 +118,8 @@ void AdapterRunner::collect(const std::vector<int>& slices) {
     rows_.clear();
     factors_.clear();
     segments_.clear();
+    numbers_.resize(entries_.size());
+    std::iota(numbers_.begin(), numbers_.end(), 0);
     stripe_segments_.assign((slices.size() + kStripeRows - 1) / kStripeRows + 1, 0);
     for (std::size_t i = 0; i < entries_.size(); ++i) {
         const Entry& entry = entries_[i];
@@ -181,49 +187,112 @@ void AdapterRunner::shrink(const KernelTable& table, ThreadPool& threads, int la
     layer_ = layer;
     first_module_ = first;
     modules_ = count;
+    panels_ = 0;
+    for (int module = 0; module < count; ++module) panels_ += (*sides_)[unsign(layer)].panels[first + module];
     parts_.clear();
     pieces_.clear();
-    tiles_.assign(1, 0);
-    std::size_t total = 0, work = 0;
+    std::size_t total = 0, sums = 0;
     for (std::size_t i = 0; i < segments_.size(); ++i) {
         Segment& segment = segments_[i];
-        std::size_t next = pieces_.size();
         prepare(segment, static_cast<int>(i));
         segment.v = total;
         total += unsign(segment.width) * unsign(segment.count);
-        for (; next < pieces_.size(); ++next) {
-            work += unsign(pieces_[next].ranks) * unsign(pieces_[next].inputs) * 2 * unsign((segment.count + 3) / 4);
-            if (work < kTileWork) continue;
-            tiles_.push_back(static_cast<int>(next) + 1);
-            work = 0;
-        }
+        segment.alone = segments_.size() >= kManySegments && segment.count <= kMostAlone && has_every_module(segment);
+        segment.sums = sums;
+        if (segment.alone) sums += unsign(segment.count) * unsign(panels_) * kPanelWidth;
     }
     if (pieces_.empty()) return;
-    if (tiles_.back() != static_cast<int>(pieces_.size())) tiles_.push_back(static_cast<int>(pieces_.size()));
     active_ = true;
-    float* v = v_.reserve(total);
-    threads.parallel_for(static_cast<int>(tiles_.size()) - 1, [&](int tile, int) {
-        const int end = tiles_[unsign(tile) + 1];
-        for (int i = tiles_[unsign(tile)]; i < end; ++i) {
-            const Piece& piece = pieces_[unsign(i)];
-            const Segment& segment = segments_[unsign(piece.segment)];
-            const Part& part = parts_[unsign(piece.part)];
-            table.adapters.shrink({x, x_stride, rows_.data() + segment.first, factors_.data() + segment.first, part.scale, segment.count,
-                                   piece.a, piece.ranks, piece.inputs, v + segment.v + unsign(part.column + piece.rank),
-                                   unsign(segment.width), i + 1 < end ? pieces_[unsign(i) + 1].a : nullptr});
-        }
-    });
+    v_.reserve(total);
+    sums_.reserve(sums);
+    cut_tiles();
+    threads.parallel_for(static_cast<int>(tiles_.size()) - 1, [&](int tile, int) { shrink_tile(table, tile, x, x_stride); });
 }
 
-// take(task) for every stretch of panels without a page border, segment after segment; `out` counts from the tile's start.
-template <class Take>
-void AdapterRunner::each_task(const PackedMatrix& matrix, int m0, int panel0, int panel1, Take&& take) const {
+// Whether nothing but sums of the segment belongs into the group's columns: a zero added where it changes nothing could still
+// turn a negative zero.
+bool AdapterRunner::has_every_module(const Segment& segment) const {
+    const auto first = parts_.begin() + (&segment - segments_.data()) * modules_;
+    return std::all_of(first, first + modules_, [](const Part& part) { return part.rank > 0; });
+}
+
+// Tiles of about the same work; one that is made at once is a tile of its own.
+void AdapterRunner::cut_tiles() {
+    tiles_.assign(1, 0);
+    std::size_t work = 0;
+    for (std::size_t i = 0; i < pieces_.size(); ++i) {
+        const Piece& piece = pieces_[i];
+        const Segment& segment = segments_[unsign(piece.segment)];
+        work += unsign(piece.ranks) * unsign(piece.inputs) * 2 * unsign((segment.count + 3) / 4);
+        const bool last = i + 1 == pieces_.size(), border = last || pieces_[i + 1].segment != piece.segment;
+        const bool next_alone = !last && segments_[unsign(pieces_[i + 1].segment)].alone;
+        const bool full = work >= kTileWork && !segment.alone;
+        if (!full && !last && !(border && (segment.alone || next_alone))) continue;
+        tiles_.push_back(static_cast<int>(i) + 1);
+        work = 0;
+    }
+}
+
+void AdapterRunner::shrink_tile(const KernelTable& table, int tile, const float* x, std::size_t x_stride) {
+    const int end = tiles_[unsign(tile) + 1];
+    for (int i = tiles_[unsign(tile)]; i < end; ++i) {
+        const Piece& piece = pieces_[unsign(i)];
+        const Segment& segment = segments_[unsign(piece.segment)];
+        const Part& part = parts_[unsign(piece.part)];
+        const bool done = i + 1 == end || pieces_[unsign(i) + 1].part != piece.part;
+        const std::uint16_t* ahead = i + 1 < end ? pieces_[unsign(i) + 1].a : nullptr;
+        int adjacent = 0;
+        if (segment.alone && done) ahead = this->piece(segment.adapter, part.b, 0, &adjacent);
+        table.adapters.shrink({x, x_stride, rows_.data() + segment.first, factors_.data() + segment.first, part.scale, segment.count,
+                               piece.a, piece.ranks, piece.inputs, v_.data() + segment.v + unsign(part.column + piece.rank),
+                               unsign(segment.width), ahead});
+        if (segment.alone && done) expand_alone(table, piece.segment, piece.part - piece.segment * modules_);
+    }
+}
+
+// The second product of one module for a segment that is alone, in the order of the base product's columns.
+void AdapterRunner::expand_alone(const KernelTable& table, int number, int module) {
+    const Segment& segment = segments_[unsign(number)];
+    const Part& part = parts_[unsign(number * modules_ + module)];
+    const AdapterSides& sides = (*sides_)[unsign(layer_)];
+    const bool pairs = first_module_ == kModuleGate;  // the one product whose sources alternate
+    int start = pairs ? module : 0;
+    for (int before = 0; before < module && !pairs; ++before) start += sides.panels[first_module_ + before];
+    AdapterExpand task{};
+    task.ranks = part.rank;
+    task.v = v_.data() + segment.v + part.column;
+    task.v_stride = unsign(segment.width);
+    task.rows = numbers_.data() + segment.first;
+    task.first_row = segment.first;
+    task.count = segment.count;
+    task.out_stride = unsign(panels_) * kPanelWidth;
+    task.panel_step = pairs ? 2 : 1;
+    task.fresh = true;
+    const int count = sides.panels[first_module_ + module];
+    for (int panel = 0; panel < count; panel += task.panels) {
+        int adjacent = 0;
+        task.b = piece(segment.adapter, part.b, panel, &adjacent);
+        task.panels = std::min(count - panel, adjacent);
+        task.ahead = task.b + kStretchAhead;
+        task.out = sums_.data() + segment.sums + unsign(start + panel * task.panel_step) * kPanelWidth;
+        table.adapters.expand(task);
+    }
+}
+
+// Segment after segment, take(task) for every stretch of panels without a page border (`out` counts from the tile's start), or
+// alone(segment) for one whose sums are there.
+template <class Take, class Alone>
+void AdapterRunner::each_task(const PackedMatrix& matrix, int m0, int panel0, int panel1, Take&& take, Alone&& alone) const {
     const std::size_t stripe = unsign(m0) / kStripeRows;
     AdapterExpand task{};
     task.first_row = m0;
     task.panel_step = matrix.interleaved() ? 2 : 1;
     for (int i = stripe_segments_[stripe]; i < stripe_segments_[stripe + 1]; ++i) {
         const Segment& segment = segments_[unsign(i)];
+        if (segment.alone) {
+            alone(segment);
+            continue;
+        }
         task.rows = rows_.data() + segment.first;
         task.count = segment.count;
         task.v_stride = unsign(segment.width);
@@ -254,7 +323,7 @@ void AdapterRunner::fetch(const PackedMatrix& matrix, int m0, int panel0, int pa
         const std::size_t values = unsign(task.panels) * unsign(task.ranks) * kPanelWidth;
         for (std::size_t i = 0; i < std::min(values, kMostFetched); i += 32) __builtin_prefetch(task.b + i, 0, 2);
         return --left > 0;
-    });
+    }, [](const Segment&) {});
 }
 
 // Tasks run some steps behind the one whose numbers are being fetched.
@@ -276,6 +345,13 @@ void AdapterRunner::expand(const KernelTable& table, const PackedMatrix& matrix,
         last.out_stride = out_stride;
         ++count;
         return true;
+    }, [&](const Segment& segment) {
+        while (count > 0) run_first(nullptr);  // a row's adapters are added in the order of its list
+        const std::size_t columns = unsign(panels_) * kPanelWidth, begin = unsign(panel0) * kPanelWidth;
+        const int width = (std::min(panel1, panels_) - panel0) * kPanelWidth;
+        const float* sums = sums_.data() + segment.sums + begin;
+        for (int i = 0; i < segment.count; ++i, sums += columns)
+            table.rows.add(sums, width, out + unsign(rows_[unsign(segment.first + i)] - m0) * out_stride);
     });
     while (count > 0) run_first(nullptr);
 }

@@ -2,6 +2,8 @@
 //
 // As in Punica ("Multi-Tenant LoRA Serving", SGMV) rows of one adapter form a segment, and as in S-LoRA ranks are mixed
 // without padding; unlike both the second product is added inside the tile of the base product, while that is still in cache.
+// Where many adapters serve few rows each, reading them is what costs: then both products of a segment follow each other,
+// A and B being read as one long stretch, and a tile only adds its part of what came out. The bits are the same either way.
 #pragma once
 
 #include <cstddef>
@@ -57,6 +59,8 @@ class AdapterRunner {
         int adapter, first, count;
         int width = 0;  // ranks of the group's modules together
         std::size_t v = 0;
+        bool alone = false;      // its second product is made at once, into `sums`: entries of all columns of the base product
+        std::size_t sums = 0;
     };
     // Rows of A beside each other for all entries of a segment.
     struct Piece {
@@ -84,12 +88,18 @@ class AdapterRunner {
     Run run(std::int32_t page, std::int32_t offset, std::size_t bytes) const;
     const std::uint16_t* piece(int adapter, const Run& run, int index, int* adjacent) const;
     void prepare(Segment& segment, int number);
-    template <class Take> void each_task(const PackedMatrix& matrix, int m0, int panel0, int panel1, Take&& take) const;
+    void cut_tiles();
+    bool has_every_module(const Segment& segment) const;
+    void shrink_tile(const KernelTable& table, int tile, const float* x, std::size_t x_stride);
+    void expand_alone(const KernelTable& table, int number, int module);
+    template <class Take, class Alone>
+    void each_task(const PackedMatrix& matrix, int m0, int panel0, int panel1, Take&& take, Alone&& alone) const;
 
     const AdaptersView* adapters_ = nullptr;
     const std::vector<AdapterSides>* sides_ = nullptr;
     PoolView pool_;
     int layer_ = 0, first_module_ = 0, modules_ = 0;
+    int panels_ = 0;  // of those modules together
     bool active_ = false;
 
     std::vector<Entry> entries_;
@@ -100,7 +110,8 @@ class AdapterRunner {
     std::vector<Part> parts_;  // of segment s: from [s · modules_] on
     std::vector<Piece> pieces_;
     std::vector<int> tiles_;            // pieces of tile t: from [t] to [t + 1]
-    Buffer<float> v_;
+    std::vector<int> numbers_;          // of entries: entry i is row i of `sums_`
+    Buffer<float> v_, sums_;
 };
 
 }  // namespace headrace

@@ -34,7 +34,7 @@ void adapter_products(const FloatRows& x, const CodeRows& a, const CodePanels& b
     const int count = static_cast<int>(rows), rank = static_cast<int>(ranks);
     const AdapterKernels& products = kernels().adapters;
     products.shrink({x.data(), inputs, order.data(), factors.data(), scale, count, a.data(), rank, static_cast<int>(inputs), v.data(), ranks, nullptr});
-    products.expand({b.data(), static_cast<int>(panels), rank, v.data(), ranks, order.data(), 0, count, out.data(), 16 * panels, 1, nullptr});
+    products.expand({b.data(), static_cast<int>(panels), rank, v.data(), ranks, order.data(), 0, count, out.data(), 16 * panels, 1, false, nullptr});
 }
 
 // Seconds in which the pool reads every byte of these pages once and does nothing else.

@@ -94,7 +94,7 @@ HEADRACE_INLINE void expand_block(const AdapterExpand& task, int entry, int pane
         float* out = task.out + static_cast<std::size_t>(task.rows[entry + r] - task.first_row) * task.out_stride;
         for (int p = 0; p < panels; ++p) {
             float* to = out + static_cast<std::size_t>(panel + p) * step;
-            store(to, load(to) + sums[r][p]);
+            store(to, task.fresh ? sums[r][p] : load(to) + sums[r][p]);
         }
     }
 }

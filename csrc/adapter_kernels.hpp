@@ -24,7 +24,7 @@ struct AdapterShrink {
     const std::uint16_t* ahead;  // what will be read next, to be fetched meanwhile; may be null
 };
 
-// out[rows[e] − first_row][16·panel_step·p …] += sum over j of v[e][j] · b[p][j][16] for `count` entries and `panels` panels.
+// out[rows[e] − first_row][16·panel_step·p …] += (or, `fresh`, =) sum over j of v[e][j] · b[p][j][16] for `count` entries and `panels` panels.
 // The sum starts at zero, runs over j upwards, and is added as a whole.
 struct AdapterExpand {
     const std::uint16_t* b;  // bf16 [panels][ranks][16]
@@ -38,6 +38,7 @@ struct AdapterExpand {
     float* out;
     std::size_t out_stride;
     int panel_step;          // 2: every other panel of `out`
+    bool fresh;
     const std::uint16_t* ahead;
 };
 
