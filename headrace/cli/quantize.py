@@ -32,6 +32,7 @@ def quantize(settings: QuantiseSettings, model: str, out: Path) -> None:
     headrace quantize gemma3 --out gemma-w8 --activation-bits mixed --report ladder
     headrace quantize ./my-model --out my-model-w8a8 --calibration-text my-domain.txt
     headrace quantize ./my-model --out my-model-w4 --group 64 --activation-bits 16
+    headrace quantize smollm2 --out smollm2-w4 --group source --activation-bits 16
     """
     with progress_bar() as bar:
         outcome = run(model, out, settings, Loading(bar))

@@ -135,7 +135,7 @@ def compare(
         for label, recipe in rungs(model.recipe, "ladder" in choices):
             rung = quantise(source, recipe, calibration, progress=_named(progress, label))
             rows.append(Row(label, "bf16", yardstick.measure(rung)))
-    label = "full recipe" if model.recipe.steps else "plain rounding"
+    label = "the source's codes" if model.recipe.own_codes else "full recipe" if model.recipe.steps else "plain rounding"
     return rows + [Row(label, kv, yardstick.measure(model, kv)) for kv in KV_BITS if kv == "bf16" or kv in choices]
 
 

@@ -20,7 +20,7 @@ from headrace.quantization.checkpoint import Checkpoint, check_output
 from headrace.quantization.format import QuantisationInfo, copy_tokenizer, model_digest, write_model
 from headrace.quantization.job import quantise, require_torch
 from headrace.quantization.model import RoundedModel, Source
-from headrace.quantization.recipe import ACTIVATIONS, GROUPS, Recipe, check_group, parse_steps
+from headrace.quantization.recipe import ACTIVATIONS, GROUPS, SOURCE_GROUP, Recipe, check_group, parse_recipe
 from headrace.settings.declaration import option, validate
 from headrace.text.open_tokenizer import open_tokenizer
 from headrace.text.tokenizer import Tokenizer
@@ -36,7 +36,9 @@ class QuantiseSettings:
     """What the quantised model will be like, and how much is looked at."""
 
     group: str = option(
-        "channel", choices=tuple(GROUPS), help="channel: 8-bit codes; a number: 4-bit codes, so many inputs share a scale."
+        "channel",
+        choices=(*GROUPS, SOURCE_GROUP),
+        help="channel: 8-bit codes; a number: 4-bit codes, so many inputs share a scale; source: a 4-bit file's own codes.",
     )
     activation_bits: str = option("8", choices=tuple(ACTIVATIONS), help="Of rows in products; mixed: 8, but 16 before `down`.")
     steps: str = option("auto", help="auto, all, none, or steps joined by commas; auto: what pays with these activations.")
@@ -70,9 +72,7 @@ def run(model: str, out: Path, settings: QuantiseSettings, progress: Progress | 
     """
     check_output(out)
     opened = open_model(find_model(model), progress)
-    recipe = Recipe(
-        GROUPS[settings.group], settings.activation_bits, parse_steps(settings.steps, opened.config, settings.activation_bits)
-    )
+    recipe = parse_recipe(settings.group, settings.activation_bits, settings.steps, opened.config)
     check_group(recipe.group, opened.config)
     if recipe.calibrated or settings.report != "none":
         require_torch("calibration and the report" if settings.report != "none" else "calibration")

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from headrace.errors import HeadraceError
 from headrace.quantization.checkpoint import Checkpoint
 from headrace.quantization.grid import Float32
+from headrace.quantization.kept_layers import check_source_codes, keep_layer
 from headrace.quantization.layers import RoundedLayer, round_layer, smooth, turn
 from headrace.quantization.model import Ends, RoundedModel, Source, round_ends
 from headrace.quantization.recipe import Recipe, check_group
@@ -35,6 +36,8 @@ def quantise(
     Raises ``invalid_setting`` for a group that does not divide, ``model_file`` for weights that are not finite.
     """
     check_group(recipe.group, source.config)
+    if recipe.own_codes:
+        check_source_codes(source)
     if recipe.calibrated:
         require_torch("calibration")
     ends = round_ends(source, recipe)
@@ -70,6 +73,8 @@ def _layers(source: Source, recipe: Recipe, windows: Int32, ends: Ends, checkpoi
 
 def _one(source: Source, recipe: Recipe, index: int, stream: Float32 | None) -> tuple[RoundedLayer, Float32 | None]:
     """Round one layer; the stream behind it comes from the rounded one."""
+    if recipe.own_codes:
+        return keep_layer(source, index, recipe), None
     attention, _ = source.specs(index)
     layer = turn(source.layer(index), attention, recipe, source.residual_rotation(recipe))
     if stream is None:

@@ -29,6 +29,8 @@ _ACTIVATION_WORDS = {"8": "8-bit", "mixed": "8-bit (down: 16-bit)", "16": "16-bi
 WIDE_STEPS = ("smooth-attention", "clip", "gptq")
 """What pays where activations keep 16 bits: rotations help rows of 8 bits, but dissolve the grid of a source of 4 bits."""
 GROUPS = {"32": 32, "64": 64, "128": 128, "channel": 0}
+SOURCE_GROUP = "source"
+"""Where a group is named: the groups of 32 and the codes that a 4-bit file has already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,13 @@ class Recipe:
     """``group``: inputs that share a 4-bit group's scale; 0: 8-bit codes with one scale an output channel.
 
     ``activations``: one of :data:`ACTIVATIONS`; the head always takes 16 bits. ``steps``: names of :data:`STEPS`.
+    ``own_codes``: a 4-bit source keeps its codes, in its groups of 32, and no steps are possible.
     """
 
     group: int = 64
     activations: str = "16"
     steps: tuple[str, ...] = ()
+    own_codes: bool = False
 
     def __contains__(self, step: str) -> bool:
         return step in self.steps
@@ -56,8 +60,21 @@ class Recipe:
 
     def describe(self) -> str:
         """In a few words."""
+        if self.own_codes:
+            return f"the source's own 4-bit codes, {_ACTIVATION_WORDS[self.activations]} activations"
         bits = f"4-bit groups of {self.group}" if self.group else "8 bits per channel"
         return f"{bits}, {_ACTIVATION_WORDS[self.activations]} activations, steps: {', '.join(self.steps) or 'plain rounding'}"
+
+
+def parse_recipe(group: str, activations: str, steps: str, config: ModelConfig) -> Recipe:
+    """A recipe from the names of its parts. Raises ``invalid_setting`` for what can't be done."""
+    if group != SOURCE_GROUP:
+        return Recipe(GROUPS[group], activations, parse_steps(steps, config, activations))
+    if steps not in ("auto", "none"):
+        raise HeadraceError(
+            "invalid_setting", "steps: group source keeps the codes as they are and takes no steps; leave them out", param="steps"
+        )
+    return Recipe(32, activations, (), own_codes=True)
 
 
 def possible_steps(config: ModelConfig) -> tuple[str, ...]:
