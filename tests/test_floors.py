@@ -16,13 +16,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("server", "evaluation"),
     ("quantization",),
+    ("instances",),
     ("engine",),
     ("training",),
     ("speculation",),
     ("kernels",),
     ("planning",),
     ("scheduling",),
-    ("memory", "models", "text"),
+    ("memory", "models", "text", "placement"),
     ("settings",),
     ("errors",),
 )
@@ -66,7 +67,7 @@ def test_imports_go_down_only() -> None:
 
 
 def test_pure_rooms_import_nothing_heavy() -> None:
-    for room in ("scheduling", "settings"):
+    for room in ("scheduling", "placement", "settings"):
         for path in (PACKAGE / room).rglob("*.py"):
             for line, name in imported(path):
                 assert name.split(".")[0] in {"headrace", "yaml", *sys.stdlib_module_names}, f"{path}:{line} imports {name}"

@@ -22,7 +22,12 @@ def ps(remote: Remote) -> None:
     """
     cards = remote.get("/models").get("data", [])
     adapters = Counter(str(card["parent"]) for card in cards if card.get("parent"))
-    rows = [_row(card, adapters[str(card.get("id"))]) for card in cards if not card.get("parent")]
+    rows = [
+        row
+        for card in cards
+        if not card.get("parent")
+        for row in (_row(card, adapters[str(card.get("id"))]), *_instance_rows(card))
+    ]
     names = ("name", "state", "memory", "requests", "idle", "adapters", "what it is, or why it failed")
     stdout().print(table("", names, rows, left=7))
 
@@ -35,3 +40,18 @@ def _row(card: dict[str, Any], adapters: int) -> tuple[str, ...]:
         f"{idle:,.0f} s" if isinstance(idle, (int, float)) else "", str(adapters or ""),
         str(card.get("error") or card.get("root", "")),
     )  # fmt: skip
+
+
+def _instance_rows(card: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One line for each engine process of a model that has several."""
+    rows: list[tuple[str, ...]] = []
+    for one in card.get("instances") or ():
+        free, total = one.get("pages_free", 0), one.get("pages_total", 0)
+        crashes = f", {one['crashes']} crashes" if one.get("crashes") else ""
+        rows.append(
+            (
+                f"  instance {one.get('number', '')}", str(one.get("state", "")), f"{total - free} of {total} pages",
+                str(one.get("requests", "")), "", "", f"process {one.get('pid', '')}, {one.get('threads', '')} threads{crashes}",
+            )
+        )  # fmt: skip
+    return rows

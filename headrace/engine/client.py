@@ -8,10 +8,11 @@ import logging
 import socket
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from types import TracebackType
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
+from headrace.engine.relocation_wire import ApiMessage, EngineMessage
+from headrace.engine.request_stream import RequestStream
 from headrace.engine.settings import EngineSettings
 from headrace.engine.training_wire import StartTraining, StopTraining, TrainingEvent
 from headrace.engine.transport import FrameError, Outbound, encode_frame
@@ -23,10 +24,9 @@ from headrace.engine.wire import (
     AdapterList,
     Cancel,
     Drain,
-    EngineInbound,
-    EngineOutbound,
     Failed,
     Gauges,
+    Instance,
     ListAdapters,
     PinAdapter,
     Ready,
@@ -36,93 +36,15 @@ from headrace.engine.wire import (
     Start,
     StepOutputs,
     Submit,
-    TokenOutput,
 )
 from headrace.errors import ERROR_TABLE, HeadraceError
 from headrace.scheduling.settings import SchedulingSettings
 
 logger = logging.getLogger("headrace.engine.client")
 
+__all__ = ["EngineClient", "RequestStream"]
+
 MOST_REPORTS = 2048
-
-
-class RequestStream(AsyncIterator[list[TokenOutput]]):
-    """What one request gets, as it comes: each ``async for`` turn yields everything since the last one.
-
-    A turn is a non-empty list of :class:`TokenOutput` in the order of the steps, of any of the request's choices; one
-    wake-up a step, never one a token. The stream ends after every choice (``params.n``; 1 for an embedding) has had
-    its output with ``finish`` set. Raises HeadraceError when the engine refuses the request (its row of the error
-    table) or dies (``engine_dead``). As ``async with stream:`` it cancels on the way out whatever has not finished.
-    """
-
-    def __init__(self, client: EngineClient, request_id: int, choices: int) -> None:
-        self.request_id = request_id
-        self._client = client
-        self._open = set(range(choices))
-        self._ready: list[TokenOutput] = []
-        self._error: HeadraceError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    @property
-    def finished(self) -> bool:
-        """True when nothing more will arrive (what has arrived may still be unread)."""
-        return not self._open or self._error is not None
-
-    def __aiter__(self) -> RequestStream:
-        return self
-
-    async def __anext__(self) -> list[TokenOutput]:
-        while not self._ready:
-            if self._error is not None:
-                raise self._error
-            if not self._open:
-                raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        outputs, self._ready = self._ready, []
-        return outputs
-
-    def cancel(self, choice: int | None = None) -> None:
-        """Stop one choice or (``None``) the whole request; the engine frees its pages within one step.
-
-        Nothing more is delivered for what was cancelled, not even outputs that were under way. Calling it again, or
-        after the end, does nothing.
-        """
-        stopped = self._open & ({choice} if choice is not None else self._open)
-        if self.finished or not stopped:
-            return
-        self._open -= stopped
-        self._ready = [output for output in self._ready if output.choice not in stopped]
-        self._client._send_cancel(self.request_id, choice if self._open else None)
-        self._settle()
-
-    async def __aenter__(self) -> RequestStream:
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.cancel()
-
-    def _push(self, output: TokenOutput) -> None:
-        if output.choice not in self._open:
-            return
-        if output.finish is not None:
-            self._open.discard(output.choice)
-        self._ready.append(output)
-        self._settle()
-
-    def _fail(self, error: HeadraceError) -> None:
-        if not self.finished:
-            self._error = error
-            self._settle()
-
-    def _settle(self) -> None:
-        if self.finished:
-            self._client._forget(self.request_id)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 class EngineClient:
@@ -135,9 +57,10 @@ class EngineClient:
 
     command: ClassVar[tuple[str, ...]] = (sys.executable, "-m", "headrace.engine.process")
 
-    def __init__(self, on_death: Callable[[HeadraceError], None] | None = None) -> None:
+    def __init__(self, on_death: Callable[[HeadraceError], None] | None = None, command: Sequence[str] | None = None) -> None:
         self._on_death = on_death
         self.on_training: Callable[[TrainingEvent], object] | None = None
+        self._command = tuple(command or self.command)
         self._streams: dict[int, RequestStream] = {}
         self._calls: dict[int, asyncio.Future[AdapterAnswer | AdapterList]] = {}
         self._gauges = Gauges()
@@ -166,7 +89,9 @@ class EngineClient:
             raise RuntimeError("the engine has not been launched")
         return await asyncio.shield(self._started)
 
-    async def launch(self, settings: EngineSettings, scheduling: SchedulingSettings | None = None) -> None:
+    async def launch(
+        self, settings: EngineSettings, scheduling: SchedulingSettings | None = None, instance: Instance | None = None
+    ) -> None:
         """Start the engine process and tell it what to load, without waiting for it. Raises ``engine_dead``."""
         if self._started is not None:
             raise RuntimeError("an EngineClient starts one engine")
@@ -175,7 +100,7 @@ class EngineClient:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *self.command, str(theirs.fileno()), stdin=asyncio.subprocess.DEVNULL, pass_fds=(theirs.fileno(),)
+                *self._command, str(theirs.fileno()), stdin=asyncio.subprocess.DEVNULL, pass_fds=(theirs.fileno(),)
             )
         except OSError as error:
             ours.close()
@@ -184,7 +109,7 @@ class EngineClient:
             theirs.close()
         transport, _ = await loop.create_unix_connection(lambda: _Connection(self), sock=ours)
         self._transport = transport
-        self._send(Start(settings, scheduling or SchedulingSettings()))
+        self._send(Start(settings, scheduling or SchedulingSettings(), instance))
 
     @property
     def ready(self) -> Ready | None:
@@ -330,7 +255,7 @@ class EngineClient:
         if self._leaving:
             raise HeadraceError("draining", ERROR_TABLE["draining"].meaning)
 
-    def _send(self, message: EngineInbound) -> None:
+    def _send(self, message: ApiMessage) -> None:
         self._write(encode_frame(message))
 
     def _write(self, frame: bytes) -> None:
@@ -343,7 +268,7 @@ class EngineClient:
     def _forget(self, request_id: int) -> None:
         self._streams.pop(request_id, None)
 
-    def _handle(self, message: EngineOutbound) -> None:
+    def _handle(self, message: EngineMessage) -> None:
         match message:
             case StepOutputs():
                 self._gauges = message.gauges

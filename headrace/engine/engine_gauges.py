@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headrace.engine.training_wire import TrainingGauges
-from headrace.engine.wire import AdapterGauges, Gauges, KeptGauges, MoveGauges, SpeculationGauges, ViewGauges
+from headrace.engine.wire import AdapterGauges, Gauges, KeptGauges, LoadGauges, MoveGauges, SpeculationGauges, ViewGauges
+from headrace.scheduling.item import ItemState
 from headrace.scheduling.scheduler import Scheduler
 
 
@@ -27,6 +28,19 @@ class PartGauges:
     adapters: AdapterGauges | None = None
     training: TrainingGauges | None = None
     speculation: SpeculationGauges | None = None
+    load: LoadGauges | None = None
+
+
+def load_of(scheduler: Scheduler, taken: int, live: int) -> LoadGauges:
+    """The load of an engine that has received ``taken`` requests, of which ``live`` have not ended. O(items)."""
+    head = scheduler.handover.first_waiting
+    need = scheduler.handover.goal_pages
+    return LoadGauges(
+        taken=taken, live=live, head_pages=need(head) if head is not None else 0,
+        queue_pages=sum(need(item) for item in scheduler.items if item.state is ItemState.WAITING),
+        urgent=sum(item.priority > 0 and item.state is ItemState.RUNNING for item in scheduler.items),
+        moved_in=scheduler.handover.moved_in, moved_out=scheduler.handover.moved_out, available=max(0, scheduler.pool.available),
+    )  # fmt: skip
 
 
 def gather_gauges(scheduler: Scheduler, totals: Totals, compiling: int, parts: PartGauges) -> Gauges:
@@ -41,5 +55,5 @@ def gather_gauges(scheduler: Scheduler, totals: Totals, compiling: int, parts: P
         pages_cached=scheduler.pool.cached, prefix_lookups=counters.lookups, prefix_found_tokens=counters.found,
         prefix_evictions=scheduler.index.evictions if scheduler.index is not None else 0,
         moves=parts.moves, kept=parts.kept, views=parts.views, adapters=parts.adapters, training=parts.training,
-        speculation=parts.speculation,
+        speculation=parts.speculation, load=parts.load,
     )  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 from headrace.engine.adapting import Adapting
 from headrace.engine.batch import Assembly, add_rows, assemble
 from headrace.engine.choosing import Chooser, Outcome
-from headrace.engine.engine_gauges import PartGauges, Totals, gather_gauges
+from headrace.engine.engine_gauges import PartGauges, Totals, gather_gauges, load_of
 from headrace.engine.outbox import Outbox
 from headrace.engine.parts import EngineParts, GrammarSource
 from headrace.engine.request import Choice, Grammar, LiveRequest, check_submit, make_choices, make_request
@@ -59,6 +59,7 @@ class Engine:
         self._compiler = ThreadPoolExecutor(1, "grammar") if parts.grammars is not None else None
         self._refused: list[Refused] = []
         self._totals = Totals()
+        self.taken = -1  # requests received, counted where somebody spreads them over several engines
         self._next_item = 1
 
     @property
@@ -184,6 +185,7 @@ class Engine:
             adapters=self.adapting.gauges() if self.adapting is not None else None,
             training=self.training.gauges() if self.training is not None else None,
             speculation=self._speculating.gauges() if self._speculating is not None else None,
+            load=load_of(self.scheduler, self.taken, self.live) if self.taken >= 0 else None,
         )
         return gather_gauges(self.scheduler, self._totals, len(self._compiling), parts)
 

@@ -20,6 +20,11 @@ def usable_cores() -> int:
     return max(1, cores)
 
 
+def core_numbers() -> list[int]:
+    """The cores that this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
 def usable_memory() -> int:
     """Bytes of memory of the machine or of this process's container, whichever is less."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -12,9 +12,13 @@ import signal
 import socket
 import sys
 
-from headrace.engine.build import BuildOptions, BuiltEngine, build_engine
+from headrace.engine.build import BuildOptions, BuiltEngine, build_engine, page_checksum, page_identity
 from headrace.engine.loop import Engine
 from headrace.engine.machine import return_memory
+from headrace.engine.page_channel import Channel, PageListener
+from headrace.engine.relocating import Relocating
+from headrace.engine.relocation_wire import Adopt, ApiMessage, Expect, Leave, Ping, Pong, Proceed, Release, Return
+from headrace.engine.settings import EngineSettings
 from headrace.engine.training_wire import StartTraining, StopTraining, TrainingCall, TrainingEnded
 from headrace.engine.transport import EngineSocket, FrameError, PeerGone
 from headrace.engine.watch_wire import Watch
@@ -23,8 +27,8 @@ from headrace.engine.wire import (
     AdapterCall,
     Cancel,
     Drain,
-    EngineInbound,
     Failed,
+    Instance,
     ListAdapters,
     PinAdapter,
     Refused,
@@ -42,6 +46,7 @@ logger = logging.getLogger("headrace.engine.process")
 COMPILING_WAIT = 0.005  # seconds between looks at grammars that are being compiled
 BLOCKED_WAIT = 0.05
 WRITING_WAIT = 0.005  # seconds between looks at pages that are being written behind
+CHANGING_WAIT = 0.001  # seconds between looks at pages that come from or go to another engine
 READING_WAIT = 0.002  # seconds between looks at adapters that are being read
 FILE_WAIT = 0.01  # seconds between looks at a job that waits for its files
 GOODBYE_SECONDS = 10.0
@@ -50,8 +55,9 @@ GOODBYE_SECONDS = 10.0
 class EngineServer:
     """Serves one connection with one engine until it drains or the peer goes."""
 
-    def __init__(self, engine: Engine, connection: EngineSocket) -> None:
+    def __init__(self, engine: Engine, connection: EngineSocket, relocating: Relocating | None = None) -> None:
         self._engine = engine
+        self._relocating = relocating
         self._connection = connection
         self._draining = False
         self._checked_steps = -1
@@ -62,13 +68,18 @@ class EngineServer:
         while True:
             for message in self._connection.receive():
                 self._handle(message)
-            if self._draining and self._engine.live == 0 and not self._engine.has_work:
+            if self._draining and self._engine.live == 0 and not (self._engine.has_work or self._changing_hands):
                 self._connection.drain(GOODBYE_SECONDS)
                 return
             self._turn()
 
+    @property
+    def _changing_hands(self) -> bool:
+        return self._relocating is not None and self._relocating.busy
+
     def _turn(self) -> None:
         engine = self._engine
+        told = self._relocate()
         outputs = engine.step()
         for refused in engine.take_refused():
             self._connection.send(refused)
@@ -79,9 +90,11 @@ class EngineServer:
             self._connection.send(outputs)
         if self._train():
             return
-        if outputs is not None:
+        if outputs is not None or told:
             return
-        if engine.reading_adapters:
+        if self._changing_hands:
+            self._connection.wait(CHANGING_WAIT)
+        elif engine.reading_adapters:
             self._connection.wait(READING_WAIT)
         elif engine.live == 0 and engine.writes_behind and not self._draining:
             self._connection.wait(WRITING_WAIT)
@@ -103,6 +116,16 @@ class EngineServer:
             self._connection.send(event)
         return trained
 
+    def _relocate(self) -> bool:
+        """Requests come and go before the step: what it gives them is told after the news that they are here."""
+        if self._relocating is None or not self._relocating.busy:
+            return False
+        self._relocating.turn()
+        news = self._relocating.take_news()
+        for message in news:
+            self._connection.send(message)
+        return bool(news)
+
     def _check_integrity(self) -> None:
         """Once after each burst of work: with thousands of adapters it is not free, and registering them is no work."""
         steps = self._engine.scheduler.counters.steps
@@ -110,7 +133,7 @@ class EngineServer:
             self._checked_steps = steps
             self._engine.check_integrity()
 
-    def _handle(self, message: EngineInbound) -> None:
+    def _handle(self, message: ApiMessage) -> None:
         match message:
             case Submit():
                 self._submit(message)
@@ -124,6 +147,14 @@ class EngineServer:
                 self._ask(message)
             case StartTraining() | StopTraining():
                 self._command_training(message)
+            case Ping():
+                self._connection.send(Pong(message.number, self._engine.gauges()))
+            case Leave() | Expect() | Proceed() | Adopt() | Release() | Return():
+                if self._relocating is None:
+                    raise FrameError("an engine that is alone can't give requests away")
+                if isinstance(message, Adopt):
+                    self._engine.taken += message.move == 0
+                self._relocating.handle(message)
             case Start():
                 raise FrameError("a running engine can't be started")
 
@@ -148,6 +179,8 @@ class EngineServer:
             training.stop(call)
 
     def _submit(self, message: Submit) -> None:
+        if self._relocating is not None:
+            self._engine.taken += 1
         try:
             if self._draining:
                 raise HeadraceError("draining", "the engine is shutting down")
@@ -163,10 +196,16 @@ def serve(connection: EngineSocket) -> int:
         built = _build(start, connection)
         if built is None:
             return 1
+        relocating = None
         try:
+            if start.instance is not None:
+                relocating = Relocating(built.engine, open_channel(built, start.instance, start.settings))
+                built.engine.taken = 0
             connection.send(built.ready)
-            EngineServer(built.engine, connection).run()
+            EngineServer(built.engine, connection, relocating).run()
         finally:
+            if relocating is not None:
+                relocating.close()
             built.close()
         return 0
     except PeerGone as gone:
@@ -181,6 +220,13 @@ def serve(connection: EngineSocket) -> int:
         return 1
 
 
+def open_channel(built: BuiltEngine, instance: Instance, settings: EngineSettings) -> Channel:
+    """Where an engine among several takes pages from the others."""
+    identity = page_identity(built.model, settings)
+    listener = PageListener(instance.address, instance.key, built.arena.page_bytes, identity)
+    return Channel(listener, instance.key, identity, page_checksum())
+
+
 def _await_start(connection: EngineSocket) -> Start:
     while True:
         messages = connection.receive()
@@ -192,6 +238,8 @@ def _await_start(connection: EngineSocket) -> Start:
 
 
 def _build(start: Start, connection: EngineSocket) -> BuiltEngine | None:
+    if start.instance is not None and start.instance.cores:
+        os.sched_setaffinity(0, start.instance.cores)  # before any thread is made, so that all of them stay there
     try:
         built = build_engine(start.settings, BuildOptions(start.scheduling))
     except HeadraceError as error:

@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from headrace.engine.wire import MAX_FRAME_BYTES, EngineInbound, EngineOutbound
+from headrace.engine.relocation_wire import ApiMessage, EngineMessage
+from headrace.engine.wire import MAX_FRAME_BYTES
 from headrace.errors import HeadraceError
 
 _LENGTH = struct.Struct("<I")
@@ -73,9 +74,9 @@ class Inbound:
 
     def __init__(self) -> None:
         self._reader = FrameReader()
-        self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(EngineInbound)
+        self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ApiMessage)
 
-    def feed(self, data: bytes | memoryview) -> list[EngineInbound]:
+    def feed(self, data: bytes | memoryview) -> list[ApiMessage]:
         """Messages completed by these bytes. Raises FrameError for bytes that are no message of this protocol."""
         return _decode(self._decoder, self._reader.feed(data))
 
@@ -85,9 +86,9 @@ class Outbound:
 
     def __init__(self) -> None:
         self._reader = FrameReader()
-        self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(EngineOutbound)
+        self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(EngineMessage)
 
-    def feed(self, data: bytes | memoryview) -> list[EngineOutbound]:
+    def feed(self, data: bytes | memoryview) -> list[EngineMessage]:
         """Messages completed by these bytes. Raises FrameError for bytes that are no message of this protocol."""
         return _decode(self._decoder, self._reader.feed(data))
 
@@ -113,9 +114,9 @@ class EngineSocket:
         self._limit = limit
         self._patience = patience
 
-    def receive(self) -> list[EngineInbound]:
+    def receive(self) -> list[ApiMessage]:
         """Everything that has arrived whole, without waiting. Raises PeerGone at end of stream, FrameError for nonsense."""
-        messages: list[EngineInbound] = []
+        messages: list[ApiMessage] = []
         while True:
             try:
                 data = self._socket.recv(READ_BYTES)
@@ -140,7 +141,7 @@ class EngineSocket:
         """True when something has arrived, or the peer is gone. Never waits."""
         return bool(select.select([self._socket], [], [], 0.0)[0])
 
-    def send(self, message: EngineOutbound) -> None:
+    def send(self, message: EngineMessage) -> None:
         """Queue a message and write what the socket takes. Raises PeerGone when the peer is gone or reads nothing."""
         self._unsent += encode_frame(message)
         self.flush()

@@ -25,11 +25,24 @@ MOST_ADAPTERS = 8  # of one request
 MOST_SCALE = 1000.0
 
 
+class Instance(msgspec.Struct, frozen=True):
+    """Which of several engines of one model this is. ``cores``: the only ones that it may use; none: any.
+
+    ``address``: where it takes pages from others, who prove that they know ``key``.
+    """
+
+    number: int
+    cores: list[int]
+    address: str
+    key: bytes
+
+
 class Start(msgspec.Struct, tag="start", frozen=True):
     """The first message to an engine process: what to load. Answered by Ready or Failed."""
 
     settings: EngineSettings
     scheduling: SchedulingSettings = msgspec.field(default_factory=SchedulingSettings)
+    instance: Instance | None = None
 
 
 class AdapterUse(msgspec.Struct, frozen=True, array_like=True):
@@ -280,6 +293,24 @@ class SpeculationGauges(msgspec.Struct, frozen=True):
     streams_32: int = 0
 
 
+class LoadGauges(msgspec.Struct, frozen=True):
+    """What an engine tells of its load to whoever spreads requests over several. ``taken``, ``moved_in``, ``moved_out`` only grow.
+
+    ``taken``: requests received so far, so that the other side knows which of those it sent are in these numbers. ``head_pages``:
+    what the first to wait needs; ``queue_pages``: all that wait. ``urgent``: running items of a priority above 0. ``live``: all
+    requests. ``available``: pages that nobody holds or was promised.
+    """
+
+    taken: int = 0
+    head_pages: int = 0
+    queue_pages: int = 0
+    urgent: int = 0
+    live: int = 0
+    moved_in: int = 0
+    moved_out: int = 0
+    available: int = 0
+
+
 class Gauges(msgspec.Struct, frozen=True):
     """The engine's state after a step, for metrics and health.
 
@@ -311,6 +342,7 @@ class Gauges(msgspec.Struct, frozen=True):
     adapters: AdapterGauges | None = None
     training: TrainingGauges | None = None
     speculation: SpeculationGauges | None = None
+    load: LoadGauges | None = None
 
 
 class StepOutputs(msgspec.Struct, tag="outputs", frozen=True):

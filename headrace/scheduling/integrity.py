@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from headrace.memory.kept_pages import KeptPages
 from headrace.memory.moves import Moves
 from headrace.memory.page_pool import PagePool
+from headrace.scheduling.handover import Handover
 from headrace.scheduling.item import Item, ItemState
 from headrace.scheduling.residency import Residency
 from headrace.scheduling.roster import Roster
 from headrace.scheduling.shares import Account
 
 
-def check_items(
-    roster: Roster,
-    residency: Residency,
-    moves: Moves | None = None,
-    kept: KeptPages | None = None,
-    lent: Iterable[Sequence[int]] = (),
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """Who may hold pages beside items. ``lent``: page lists of others."""
+
+    moves: Moves | None = None
+    kept: KeptPages | None = None
+    handover: Handover | None = None
+    lent: Callable[[], Iterable[Sequence[int]]] = tuple
+
+
+def check_items(roster: Roster, residency: Residency, others: Holders | None = None) -> None:
     """Every live item is in one place, in order, with pages that match what it has computed; the pool agrees.
 
-    ``lent``: page lists of others than items. Raises ``AssertionError`` naming the first fault.
+    Raises ``AssertionError`` naming the first fault.
     """
-    pool, adapters = residency.pool, residency.adapters
+    others = others or Holders()
+    pool, adapters, moves, kept, handover = residency.pool, residency.adapters, others.moves, others.kept, others.handover
     items = roster.items.values()
     forks = [child for item in items for child in item.forks]
     places = [*roster.waiting, *roster.prompts, *roster.decodes, *roster.parked.values(), *roster.moving.values(), *forks]
@@ -51,14 +58,16 @@ def check_items(
         _check_running(item, pool)
     _require(all(item.is_decoding for item in roster.decodes), "a decode misses more than its newest token")
     _require(not any(item.is_decoding for item in roster.prompts), "a prompt misses only its newest token")
-    _require(pool.reserved == sum(item.reserved for item in items), "reservations don't add up")
+    promised = sum(item.reserved for item in items) + (handover.reserved if handover is not None else 0)
+    _require(pool.reserved == promised, "reservations don't add up")
     pool.check_integrity(
         [
             *(item.pages for item in items),
             *(moves.holders() if moves is not None else ()),
             *(kept.holders() if kept is not None else ()),
+            *(handover.holders() if handover is not None else ()),
             *adapters.store.holders(),
-            *lent,
+            *others.lent(),
         ]
     )
     adapters.check_integrity(items)

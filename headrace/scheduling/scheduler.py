@@ -16,7 +16,8 @@ from headrace.scheduling.composer import Budget, Draft, Policy, by_share, first_
 from headrace.scheduling.cost import Cost
 from headrace.scheduling.counters import Counters
 from headrace.scheduling.goodput import NO_DRAFTS, Drafted
-from headrace.scheduling.integrity import check_items
+from headrace.scheduling.handover import Handover
+from headrace.scheduling.integrity import Holders, check_items
 from headrace.scheduling.item import Item, ItemKind, ItemState, order_of
 from headrace.scheduling.keeping import Keeping, KeepOptions
 from headrace.scheduling.promise import late_items
@@ -68,6 +69,7 @@ class Scheduler:
         self._residency.keeping = self.keeping
         self.adapters = self._residency.adapters
         self.lent: Callable[[], Iterable[Sequence[int]]] = tuple  # page lists of whoever holds pages and is no item
+        self.handover = Handover(self._residency, self._roster, self._enter)
         self._arrivals = 0
         self._turn = 0
         self._deadlines: list[tuple[float, tuple[int, int], Item]] = []
@@ -313,7 +315,8 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Prove that items, lists and pages agree. Raises ``AssertionError`` naming the first fault. O(items + pages)."""
         kept = self.keeping.pages if self.keeping is not None else None
-        check_items(self._roster, self._residency, self.swapping.moves if self.swapping is not None else None, kept, self.lent())
+        moves = self.swapping.moves if self.swapping is not None else None
+        check_items(self._roster, self._residency, Holders(moves, kept, self.handover, self.lent))
         if self.index is not None:
             self.index.check_integrity()
 

@@ -8,10 +8,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from headrace.engine.gauge_sums import sum_of
 from headrace.engine.training_wire import TrainingGauges
 from headrace.engine.wire import AdapterGauges, KeptGauges, MoveGauges, SpeculationGauges, ViewGauges
 from headrace.server.adapter_metrics import AdapterMetrics
-from headrace.server.engine_totals import sum_of
+from headrace.server.instance_metrics import InstanceCollector
 from headrace.server.loop_lag import LoopLag
 from headrace.server.model_metrics import ModelCollector
 from headrace.server.observing.engine_aliases import EngineAliases
@@ -46,6 +47,8 @@ class Metrics:
         self.registry.register(_EngineCollector(models, lag))
         self.registry.register(ModelCollector(models))
         self.registry.register(EngineAliases(models))
+        self.registry.register(InstanceCollector(models))
+
         self._memory = Gauge(
             "headrace_process_memory_bytes", "Memory of each process; shared pages count by their share (PSS).", ["process"],
             registry=registry,

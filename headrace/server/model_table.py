@@ -12,8 +12,9 @@ from contextlib import suppress
 from headrace.engine.client import EngineClient
 from headrace.engine.settings import EngineSettings
 from headrace.errors import ERROR_TABLE, HeadraceError
+from headrace.instances.maker import engine_maker
 from headrace.scheduling.settings import SchedulingSettings
-from headrace.server.fit_plan import Held, Need, describe, split_pool, who_leaves
+from headrace.server.fit_plan import PROCESS_BYTES, Held, Need, describe, split_pool, who_leaves
 from headrace.server.model_names import Entry
 from headrace.server.notices import say
 from headrace.server.served_model import Loaded, ServedModel
@@ -45,7 +46,8 @@ class ModelTable:
         self._options = options
         self._engine, self._scheduling = engine
         self._by_name: dict[str, ServedModel] = {}
-        self.models = [ServedModel(entry, client, pinned=False, keep=options.unload_after) for entry in entries]
+        maker = engine_maker(options.instances, client)
+        self.models = [ServedModel(entry, maker, pinned=False, keep=options.unload_after) for entry in entries]
         for model in self.models:
             self._by_name |= dict.fromkeys(model.entry.names, model)
         for name in options.pin:
@@ -282,7 +284,7 @@ class ModelTable:
     async def _settings_for(self, model: ServedModel) -> EngineSettings:
         """What the engine is told, after whoever must leave has left. Raises ``model_failed`` when it never fits."""
         settings = dataclasses.replace(self._engine, model=model.entry.source)
-        if self.alone:
+        if self.alone and self._options.instances == 1:
             return settings
         if model.need is None:
             await self._survey(again=model)
@@ -295,6 +297,9 @@ class ModelTable:
             if other is not model and other.in_memory and other.need is not None and other.loaded is not None
         ]
         leaving = who_leaves(need.total, room, held)
+        if leaving is None and self.alone:
+            message = f"{self._options.instances} instances need {need.total >> 20:,} MiB of the {room >> 20:,} MiB that there are"
+            raise HeadraceError("invalid_setting", f"{message}: choose fewer, or a smaller pool_mib", param="instances")
         if leaving is None:
             kept = ", ".join(one.name for one in held if one.pinned)
             message = f"it needs {need.total >> 20:,} MiB of the {room >> 20:,} MiB that models may take"
@@ -322,7 +327,9 @@ class ModelTable:
         wanted = [again] if again is not None else [model for model in self.models if model.need is None]
         for model in wanted:
             try:
-                self._needs[model.name], model.context_length = await asyncio.to_thread(_look_at, model.entry, self._engine)
+                self._needs[model.name], model.context_length = await asyncio.to_thread(
+                    _look_at, model.entry, self._engine, self._options.instances
+                )
             except HeadraceError as error:
                 if again is not None:
                     raise
@@ -337,7 +344,7 @@ class ModelTable:
             say(line)
 
 
-def _look_at(entry: Entry, settings: EngineSettings) -> tuple[Need, int]:
+def _look_at(entry: Entry, settings: EngineSettings, instances: int) -> tuple[Need, int]:
     """What a model would take with a pool of the size it wants, and its context length. Blocks."""
     from headrace.engine.pool_size import context_length, kv_format, page_bytes, wanted_pages
     from headrace.models.catalog import find_model, open_model
@@ -346,7 +353,7 @@ def _look_at(entry: Entry, settings: EngineSettings) -> tuple[Need, int]:
     opened = open_model(card)
     context = context_length(opened.config, settings)
     pages = wanted_pages(context) * page_bytes(opened.config, kv_format(settings.kv, settings.device))
-    return Need(card.size_bytes, pages), context
+    return Need(card.size_bytes, pages, instances * PROCESS_BYTES), context  # instances map the same weights
 
 
 def printable(text: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import msgspec
 from starlette.responses import Response
 
 from headrace.server.adapter_choice import choose
 from headrace.server.hub import Hub
-from headrace.server.protocol.tokens import LoadRequest, ModelCard, ModelList, UnloadRequest
+from headrace.server.protocol.tokens import InstanceCard, LoadRequest, ModelCard, ModelList, UnloadRequest
 from headrace.server.rendering import json_response
 from headrace.server.requests import Call
 from headrace.server.served_model import ServedModel
@@ -58,4 +59,17 @@ def _card(hub: Hub, model: ServedModel) -> ModelCard:
         in_use=model.users + model.waiting,
         idle_seconds=round(time.monotonic() - model.last_used, 3) if idle else None,
         memory_bytes=model.need.total if model.need is not None and model.in_memory else 0,
+        instances=instance_cards(model) if model.group is not None else msgspec.UNSET,
     )
+
+
+def instance_cards(model: ServedModel) -> list[InstanceCard]:
+    """The engine processes of a model that has several."""
+    return [
+        InstanceCard(
+            number=one.number, state=one.state, pid=one.pid, threads=one.threads, requests=one.requests,
+            running=one.gauges.running, waiting=one.gauges.waiting,
+            pages_free=one.gauges.pages_free, pages_total=one.gauges.pages_total, crashes=one.crashes,
+        )
+        for one in (model.group.statuses() if model.group is not None else ())
+    ]  # fmt: skip

@@ -17,9 +17,10 @@ from headrace.server.requests import Call
 
 
 class Health(msgspec.Struct, frozen=True):
-    """State of the server."""
+    """State of the server. ``instances``: by model, those of its engine processes that serve, of how many."""
 
     status: str
+    instances: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -36,7 +37,9 @@ async def livez(hub: Hub, call: Call[Any]) -> Response:
 async def readyz(hub: Hub, call: Call[Any]) -> Response:
     """200 when a request would be served now; 503 while loading, draining, or after the engine's death."""
     hub.check_ready()
-    return json_response(Health("ok"))
+    groups = {model.name: model.group.statuses() for model in hub.table if model.group is not None}
+    serving = {name: f"{sum(one.state == 'serving' for one in each)} of {len(each)}" for name, each in groups.items()}
+    return json_response(Health("ok", serving or msgspec.UNSET))
 
 
 async def metrics(hub: Hub, call: Call[Any]) -> Response:

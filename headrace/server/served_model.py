@@ -14,6 +14,8 @@ from headrace.engine.settings import EngineSettings
 from headrace.engine.watch_wire import StepReport
 from headrace.engine.wire import Gauges, Ready
 from headrace.errors import HeadraceError
+from headrace.instances.group import InstanceGroup
+from headrace.instances.maker import EngineMaker
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.server.engine_totals import EngineTotals
 from headrace.server.fit_plan import Need
@@ -54,7 +56,7 @@ class ServedModel:
     Whoever uses the model is counted in ``users``; whoever waits for it has a future in ``queue``, in order of arrival.
     """
 
-    def __init__(self, entry: Entry, client: type[EngineClient], *, pinned: bool, keep: float) -> None:
+    def __init__(self, entry: Entry, maker: EngineMaker, *, pinned: bool, keep: float) -> None:
         self.entry = entry
         self.pinned = pinned
         self.keep = keep
@@ -74,7 +76,7 @@ class ServedModel:
         self.task: asyncio.Task[None] | None = None
         self.loaded: Loaded | None = None
         self.launched = asyncio.Event()
-        self._client = client
+        self._maker = maker
         self._engine: EngineClient | None = None
         self._totals = EngineTotals()
 
@@ -98,6 +100,11 @@ class ServedModel:
         """Requests at its engine."""
         return self._engine.live if self._engine is not None else 0
 
+    @property
+    def group(self) -> InstanceGroup | None:
+        """Its engines, when there are several and they are in memory."""
+        return self._engine if isinstance(self._engine, InstanceGroup) else None
+
     def gauges(self) -> Gauges:
         """The engine's state; what only grows goes on growing over unloads and crashes."""
         return self._totals.with_engine(self._engine.gauges if self._engine is not None else None)
@@ -114,7 +121,7 @@ class ServedModel:
     ) -> None:
         """Start the engine's process and open the text side beside it. Raises why it can't be; nothing is left then."""
         began = time.monotonic()
-        engine = self._engine = self._client(on_death=on_death)
+        engine = self._engine = self._maker(on_death)
         opened: Language | None = None
         try:
             try:

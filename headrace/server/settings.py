@@ -28,6 +28,12 @@ class ServerSettings:
     adapter_dir: tuple[str, ...] = option(
         (), help="Folder of adapters: each sub-folder that holds one is served, and only from below it may one be loaded by HTTP."
     )
+    instances: int = option(
+        1,
+        minimum=1,
+        maximum=64,
+        help="Engine processes of each model, which share threads and pages out; requests move between them.",
+    )
     max_queue: int = option(256, unit="requests", minimum=1, maximum=100_000, help="Requests in flight before new ones get 429.")
     max_body_kib: int = option(8192, unit="KiB", minimum=1, maximum=1_048_576, help="Largest request body; more gets 413.")
     keepalive: float = option(10.0, unit="s", minimum=0.05, maximum=3600.0, help="Silence before a stream gets a comment line.")

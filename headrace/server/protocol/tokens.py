@@ -69,6 +69,21 @@ class RenderedList(msgspec.Struct, frozen=True, kw_only=True):
     object: str = "list"
 
 
+class InstanceCard(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several engine processes of a model. ``state``: loading, serving, leaving, waiting (to start again) or gone."""
+
+    number: int
+    state: str
+    pid: int
+    threads: int
+    requests: int
+    running: int
+    waiting: int
+    pages_free: int
+    pages_total: int
+    crashes: int
+
+
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """A served model. ``state``: cold, loading, hot (it answers at once), leaving or failed, and then ``error`` says why.
 
@@ -98,6 +113,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     rank: int | msgspec.UnsetType = msgspec.UNSET
     modules: list[str] | msgspec.UnsetType = msgspec.UNSET
     bytes: int | msgspec.UnsetType = msgspec.UNSET
+    instances: list[InstanceCard] | msgspec.UnsetType = msgspec.UNSET
 
 
 class LoadRequest(Body, frozen=True, kw_only=True):

@@ -1,0 +1,51 @@
+"""The pages of a request that is expected: filled by the thread that takes them, given up by the engine's own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection
+
+from headrace.kernels.interface import Bytes
+
+
+class PageLanding:
+    """Copies what arrives into the pages of a lease, until :meth:`close`: then no page is touched any more.
+
+    ``problem``: why nothing more will come.
+    """
+
+    def __init__(self, pool: Bytes, pages: list[int]) -> None:
+        self.problem: str | None = None
+        self._pool = pool
+        self._pages = pages
+        self._landed: set[int] = set()
+        self._open = True
+        self._lock = threading.Lock()
+
+    def put(self, number: int, page: Bytes) -> bool:
+        """Take page ``number`` of the move; False when none is wanted any more."""
+        with self._lock:
+            if not self._open:
+                return False
+            if number >= len(self._pages):
+                self.problem = f"page {number} of {len(self._pages)} came"
+                return False
+            target = self._pool[self._pages[number]]
+            target[...] = page.reshape(target.shape)
+            self._landed.add(number)
+            return True
+
+    def fail(self, problem: str) -> None:
+        """Nothing more will come."""
+        with self._lock:
+            self.problem = self.problem or problem
+
+    def has(self, numbers: Collection[int]) -> bool:
+        """True when all of these have landed."""
+        with self._lock:
+            return self._landed.issuperset(numbers)
+
+    def close(self) -> None:
+        """When this returns the pages are the caller's alone."""
+        with self._lock:
+            self._open = False

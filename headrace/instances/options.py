@@ -1,0 +1,24 @@
+"""How a group of instances behaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from headrace.placement.dispatch import DispatchRule
+from headrace.placement.pairing import PairingRule
+
+
+@dataclass(frozen=True, slots=True)
+class GroupOptions:
+    """How a group behaves. ``ping_seconds``: between signs of life; one who owes one for ``hang_seconds`` is ended.
+
+    ``round_seconds``: between looks at who should give requests to whom; 0: never. ``restart_seconds``: wait after a first crash.
+    """
+
+    instances: int
+    ping_seconds: float = 1.0
+    hang_seconds: float = 20.0
+    round_seconds: float = 0.1
+    restart_seconds: float = 0.5
+    dispatch: DispatchRule = field(default_factory=DispatchRule)
+    pairing: PairingRule = field(default_factory=PairingRule)
