@@ -38,13 +38,14 @@ class Timing:
     """What one request went through, in seconds of the run's clock.
 
     ``sent`` is when the request came, even when the engine was in a step then: waiting for the step counts. ``client``: who
-    sent it, ``None`` for one that came by the clock.
+    sent it, ``None`` for one that came by the clock. ``refused``: it will get nothing, since a promise could not be kept.
     """
 
     planned: Planned
     sent: float
     client: int | None
     times: list[float] = field(default_factory=list)
+    refused: bool = False
 
     @property
     def finished(self) -> bool:
@@ -131,6 +132,8 @@ class LiveRun:
             self._send(planned, at, None)
         if self._live:
             outputs = self.engine.step()
+            for refused in self.engine.take_refused():
+                self._live.pop(refused.request_id).refused = True
             if outputs is not None:
                 self._take(outputs)
             elif self.engine.reading_adapters:

@@ -129,7 +129,7 @@ def _traffic(bench: Bench, files: Sequence[Path], count: int, pages: int, condit
 def cold_claims(bench: Bench, conditions: Conditions, folder: Path) -> list[Claim]:
     """The first token of requests whose adapters lie on disk against others', by the clock at 30 % load."""
     config = bench.built.model.config
-    count = 24 if conditions.quick else 60
+    count = 10 if conditions.quick else 48
     files = write_random(config, folder / "cold", [(_RANK, ATTENTION)] * count, conditions.seed + 3000)
     output = 16
     probe = Streams(bench, 96, output, conditions.seed)

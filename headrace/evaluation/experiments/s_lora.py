@@ -7,6 +7,7 @@ from pathlib import Path
 
 from headrace.evaluation.experiment import Conditions, Experiment, Findings
 from headrace.evaluation.experiments._s_lora_exact import bit_claims, merged_claims
+from headrace.evaluation.experiments._s_lora_policy import policy_claims
 from headrace.evaluation.experiments._s_lora_speed import cold_claims, scale_claims, stream_claims
 from headrace.evaluation.trained_adapters import RECIPES, trained_adapters
 from headrace.evaluation.trials import Bench
@@ -26,6 +27,7 @@ def run(conditions: Conditions) -> Findings:
         claims += stream_claims(bench, conditions, folder)
         claims += scale_claims(bench, conditions, folder)
         claims += cold_claims(bench, conditions, folder)
+        claims += policy_claims(bench, conditions, folder)
     return Findings(tuple(claims))
 
 
