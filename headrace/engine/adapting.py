@@ -22,7 +22,7 @@ from headrace.engine.wire import (
     RemoveAdapter,
 )
 from headrace.errors import HeadraceError
-from headrace.memory.adapter_store import AdapterRecord, AdapterState
+from headrace.memory.adapter_store import AdapterRecord
 from headrace.scheduling.scheduler import Scheduler
 
 logger = logging.getLogger("headrace.engine.adapting")
@@ -181,10 +181,9 @@ class Adapting:
         if not self._ever:
             return None
         store = self._presence.store
-        states = [record.state for record in store if record.pages]
-        loading = states.count(AdapterState.LOADING)
         return AdapterGauges(
-            registered=store.names, resident=len(states) - loading, loading=loading, adapter_pages=store.resident_pages,
+            registered=store.names, resident=store.holding - store.loading, loading=store.loading,
+            adapter_pages=store.resident_pages,
             loads=self._presence.loads, evictions=store.evictions, failures=self._presence.failures,
             load_seconds=self._load_seconds, page_bytes=self.adapters.page_bytes,
         )  # fmt: skip

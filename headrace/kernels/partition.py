@@ -104,7 +104,8 @@ def narrowing(x: Float32, base: Float32, share: Share | None, exchange: Exchange
 def mlp(x: Float32, base: Mapping[str, Float32], shares: Mapping[str, Share], exchange: Exchange) -> Float32:
     """Gate, up and down with SiLU: what the block adds to the residual."""
     gate, up = (widening(x, base[name], shares.get(name), exchange) for name in ("gate", "up"))
-    return narrowing(gate / (1.0 + np.exp(-gate)) * up, base["down"], shares.get("down"), exchange)
+    inner = np.asarray(gate / (1.0 + np.exp(-gate)) * up, np.float32)
+    return narrowing(inner, base["down"], shares.get("down"), exchange)
 
 
 def attention(
@@ -115,12 +116,12 @@ def attention(
     width, rows = spec.head_dim, len(x)
     group = spec.heads // spec.kv_heads
     hidden = np.triu(np.full((rows, rows), -np.inf, np.float32), 1)
-    mixed = []
+    mixed: list[Float32] = []
     for head in range(query.shape[1] // width):
         own = slice(head // group * width, (head // group + 1) * width)
         scores = query[:, head * width : (head + 1) * width] @ key[:, own].T * np.float32(spec.scale) + hidden
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-        mixed.append(weights / weights.sum(axis=1, keepdims=True) @ value[:, own])
+        mixed.append(np.asarray(weights / weights.sum(axis=1, keepdims=True) @ value[:, own], np.float32))
     return narrowing(np.concatenate(mixed, axis=1), base["o"], shares.get("o"), exchange)
 
 

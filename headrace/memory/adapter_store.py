@@ -63,7 +63,7 @@ class AdapterStore:
 
     __slots__ = (
         "_ahead_limit", "_current", "_known", "_next", "_pool", "_victims",
-        "ahead_pages", "evictable", "evictions", "on_evict", "resident_pages",
+        "ahead_pages", "evictable", "evictions", "holding", "loading", "on_evict", "resident_pages",
     )  # fmt: skip
 
     def __init__(self, pool: PagePool, ahead_share: float = 0.1) -> None:
@@ -79,6 +79,7 @@ class AdapterStore:
         self.resident_pages = 0  # of all adapters that are loading or resident
         # Pages that make_room could give back: what is free in the pool and this is all that work may count on.
         self.evictable = 0
+        self.holding = self.loading = 0  # adapters that have pages, and those of them whose numbers are being read
         self.evictions = 0  # adapters whose pages others needed
         self.on_evict: Callable[[AdapterRecord], object] = lambda record: None
 
@@ -164,6 +165,8 @@ class AdapterStore:
         record.pages, record.loading, record.fetched_ahead = pages, True, ahead
         self.resident_pages += record.size
         self.ahead_pages += record.size if ahead else 0
+        self.holding += 1
+        self.loading += 1
         return pages
 
     def finish_load(self, generation: int) -> None:
@@ -172,6 +175,7 @@ class AdapterStore:
         if not record.loading:
             raise ValueError(f"adapter generation {generation} is not loading")
         record.loading = False
+        self.loading -= 1
         self._settle(record)
 
     def abandon_load(self, generation: int) -> None:
@@ -231,6 +235,10 @@ class AdapterStore:
         records = list(self._known.values())
         held = sum(len(record.pages) for record in records)
         assert held == self.resident_pages, f"{held} pages are held, {self.resident_pages} counted"
+        counts = sum(bool(record.pages) for record in records), sum(record.loading for record in records)
+        assert counts == (self.holding, self.loading), (
+            f"{counts} adapters have pages and load, {self.holding, self.loading} counted"
+        )
         ahead = sum(record.size for record in records if record.fetched_ahead)
         assert ahead == self.ahead_pages, f"{ahead} pages are fetched ahead, {self.ahead_pages} counted"
         idle = sum(record.size for record in records if record.state is AdapterState.RESIDENT)
@@ -262,6 +270,8 @@ class AdapterStore:
     def _give_back(self, record: AdapterRecord) -> None:
         self._pool.release(record.pages)
         self.resident_pages -= record.size
+        self.holding -= 1
+        self.loading -= record.loading
         self.ahead_pages -= record.size if record.fetched_ahead else 0
         record.pages, record.loading, record.fetched_ahead = [], False, False
         self.on_evict(record)

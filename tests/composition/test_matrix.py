@@ -232,7 +232,8 @@ def engine_of(mix: Mix, bench: Bench, knowing: Knowing | None = None) -> Engine:
     arena = bench.arena(chain)
     swap = SwapOptions(MoveOptions(4 * POOL), slot_bytes(arena.page_bytes), mix.swap) if mix.swap != "recompute" else None
     scheduling = SchedulingSettings(
-        step_tokens=mix.step_tokens, prefix_reuse="on" if mix.reuse else "off", policy=mix.policy
+        step_tokens=mix.step_tokens, prefix_reuse="on" if mix.reuse else "off", policy=mix.policy,
+        fair_among="adapters" if mix.adapters else "keys",
     )  # fmt: skip
     keep = KeepOptions(4 * POOL, slot_bytes(arena.page_bytes)) if mix.kept else None
     scheduler = make_scheduler(scheduling, mix.pages, chain, None, swap, keep)

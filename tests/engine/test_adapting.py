@@ -368,3 +368,25 @@ def test_the_client_of_an_engine_process(bench: Bench) -> None:
             await client.list_adapters()
 
     asyncio.run(asyncio.wait_for(work(), 60))
+
+
+def test_embeddings_use_the_adapters_of_their_request(bench: Bench) -> None:
+    """The same bits alone, in pieces and beside others; other than the base's, and of each adapter its own."""
+
+    def embed(engine: Engine, wanted: list[int]) -> dict[int, list[float]]:
+        for i in wanted:
+            engine.submit(Submit(i, [*PROMPT, 100 + i % 2], PARAMS, embed=True, adapters=uses_of(i)))
+        found: dict[int, list[float]] = {}
+        while engine.live:
+            outputs = engine.step()
+            if outputs is None:
+                engine.wait_compiled(1.0)
+                continue
+            found |= {one.request_id: one.embedding for one in outputs.outputs if one.embedding is not None}
+        engine.close()
+        return found
+
+    together = embed(bench.engine(step_tokens=16), list(range(COUNT + 1)))
+    assert len({tuple(one) for one in together.values()}) == COUNT + 1
+    for i in (0, 5, COUNT):
+        assert embed(bench.engine(), [i]) == {i: together[i]}

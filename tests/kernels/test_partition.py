@@ -61,7 +61,7 @@ class Place:
 
 def numbers(seed: int) -> tuple[dict[str, Float32], dict[str, LowRank], Float32]:
     rng = np.random.default_rng(seed)
-    base = {name: rng.standard_normal(sides, np.float32) / 5 for name, sides in SIDES.items()}
+    base: dict[str, Float32] = {name: rng.standard_normal(sides, np.float32) * np.float32(0.2) for name, sides in SIDES.items()}
     parts = {
         name: LowRank(
             round_bf16(rng.standard_normal((RANK, inputs), np.float32) / 5),
