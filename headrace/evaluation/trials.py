@@ -26,6 +26,7 @@ from headrace.engine.build import (
 from headrace.engine.grammars import LazyGrammars
 from headrace.engine.loop import Engine, EngineParts
 from headrace.engine.settings import EngineSettings
+from headrace.engine.speculating import Speculating
 from headrace.engine.viewing import Viewing
 from headrace.engine.wire import Submit, TokenLogprob, TokenOutput
 from headrace.evaluation.experiment import Conditions
@@ -38,6 +39,7 @@ from headrace.models.packages import cache_dir
 from headrace.scheduling.keeping import KeepOptions
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.scheduling.swapping import SwapOptions
+from headrace.speculation.proposer import Proposer
 from headrace.text.open_tokenizer import open_tokenizer
 
 Key = tuple[int, int]
@@ -117,11 +119,12 @@ class Bench:
         swap: SwapVariant | None = None,
         views: Views | None = None,
         keep: Path | None = None,
+        proposers: Sequence[Proposer] = (),
     ) -> Engine:
         """A fresh engine over the loaded chain; ``pages`` limits its pool (at most the pages that are mapped).
 
         ``keep``: a folder on a disk that keeps pages of prompts. One with ``swap``, ``views`` or ``keep`` must be closed.
-        Without ``swap``, preempted requests are computed again; without ``views``
+        ``proposers``: who drafts (nobody). Without ``swap``, preempted requests are computed again; without ``views``
         pages are read through tables.
         """
         built = self.built
@@ -147,6 +150,7 @@ class Bench:
             built.chain, built.arena.rows, scheduler, sampler, limits, self._grammars, touch_ahead=built.arena.touch_ahead,
             moving=moving, viewing=Viewing(views) if views is not None else None, keeping=keeping,
             adapting=make_adapting(scheduler, built.arena, built.model),
+            speculating=Speculating(proposers, scheduler) if proposers else None,
         )  # fmt: skip
         return Engine(parts)
 
