@@ -16,6 +16,7 @@ from headrace.speculation.drafting import Drafting
 from headrace.speculation.proposer import MOST_DRAFTED, Accepted, Ask, Proposal, Proposer, Stream
 
 _HOPELESS = 0.97  # where only surer tokens than this would pay, nobody is asked
+_LOOK_EVERY = 8  # steps between two looks at what rows cost
 _BUCKETS = (0, 1, 2, 4, 8, 16, 32)
 PROBING = 0.01  # of the time of steps: what proposers that cost time may take to find out whether they are worth it
 
@@ -25,12 +26,16 @@ class Speculating:
 
     def __init__(self, proposers: Sequence[Proposer], scheduler: Scheduler) -> None:
         self._proposers = list(proposers)
+        self._streams = self._until = 0
+        self._least = 0.0
+        self._light = [proposer.light for proposer in proposers]
+        self._all_light = all(self._light)
         self._scheduler = scheduler
         self._acceptance = [Acceptance(proposer.grades) for proposer in proposers]
         self._proposed = self._drafted = self._accepted = 0
         self._foreseen = self._seconds = 0.0
         self._credit = 0.0  # seconds that may be spent to find out what proposers with a price are worth
-        self._lengths = dict.fromkeys(_BUCKETS, 0)
+        self._lengths = [0] * (MOST_DRAFTED + 1)  # streams by the tokens that were verified for them in one step
         self.last_seconds = 0.0
 
     def open(self, choice: Choice) -> None:
@@ -44,7 +49,8 @@ class Speculating:
             item.item_id, item.tokens, item.prompt_length, submit.tenant, item.root, submit.prediction,
             matcher.forced if matcher is not None else None,
         )  # fmt: skip
-        choice.drafting = Drafting(stream, most, [OwnRecord() for _ in self._proposers])
+        authors = [author for author, proposer in enumerate(self._proposers) if proposer.serves(stream)]
+        choice.drafting = Drafting(stream, most, [OwnRecord() for _ in self._proposers], authors)
 
     def propose(self, choices: Mapping[int, Choice]) -> None:
         """Ask for drafts of the streams that the next step may take part of; the scheduler decides how many tokens it verifies."""
@@ -55,7 +61,7 @@ class Speculating:
         items = scheduler.decodes
         if not items:
             return
-        least = least_survival(len(items), sum(item.computed for item in items), scheduler.cost)
+        least = self._least_survival(items)
         if least > _HOPELESS:
             return
         asked = [drafting for item in items if (drafting := self._ready(item, choices)) is not None]
@@ -75,34 +81,39 @@ class Speculating:
         """A step has run and is committed."""
         news = []
         for choice, taken in given.taken:
-            if choice.drafting is not None:
+            drafting = choice.drafting
+            if drafting is None:
+                continue
+            drafting.stream.tokens = choice.item.tokens  # a fork has got its own with its first token
+            if drafting.proposal is not None:
                 item_id = choice.item.item_id
-                choice.drafting.stream.tokens = choice.item.tokens  # a fork has got its own with its first token
-                sampled = [given.sampled[item_id], *given.accepted.get(item_id, ())]
-                self._learn(choice.drafting, sampled, taken.drafted)
-                news.append(Accepted(choice.drafting.stream, len(sampled), taken.row))
-        for proposer in self._proposers:
-            proposer.accepted(news)
+                self._learn(drafting, (given.sampled[item_id], *given.accepted.get(item_id, ())), taken.drafted)
+            self._lengths[taken.drafted] += 1
+            if not self._all_light:
+                news.append(Accepted(drafting.stream, len(given.accepted.get(choice.item.item_id, ())) + 1, taken.row))
+        if not self._all_light:
+            for proposer, light in zip(self._proposers, self._light, strict=True):
+                if not light:
+                    proposer.accepted(news)
 
     def _learn(self, drafting: Drafting, sampled: Sequence[int], drafted: int) -> None:
         """A step has sampled these tokens for a stream, after verifying ``drafted`` ones."""
-        proposal = drafting.proposal
+        assert drafting.proposal is not None, "somebody proposed"
+        tokens, grades, _ = drafting.proposal
+        drafting.proposal = None
+        acceptance, record = self._acceptance[drafting.author], drafting.records[drafting.author]
         right = 0
-        if proposal is not None:
-            drafting.proposal = None
-            acceptance, record = self._acceptance[drafting.author], drafting.records[drafting.author]
-            for guess, grade, token in zip(proposal.tokens, proposal.grades, sampled, strict=False):
-                correct = guess == token
-                record.observe(acceptance.chance(grade), right=correct)
-                acceptance.observe(grade, right=correct)
-                if not correct:
-                    break
-                right += 1
-            if drafted and drafting.chances is not None:
-                self._foreseen += sum(drafting.chances[:drafted])
-        self._drafted += drafted
-        self._accepted += min(right, drafted)
-        self._lengths[next(bucket for bucket in _BUCKETS if drafted <= bucket)] += 1
+        for guess, grade, token in zip(tokens, grades, sampled, strict=False):
+            correct = guess == token
+            record.observe(acceptance.chance(grade), right=correct)
+            acceptance.observe(grade, right=correct)
+            if not correct:
+                break
+            right += 1
+        if drafted:
+            self._foreseen += sum((drafting.chances or ())[:drafted])
+            self._drafted += drafted
+            self._accepted += min(right, drafted)
 
     def ended(self, choice: Choice) -> None:
         """A choice is over."""
@@ -112,8 +123,17 @@ class Speculating:
 
     def gauges(self) -> SpeculationGauges:
         """Everything so far."""
-        lengths = {f"streams_{bucket}": count for bucket, count in self._lengths.items()}
+        edges = zip((-1, *_BUCKETS), _BUCKETS, strict=False)
+        lengths = {f"streams_{last}": sum(self._lengths[first + 1 : last + 1]) for first, last in edges}
         return SpeculationGauges(self._proposed, self._drafted, self._accepted, self._foreseen, self._seconds, **lengths)
+
+    def _least_survival(self, items: Sequence[Item]) -> float:
+        """The chance below which no guess pays; looked at anew when streams come or go, and now and then."""
+        if len(items) != self._streams or not self._until:
+            self._streams, self._until = len(items), _LOOK_EVERY
+            self._least = least_survival(len(items), sum(item.computed for item in items), self._scheduler.cost)
+        self._until -= 1
+        return self._least
 
     def _ready(self, item: Item, choices: Mapping[int, Choice]) -> Drafting | None:
         """The item's drafting, if another token than the next can be wanted of it at all."""
@@ -126,12 +146,27 @@ class Speculating:
 
     def _ask(self, asked: Sequence[Drafting], least: float) -> None:
         """The best proposal for each: the one with the most tokens expected to be right. Who costs time is asked last."""
-        asks = {drafting.stream.stream_id: Ask(drafting.stream, min(drafting.most, drafting.room)) for drafting in asked}
+        light = self._light
+        for drafting in asked:
+            ask = _ask_of(drafting)
+            for author in drafting.authors:
+                if light[author]:
+                    [proposal] = self._proposers[author].propose((ask,))
+                    if proposal is not None:
+                        self._consider(drafting, proposal, author, least)
+        if not self._all_light:
+            self._ask_heavy(asked, least)
+
+    def _ask_heavy(self, asked: Sequence[Drafting], least: float) -> None:
+        """Those that may cost time."""
         self._credit += PROBING * self._scheduler.cost.predict(*self._load(asked))
         for author, proposer in enumerate(self._proposers):
-            price = proposer.price(tuple(asks.values()))
-            chosen = list(asked) if price <= 0.0 else self._worth_asking(author, asked, price)
-            proposals = proposer.propose([asks[drafting.stream.stream_id] for drafting in chosen]) if chosen else ()
+            served = [drafting for drafting in asked if author in drafting.authors] if not self._light[author] else []
+            if not served:
+                continue
+            price = proposer.price([_ask_of(drafting) for drafting in served])
+            chosen = served if price <= 0.0 else self._worth_asking(author, served, price)
+            proposals = proposer.propose([_ask_of(drafting) for drafting in chosen]) if chosen else ()
             for drafting, proposal in zip(chosen, proposals, strict=True):
                 if proposal is not None:
                     self._consider(drafting, proposal, author, least)
@@ -146,7 +181,7 @@ class Speculating:
         offer = Offer(len(poor), max(drafting.most for drafting in poor), chance, price)
         if is_worth_asking(offer, margin, self._scheduler.cost):
             return poor
-        alone = self._proposers[author].price([Ask(poor[0].stream, min(poor[0].most, poor[0].room))])
+        alone = self._proposers[author].price([_ask_of(poor[0])])
         if self._credit < alone:
             return []
         self._credit -= alone
@@ -163,6 +198,10 @@ class Speculating:
         self._proposed += len(proposal.tokens)
         if drafting.proposal is None or sum(chances) > sum(drafting.chances or ()):
             drafting.proposal, drafting.chances, drafting.author = proposal, chances, author
+
+
+def _ask_of(drafting: Drafting) -> Ask:
+    return Ask(drafting.stream, min(drafting.most, drafting.room))
 
 
 def _allowed(tokens: Sequence[int], matcher: Matcher | None) -> Sequence[int]:

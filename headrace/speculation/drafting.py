@@ -11,12 +11,14 @@ from headrace.speculation.proposer import Proposal, Stream
 @dataclass(slots=True, eq=False)
 class Drafting:
     """``most``: tokens that may be drafted for one step. ``room``: those that may still
-    be wanted. ``records``: one for each proposer. ``proposal``: the one of this step,
+    be wanted. ``records``: one for each proposer; ``authors``: those that
+    may have something to say. ``proposal``: the one of this step,
     and the index of its ``author``; ``chances``: what was foreseen of its tokens."""
 
     stream: Stream
     most: int
     records: list[OwnRecord]
+    authors: list[int]
     room: int = 0
     proposal: Proposal | None = None
     author: int = 0

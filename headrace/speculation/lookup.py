@@ -66,9 +66,14 @@ class OwnRepeats:
 
     name = "lookup"
     grades: tuple[float, ...] = GRADES
+    light = True
 
     def __init__(self) -> None:
         self._followers: dict[int, tuple[Follower, int]] = {}
+
+    def serves(self, stream: Stream) -> bool:
+        """Any."""
+        return True
 
     def price(self, asks: Sequence[Ask]) -> float:
         """Nothing."""

@@ -84,10 +84,15 @@ class Proposer(Protocol):
     """Guesses tokens. All calls come from the engine's thread, between two executions of the model.
 
     ``grades``: for each grade, the chance that its tokens are right before anything was seen; from the least to the most certain.
+    ``light``: it only looks things up, so that its price is never asked for and steps are not told to it.
     """
 
     name: str
     grades: tuple[float, ...]
+    light: bool
+
+    def serves(self, stream: Stream) -> bool:
+        """Whether it may ever have something to say about this stream; asked once, when the stream starts."""
 
     def price(self, asks: Sequence[Ask]) -> float:
         """Seconds that :meth:`propose` is expected to take of the model's time; 0 for those that only look things up.

@@ -23,10 +23,16 @@ class RecentAnswers:
 
     name = "answers"
     grades: tuple[float, ...] = GRADES
+    light = True
 
     def __init__(self) -> None:
         self._logs: OrderedDict[Hashable, Occurrences] = OrderedDict()
+        self._templates: dict[int, Hashable] = {}
         self._followers: dict[int, tuple[Follower, int]] = {}
+
+    def serves(self, stream: Stream) -> bool:
+        """Any."""
+        return True
 
     def price(self, asks: Sequence[Ask]) -> float:
         """Nothing."""
@@ -42,6 +48,7 @@ class RecentAnswers:
     def ended(self, stream: Stream) -> None:
         """Remember the answer."""
         self._followers.pop(stream.stream_id, None)
+        self._templates.pop(stream.stream_id, None)
         answer = stream.tokens[stream.prompt_length :]
         if len(answer) < _LEAD:
             return
@@ -60,7 +67,10 @@ class RecentAnswers:
             self._logs.popitem(last=False)
 
     def _propose(self, stream: Stream, most: int) -> Proposal | None:
-        log = self._logs.get(_template(stream))
+        key = self._templates.get(stream.stream_id)
+        if key is None:
+            key = self._templates[stream.stream_id] = _template(stream)
+        log = self._logs.get(key)
         if log is None:
             return None
         follower, seen = self._followers.get(stream.stream_id, (None, 0))
@@ -76,9 +86,14 @@ class ExpectedAnswer:
 
     name = "prediction"
     grades: tuple[float, ...] = (0.80, 0.82, 0.85, 0.90, 0.93, 0.95, 0.96)
+    light = True
 
     def __init__(self) -> None:
         self._followers: dict[int, tuple[Follower, int]] = {}
+
+    def serves(self, stream: Stream) -> bool:
+        """Those with a prediction."""
+        return len(stream.prediction) > 0
 
     def price(self, asks: Sequence[Ask]) -> float:
         """Nothing."""
@@ -86,7 +101,7 @@ class ExpectedAnswer:
 
     def propose(self, asks: Sequence[Ask]) -> list[Proposal | None]:
         """What follows in the expected answer."""
-        return [self._propose(*ask) if ask.stream.prediction else None for ask in asks]
+        return [self._propose(*ask) for ask in asks]
 
     def accepted(self, news: Sequence[Accepted]) -> None:
         """Nothing is to be learnt."""
@@ -111,6 +126,11 @@ class ForcedTokens:
 
     name = "grammar"
     grades: tuple[float, ...] = (0.85,)
+    light = True
+
+    def serves(self, stream: Stream) -> bool:
+        """Those with a grammar."""
+        return stream.forced is not None
 
     def price(self, asks: Sequence[Ask]) -> float:
         """Nothing."""

@@ -25,6 +25,7 @@ class Knowing:
 
     name = "knowing"
     grades: tuple[float, ...] = (0.9,)
+    light = False
 
     def __init__(self, wrong: float = 0.2, seed: int = 0, vocab: int = 97) -> None:
         self.sequences: list[list[int]] = []
@@ -33,6 +34,10 @@ class Knowing:
         self._wrong = wrong
         self._vocab = vocab
         self._rng = random.Random(seed)
+
+    def serves(self, stream: Stream) -> bool:
+        """Any."""
+        return True
 
     def price(self, asks: Sequence[Ask]) -> float:
         return 0.0

@@ -61,11 +61,16 @@ class Forced:
 
     name = "forced"
     grades: tuple[float, ...] = tuple(step / 10 for step in range(10))
+    light = False
 
     def __init__(self, answers: Mapping[tuple[int, ...], Sequence[int]], chances: Sequence[float], seed: int) -> None:
         self._answers = answers
         self._chances = dict(zip(answers, chances, strict=True))
         self._rng = random.Random(seed)
+
+    def serves(self, stream: Stream) -> bool:
+        """Any."""
+        return True
 
     def price(self, asks: Sequence[Ask]) -> float:
         """Nothing."""
