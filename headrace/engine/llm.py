@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from headrace.engine.build import BuildOptions, build_engine
 from headrace.engine.generation import Answer, Generation, Job
 from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.settings import EngineSettings
+from headrace.engine.training_wire import StartTraining, StopTraining, TrainingEnded, TrainingEvent
 from headrace.engine.wire import AdapterCard, AdapterUse, Submit
 from headrace.errors import HeadraceError
 from headrace.scheduling.settings import SchedulingSettings
@@ -24,6 +26,7 @@ __all__ = ["LLM", "Answer", "Generation"]
 
 MOST_CHOICES = 16  # of one request
 COMPILING_SECONDS = 0.05
+_FILE_SECONDS = 0.01
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -112,6 +115,27 @@ class LLM:
     def remove_adapter(self, name: str) -> AdapterCard:
         """Take a name away. Raises ``adapter_not_found``."""
         return self._adapting.remove(name)
+
+    def train(self, start: StartTraining) -> Iterator[TrainingEvent]:
+        """Train an adapter (see :class:`StartTraining`); its events as they come, of which TrainingEnded is the last.
+
+        Leaving the loop early cancels the job; one that has checkpoints goes on at the last one when it is started again.
+        """
+        training = self._engine.training
+        assert training is not None, "built engines train"
+        training.start(start)
+        ended = False
+        try:
+            while not ended:
+                if not self._engine.train(lambda: False):
+                    self._engine.step()  # nobody asks for anything, but adapters may have been read
+                    time.sleep(_FILE_SECONDS)
+                for event in training.take_events():
+                    ended = isinstance(event, TrainingEnded)
+                    yield event
+        finally:
+            if not ended:
+                training.stop(StopTraining(start.job, "cancel"))
 
     def render(self, messages: Sequence[Message]) -> list[int]:
         """Prompt tokens of a conversation by the model's chat template."""

@@ -34,7 +34,8 @@ def test_help_lists_every_verb_and_examples(capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("verb", [["serve"], ["chat"], ["generate"], ["show"], ["pull"], ["reproduce"], ["config"], ["bench"],
-                                  ["bench", "serve"], ["bench", "engine"], ["bench", "kernels"]], ids=" ".join)  # fmt: skip
+                                  ["bench", "serve"], ["bench", "engine"], ["bench", "kernels"],
+                                  ["finetune"]], ids=" ".join)  # fmt: skip
 def test_each_verb_teaches_by_example(verb: list[str], capsys: Capture) -> None:
     assert run([*verb, "--help"]) == 0
     assert f"\n  headrace {verb[0]}" in capsys.readouterr().out

@@ -137,7 +137,6 @@ class TuningDesk:
         if len(unfinished) >= MOST_UNFINISHED or (tenant and own >= MOST_OF_A_KEY):
             most = f"{MOST_OF_A_KEY} jobs of a key" if own >= MOST_OF_A_KEY else f"{MOST_UNFINISHED} jobs"
             raise HeadraceError("quota_exceeded", f"At most {most} may be unfinished; wait for one to end or cancel it.")
-        self._jobs[job.id] = job
         try:
             await self._keep(job)
             await self.history(job).note(f"Created fine-tuning job: {job.id}")
@@ -255,6 +254,7 @@ class TuningDesk:
         except HeadraceError as error:
             job = self._jobs[job_id]
             if error.code not in _PASSING:
+                self._tell_engine(job_id, "cancel")
                 await self._fail(job, error)
                 return
             deaths = job.attempts + (error.code == "engine_dead" and not self._closing)
@@ -306,7 +306,8 @@ class TuningDesk:
             "learning_rate": event.learning_rate, "gradient_norm": event.gradient_norm, "tokens": event.tokens,
             "tokens_per_second": event.tokens_per_second,
         }  # fmt: skip
-        await self.history(job).note(f"Step {event.step}/{event.steps}: training loss={event.loss:.4f}", data=data)
+        with suppress(HeadraceError):  # a full disk costs events; what needs the disk is the next checkpoint
+            await self.history(job).note(f"Step {event.step}/{event.steps}: training loss={event.loss:.4f}", data=data)
 
     async def _checkpoint(self, event: TrainingCheckpoint, model: ServedModel, engine: EngineClient) -> None:
         job = self._jobs[event.job]
@@ -371,8 +372,8 @@ class TuningDesk:
         await self.history(job).note(message, level=level)
 
     async def _keep(self, job: Job) -> None:
+        self._jobs[job.id] = job  # whatever becomes of the disk: a job that has failed for it must not look as if it ran
         await self._scribe.do(lambda: self._records.write(job.id, job))
-        self._jobs[job.id] = job
 
 
 _WORDS = {"pause": "paused", "resume": "resumed", "cancel": "cancelled"}
