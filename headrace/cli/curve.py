@@ -35,7 +35,7 @@ def curve(line: Points, marks: Points = (), *, width: int = 60, height: int = 8)
     drawn = [[chr(0x2800 + cell) if cell else " " for cell in row] for row in cells]
     for x, y in marks:
         drawn[(rows - round((y - low) / tall * rows)) // 4][round((x - left) / wide * columns) // 2] = "×"
-    labels = {0: f"{high:9.3g} ┤", height - 1: f"{low:9.3g} ┤"}
-    body = [labels.get(number, " " * 10 + "│") + "".join(row).rstrip() for number, row in enumerate(drawn)]
+    labels = {0: f"{high:10.3g} ┤", height - 1: f"{low:10.3g} ┤"}
+    body = [labels.get(number, " " * 11 + "│") + "".join(row).rstrip() for number, row in enumerate(drawn)]
     first, last = f"{left:g}", f"{left + wide:g}"
-    return [*body, " " * 10 + "└" + "─" * width, " " * 11 + first + last.rjust(width - len(first))]
+    return [*body, " " * 11 + "└" + "─" * width, " " * 12 + first + last.rjust(width - len(first))]

@@ -68,15 +68,15 @@ def test_curves_stay_in_their_frame(line: list[tuple[float, float]], marks: list
         assert drawn == []
         return
     assert len(drawn) == 6
-    assert all(len(text) <= 11 + 20 for text in drawn[:5])
+    assert all(len(text) <= 12 + 20 for text in drawn[:5])
     assert sum(text.count("×") for text in drawn) <= len(marks)
 
 
 def test_a_falling_curve_falls() -> None:
     drawn = curve([(1, 4.0), (2, 2.0), (3, 1.0)], [(3, 4.0)], width=12, height=4)
-    assert drawn[0].startswith("        4 ┤")
-    assert drawn[3].startswith("        1 ┤")
-    assert drawn[0][11] != " "
+    assert drawn[0].startswith("         4 ┤")
+    assert drawn[3].startswith("         1 ┤")
+    assert drawn[0][12] != " "
     assert drawn[0][-1] == "×"
     assert drawn[3][-1] != " "
     assert drawn[-1].split() == ["1", "3"]
