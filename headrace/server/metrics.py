@@ -46,9 +46,8 @@ class Metrics:
             self._by_model.of(model.name)
         self.registry.register(_EngineCollector(models, lag))
         self.registry.register(ModelCollector(models))
-        self.registry.register(EngineAliases(models))
+        self.registry.register(EngineAliases(models, self.journal))
         self.registry.register(InstanceCollector(models))
-
         self._memory = Gauge(
             "headrace_process_memory_bytes", "Memory of each process; shared pages count by their share (PSS).", ["process"],
             registry=registry,

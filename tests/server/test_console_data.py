@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.engine.watch_wire import StepReport
+from headrace.server.observing.engine_aliases import EngineAliases
 from headrace.server.observing.journal import MOST_LIVES, MOST_STEPS, Journal
 from headrace.server.observing.life import MOST_EVENTS, Life
 from headrace.server.observing.windows import WINDOW_SECONDS, WINDOWS, LatencyWindows, bucket_of, edge_of, quantile
@@ -135,3 +136,13 @@ def test_keys_see_their_own_requests_and_operators_all(guest: Running) -> None:
         assert http.get("/console/data").status_code == 401
         assert http.get("/console/doctor").status_code == 401
         assert http.get("/").status_code == 200
+
+
+def test_gateways_see_which_adapters_requests_have() -> None:
+    journal = Journal()
+    for engine_id, (name, first) in enumerate([("mill", 0.1), ("river", None), ("m", 0.1), ("sea", 0.2)]):
+        journal.begin(one := life(engine_id))
+        one.name, one.first = name, first
+    journal.end(one)
+    [family] = [family for family in EngineAliases([], journal).collect() if family.name == "vllm:lora_requests_info"]
+    assert family.samples[0].labels == {"max_lora": "0", "running_lora_adapters": "mill", "waiting_lora_adapters": "river"}

@@ -9,6 +9,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from headrace.engine.wire import Gauges, SpeculationGauges
+from headrace.server.observing.journal import Journal
+from headrace.server.observing.life import Life
 from headrace.server.served_model import ServedModel
 
 _LABELS = ["model_name", "engine"]
@@ -46,8 +48,9 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Gauges], float]], ...] = (
 class EngineAliases(Collector):
     """Reads the models when somebody asks."""
 
-    def __init__(self, models: Iterable[ServedModel]) -> None:
+    def __init__(self, models: Iterable[ServedModel], journal: Journal) -> None:
         self._models = models
+        self._journal = journal
 
     def collect(self) -> Iterator[Metric]:
         """One family a metric, one line a model."""
@@ -63,7 +66,7 @@ class EngineAliases(Collector):
                 counter.add_metric([model.name, "0"], value(gauges))
             yield counter
         yield _cache_config(states)
-        yield _lora(states)
+        yield _lora(states, self._journal.lives())
 
 
 def _cache_config(states: list[tuple[ServedModel, Gauges]]) -> Metric:
@@ -77,12 +80,17 @@ def _cache_config(states: list[tuple[ServedModel, Gauges]]) -> Metric:
     return family
 
 
-def _lora(states: list[tuple[ServedModel, Gauges]]) -> Metric:
-    """Only the numbers: which adapters run is told by nobody, so the labels with their names are empty."""
+def _lora(states: list[tuple[ServedModel, Gauges]], lives: Iterable[Life]) -> Metric:
+    """Which adapters requests run with, and which they wait with, as gateways read it that send requests where their adapter is."""
     family = GaugeMetricFamily(
-        "vllm:lora_requests_info", "When it was read; how many adapters lie in pages, as a label.",
+        "vllm:lora_requests_info", "When it was read; adapters of requests, joined by commas, as labels.",
         labels=["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
     )  # fmt: skip
-    resident = sum(gauges.adapters.resident for _, gauges in states if gauges.adapters is not None)
-    family.add_metric([str(resident), "", ""], time.time())
+    registered = sum(gauges.adapters.registered for _, gauges in states if gauges.adapters is not None)
+    running: set[str] = set()
+    waiting: set[str] = set()
+    for life in lives:
+        if life.ended is None and life.name != life.model:
+            (waiting if life.first is None else running).add(life.name)
+    family.add_metric([str(registered), ",".join(sorted(running)), ",".join(sorted(waiting))], time.time())
     return family

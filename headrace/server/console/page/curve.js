@@ -5,8 +5,8 @@ import { brief, count, h, s } from "./dom.js";
 
 const [HEIGHT, LEFT, BOTTOM] = [150, 46, 20];
 
-export function curve(points, label) {
-  const WIDTH = room(false);
+export function curve(points, label, wide) {
+  const WIDTH = room(wide);
   const [first, last] = [points[0].at, points.at(-1).at];
   const values = points.map((point) => point.value);
   const [low, high] = [Math.min(...values), Math.max(...values)];

@@ -58,7 +58,7 @@ class Engine {
     this.drawSteps(feed);
     swap(this.rates, lines({ series: [{ name: "generated", colour: "k-decode", points: made }, { name: "prompts", colour: "k-prompt", points: read }], from: Math.max(now - 120, Math.min(feed.history[0].at, now - 20)), to: now, unit: "/s", label: "Tokens per second over two minutes", hole: 6 }));
     swap(this.pages, feed.data.models.filter((model) => model.gauges.pages_total).flatMap((model) => pages(model)));
-    if (!this.pages.childElementCount) swap(this.pages, h("p", { class: "hint" }, "No model is in memory."));
+    if (!this.pages.childElementCount) swap(this.pages, h("p", { class: "hint" }, feed.data.models.some((model) => model.state === "hot") ? "Nothing has run yet." : "No model is in memory."));
     swap(this.parts, Object.entries(sum).filter(([, part]) => typeof part === "object").map(([name, part]) => card(name, part, feed)), card("prefix", prefix(sum), feed));
     swap(this.models, modelTable(feed.data.models));
     swap(this.running, runningTable(feed.data.requests.filter((one) => one.ended === null), now));

@@ -24,12 +24,13 @@ export function trainingPanels(node) {
     }
     const jobs = await quiet("/v1/fine_tuning/jobs?limit=3");
     const shown = [];
-    for (const job of jobs.data.slice(0, 2)) {
+    const recent = jobs.data.slice(0, 2);
+    for (const job of recent) {
       const found = await quiet(`/v1/fine_tuning/jobs/${encodeURIComponent(job.id)}/events?limit=100`);
       const points = (found?.data ?? []).map((event) => event.data).filter((data) => Number.isFinite(data?.train_loss)).map((data) => ({ at: data.step, value: data.train_loss })).sort((one, other) => one.at - other.at);
       const state = h("span", null, h("i", { class: `dot ${LIVE.includes(job.status) ? "warn" : job.status === "succeeded" ? "good" : "bad"}` }), ` ${job.status}`);
       const facts = h("p", { class: "hint" }, state, job.trained_tokens ? ` · ${count(job.trained_tokens)} tokens` : "", points.length ? ` · loss ${brief(points.at(-1).value)}` : "");
-      shown.push(panel("Fine-tuning", job.fine_tuned_model ?? job.id, facts, points.length > 1 ? curve(points, "Loss by step") : null));
+      shown.push(panel("Fine-tuning", job.fine_tuned_model ?? job.id, facts, points.length > 1 ? curve(points, "Loss by step", recent.length === 1) : null));
     }
     swap(node, shown);
   }
