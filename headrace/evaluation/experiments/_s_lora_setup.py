@@ -67,6 +67,10 @@ def zipf(count: int, exponent: float, rng: random.Random) -> int:
     return rng.choices(range(count), [1 / (rank + 1) ** exponent for rank in range(count)])[0]
 
 
+def _uses(generation: int | None) -> tuple[AdapterUse, ...]:
+    return () if generation is None else (AdapterUse(generation),)
+
+
 @dataclass(frozen=True, slots=True)
 class Streams:
     """Requests that come all at once: ``prompt`` and ``output`` tokens each."""
@@ -77,11 +81,11 @@ class Streams:
     seed: int
 
     def planned(self, uses: Sequence[int | None]) -> list[Planned]:
-        """One for each generation (``None``: the base alone), with the same texts every time."""
+        """One for each generation (``None``: the base alone) in that order, with the same texts every time."""
         rng = random.Random(self.seed)
         return [
-            Planned(self.bench.prompt(self.prompt, rng), self.output, adapters=() if one is None else (AdapterUse(one),))
-            for one in uses
+            Planned(self.bench.prompt(self.prompt, rng), self.output, 1e-6 * number, "", _uses(one))
+            for number, one in enumerate(uses)
         ]  # fmt: skip
 
     def run(self, engine: Engine, uses: Sequence[int | None]) -> Window:
