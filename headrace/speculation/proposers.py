@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from headrace.errors import HeadraceError
 from headrace.scheduling.registry import Registry
+from headrace.settings.nearest import suggestion
 from headrace.speculation.lookup import OwnRepeats
 from headrace.speculation.proposer import Proposer
 from headrace.speculation.said import ExpectedAnswer, ForcedTokens, RecentAnswers
@@ -29,4 +30,8 @@ def open_proposers(choice: str) -> list[Proposer]:
 def _known(name: str) -> Callable[[], Proposer]:
     if name in (OFF, AUTO):
         raise HeadraceError("invalid_setting", f"speculation is {name} alone, not beside others", param="speculation")
+    if name not in PROPOSERS.names:
+        known = (AUTO, OFF, *PROPOSERS.names)
+        message = f"speculation must be auto, off, or of {', '.join(PROPOSERS.names)} with commas between, not '{name}'"
+        raise HeadraceError("invalid_setting", message + suggestion(name, known), param="speculation")
     return PROPOSERS.get(name)
