@@ -99,7 +99,7 @@ class Handover:
             self.leases.remove(lease)
             self._pool.release(lease.pages)
             self._pool.unreserve(lease.reserved)
-            self._residency.something_left()
+            self._residency._refused = None  # pages have come free
 
     def detach(self, items: Sequence[Item]) -> Lease:
         """Items leave this scheduler, forks included; what they held is the lease's. Each keeps its list of pages, to be sent."""
@@ -111,7 +111,7 @@ class Handover:
             reserved += item.reserved
             item.reserved = 0
             residency.adapters.release(item)
-            residency.something_left()
+            residency._refused = None  # pages will come free
             roster.drop(item)
             residency.adapters.leave(item)
         lease = Lease(pages, reserved)
@@ -155,7 +155,7 @@ class Handover:
         for item in items:
             self._pool.share(item.pages)
         self._pool.release(lease.pages)
-        self._residency.something_left()
+        self._residency._refused = None  # pages have come free
 
     def _place(self, item: Item) -> bool:
         """Let an item go on behind its pages; False when what it needs beside them is not there."""

@@ -6,22 +6,23 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from headrace.memory.kept_pages import KeptPages
 from headrace.memory.moves import Moves
 from headrace.memory.page_pool import PagePool
 from headrace.scheduling.handover import Handover
 from headrace.scheduling.item import Item, ItemState
+from headrace.scheduling.keeping import Keeping
 from headrace.scheduling.residency import Residency
 from headrace.scheduling.roster import Roster
 from headrace.scheduling.shares import Account
+from headrace.scheduling.swapping import Swapping
 
 
 @dataclass(frozen=True, slots=True)
 class Holders:
     """Who may hold pages beside items. ``lent``: page lists of others."""
 
-    moves: Moves | None = None
-    kept: KeptPages | None = None
+    swapping: Swapping | None = None
+    keeping: Keeping | None = None
     handover: Handover | None = None
     lent: Callable[[], Iterable[Sequence[int]]] = tuple
 
@@ -32,7 +33,9 @@ def check_items(roster: Roster, residency: Residency, others: Holders | None = N
     Raises ``AssertionError`` naming the first fault.
     """
     others = others or Holders()
-    pool, adapters, moves, kept, handover = residency.pool, residency.adapters, others.moves, others.kept, others.handover
+    pool, adapters, handover = residency.pool, residency.adapters, others.handover
+    moves = others.swapping.moves if others.swapping is not None else None
+    kept = others.keeping.pages if others.keeping is not None else None
     items = roster.items.values()
     forks = [child for item in items for child in item.forks]
     places = [*roster.waiting, *roster.prompts, *roster.decodes, *roster.parked.values(), *roster.moving.values(), *forks]

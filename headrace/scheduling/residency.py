@@ -246,10 +246,6 @@ class Residency:
             rate = max(_SLOWEST_LEARNING, 1.0 / (self._finished + 1))
             self._expected_share += rate * (min(1.0, item.generated / item.max_tokens) - self._expected_share)
 
-    def something_left(self) -> None:
-        """Pages have come free otherwise: ask again whether the first to wait fits."""
-        self._refused = None
-
     def _would_fit(self, item: Item) -> bool:
         """True when nobody has to give way before the item can be admitted."""
         running = self._roster.running

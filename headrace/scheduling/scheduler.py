@@ -314,9 +314,7 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Prove that items, lists and pages agree. Raises ``AssertionError`` naming the first fault. O(items + pages)."""
-        kept = self.keeping.pages if self.keeping is not None else None
-        moves = self.swapping.moves if self.swapping is not None else None
-        check_items(self._roster, self._residency, Holders(moves, kept, self.handover, self.lent))
+        check_items(self._roster, self._residency, Holders(self.swapping, self.keeping, self.handover, self.lent))
         if self.index is not None:
             self.index.check_integrity()
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from knowing import FreeRows, Knowing
 from quantised_models import RoundedWeights
+from wandering import Wandering
 
 from headrace.engine.adapters import Adapters
 from headrace.engine.adapting import Adapting
@@ -89,6 +90,7 @@ class Mix:
     adapters: bool = False
     drafts: bool = False
     training: bool = False
+    moved: bool = False
 
 
 MECHANISMS: dict[str, dict[str, int | bool | str]] = {
@@ -115,6 +117,7 @@ MECHANISMS: dict[str, dict[str, int | bool | str]] = {
     "adapters": {"adapters": True},
     "speculation": {"drafts": True},
     "training": {"training": True},
+    "moves between engines": {"moved": True},
 }
 
 
@@ -274,15 +277,19 @@ def training_of(bench: Bench, mix: Mix) -> Training:
     return training
 
 
-def run(engine: Engine, submits: list[Submit], arrivals: random.Random | None) -> dict[int, list[Answer]]:
+def run(
+    engine: Engine, submits: list[Submit], arrivals: random.Random | None, wandering: Wandering | None = None
+) -> dict[int, list[Answer]]:
     """Everything that each request got; with ``arrivals``, requests come in random order between steps."""
     answers = {submit.request_id: [Answer([], [], []) for _ in range(submit.params.n)] for submit in submits}
     coming = list(submits)
     if arrivals is not None:
         arrivals.shuffle(coming)
-    while coming or engine.live:
+    while coming or engine.live or (wandering is not None and wandering.busy):
         while coming and (arrivals is None or arrivals.random() < 0.4 or not engine.live):
             engine.submit(coming.pop(0))
+        if wandering is not None:
+            wandering.turn()
         outputs = engine.step()
         engine.train(lambda: True)
         engine.check_integrity()
@@ -343,7 +350,11 @@ def check(mix: Mix, bench: Bench) -> None:
     ):  # the same once before, so that there is something to find beside what the requests share among themselves
         run(engine, [msgspec.structs.replace(submit, request_id=100 + submit.request_id) for submit in submits], None)
         assert engine.scheduler.pool.cached > 0
-    answers = run(engine, submits, random.Random(mix.shuffle) if mix.shuffle else None)
+    wandering = Wandering(engine, bench.folder, submits) if mix.moved else None
+    answers = run(engine, submits, random.Random(mix.shuffle) if mix.shuffle else None, wandering)
+    if wandering is not None:
+        wandering.close()
+        assert wandering.moved > 0 or mix.pages < POOL, "nobody moved"
     for submit in submits:
         assert answers[submit.request_id] == alone(submit, bench, mix), f"request {submit.request_id}"
     assert engine.scheduler.pool.free == mix.pages - engine.scheduler.adapters.store.resident_pages

@@ -22,13 +22,13 @@ from headrace.instances.maker import engine_maker
 pytestmark = pytest.mark.model
 T = TypeVar("T")
 PROMPT = [504, 3575, 282, 4649, 314] * 50
-SCHEMA = '{"type":"object","properties":{"a":{"type":"string","minLength":80}},"required":["a"],"additionalProperties":false}'
+SCHEMA = '{"type":"object","properties":{"a":{"type":"string","minLength":300}},"required":["a"],"additionalProperties":false}'
 KINDS = {
     "greedy": SamplingParams(max_tokens=40, temperature=0.0, ignore_eos=True),
     "penalties": SamplingParams(max_tokens=40, seed=3, repetition_penalty=1.2, top_logprobs=2, prompt_logprobs=1, ignore_eos=True),
     "three choices": SamplingParams(max_tokens=30, seed=3, n=3, ignore_eos=True),
     "best of three": SamplingParams(max_tokens=30, seed=3, best_of=3, ignore_eos=True),
-    "grammar": SamplingParams(max_tokens=40, seed=3, grammar=GrammarSpec("json_schema", SCHEMA)),
+    "grammar": SamplingParams(max_tokens=80, seed=3, grammar=GrammarSpec("json_schema", SCHEMA)),
 }
 
 
@@ -60,7 +60,7 @@ async def collect(stream: RequestStream) -> list[Any]:
 
 
 async def answer(made: InstanceGroup, params: SamplingParams) -> list[Any]:
-    return await collect(made.submit(Submit(made.new_request_id(), PROMPT, params)))
+    return await collect(made.submit(Submit(made.new_request_id(), PROMPT, params, speculation=0)))
 
 
 async def wander(made: InstanceGroup, request_id: int) -> int:
@@ -78,7 +78,7 @@ def test_requests_move_and_end_as_if_nothing_had_been() -> None:
         async with group() as made:
             for name, params in KINDS.items():
                 alone = await answer(made, params)
-                stream = made.submit(Submit(made.new_request_id(), PROMPT, params))
+                stream = made.submit(Submit(made.new_request_id(), PROMPT, params, speculation=0))
                 moving = asyncio.create_task(wander(made, stream.request_id))
                 assert await collect(stream) == alone, name
                 assert await moving > 0, f"{name} was never moved"
@@ -114,7 +114,7 @@ async def emptied(made: InstanceGroup) -> None:
     """An instance ends while it has requests, and none of them notices."""
     params = SamplingParams(max_tokens=60, seed=8, ignore_eos=True)
     alone = await answer(made, params)
-    streams = [made.submit(Submit(made.new_request_id(), PROMPT, params)) for _ in range(4)]
+    streams = [made.submit(Submit(made.new_request_id(), PROMPT, params, speculation=0)) for _ in range(4)]
     answers = [asyncio.create_task(collect(stream)) for stream in streams]
     await asyncio.sleep(0.1)
     assert await made.balancing.empty(1, 30.0)
@@ -129,7 +129,7 @@ def test_ends_and_hangs_cost_no_token() -> None:
         async with group(ping_seconds=0.1, hang_seconds=1.0) as made:
             for number, name in ((signal.SIGKILL, "penalties"), (signal.SIGSTOP, "grammar")):
                 alone = await answer(made, KINDS[name])
-                stream = made.submit(Submit(made.new_request_id(), PROMPT, KINDS[name]))
+                stream = made.submit(Submit(made.new_request_id(), PROMPT, KINDS[name], speculation=0))
                 first = await anext(stream)
                 owned = made.owned(stream.request_id)
                 assert owned is not None
