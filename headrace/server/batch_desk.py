@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,7 @@ class BatchDesk:
         self._batches = self._records.read()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._runs: dict[str, BatchRun] = {}
+        self._lines = 0
         self._turns = asyncio.Semaphore(_AT_A_TIME)
 
     def start(self) -> None:
@@ -81,6 +83,15 @@ class BatchDesk:
         """With the counts of the moment."""
         run = self._runs.get(batch.shown.id)
         return changed(batch, request_counts=run.counts, usage=run.usage) if run is not None and run.total else batch
+
+    def states(self) -> Counter[str]:
+        """How many batches are in each state."""
+        return Counter(batch.shown.status for batch in self._batches.values())
+
+    @property
+    def lines(self) -> int:
+        """Lines that have run since the start."""
+        return self._lines + sum(run.ran for run in self._runs.values())
 
     def uses(self, file_id: str) -> bool:
         """True while a batch that has not ended reads this file."""
@@ -139,9 +150,12 @@ class BatchDesk:
             logger.exception("%s failed", batch_id)
             await self._fail(self._batches[batch_id], [BatchError("internal_error", "The server has a bug; its log says more.")])
         finally:
-            self._runs.pop(batch_id, None)
+            self._count(self._runs.pop(batch_id, None))
             if self._tasks.get(batch_id) is asyncio.current_task():
                 del self._tasks[batch_id]
+
+    def _count(self, run: BatchRun | None) -> None:
+        self._lines += run.ran if run is not None else 0
 
     async def _validate(self, batch: Batch) -> None:
         file = self._files.find(batch.shown.input_file_id, batch.tenant)

@@ -60,6 +60,7 @@ class BatchRun:
         self._journals = journals
         self._ends_at = ends_at
         self.total = total
+        self.ran = 0  # lines, since this run began
 
     @staticmethod
     async def survey(path: Path, endpoint: str) -> Survey:
@@ -116,6 +117,7 @@ class BatchRun:
                 began.set()
                 result = await self._persistently(line)
                 await self._write(line, result)
+                self.ran += 1
         finally:
             began.set()
 

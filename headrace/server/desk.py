@@ -48,6 +48,7 @@ class Desk:
 
     def start(self) -> None:
         """Go on with what an earlier server began."""
+        self._hub.metrics.lasting.desk = self
         self.batches.start()
         self.tuning.start()
         self._starting = asyncio.create_task(self.responses.start())

@@ -12,6 +12,7 @@ from headrace.engine.gauge_sums import sum_of
 from headrace.engine.training_wire import TrainingGauges
 from headrace.engine.wire import AdapterGauges, KeptGauges, MoveGauges, SpeculationGauges, ViewGauges
 from headrace.server.adapter_metrics import AdapterMetrics
+from headrace.server.desk_metrics import DeskCollector
 from headrace.server.instance_metrics import InstanceCollector
 from headrace.server.loop_lag import LoopLag
 from headrace.server.model_metrics import ModelCollector
@@ -48,6 +49,8 @@ class Metrics:
         self.registry.register(ModelCollector(models))
         self.registry.register(EngineAliases(models, self.journal))
         self.registry.register(InstanceCollector(models))
+        self.lasting = DeskCollector()
+        self.registry.register(self.lasting)
         self._memory = Gauge(
             "headrace_process_memory_bytes", "Memory of each process; shared pages count by their share (PSS).", ["process"],
             registry=registry,

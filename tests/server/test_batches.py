@@ -90,6 +90,9 @@ def test_answers_are_those_of_calls(echo: Running) -> None:
     }  # fmt: skip
     assert {entry["response"]["status_code"] for entry in bad.values()} == {400, 404}
     assert next(found.id for found in echo.client().batches.list(limit=1)) == batch.id
+    assert echo.metric("headrace_batch_lines_total") >= 8
+    assert echo.metric('headrace_batches{state="in_progress"}') == 0
+    assert echo.metric("headrace_file_bytes") > 0
     file = echo.client().files.retrieve(batch.output_file_id)
     assert (file.purpose, file.filename) == ("batch_output", f"{batch.id}_output.jsonl")
 

@@ -214,6 +214,7 @@ def test_pause_resume_and_cancel_in_every_state(launch: Launch) -> None:
     slow = [create(running, hyper=SLOW) for _ in range(3)]
     for one in slow[:2]:
         wait(running, one.id, "running")
+    running.eventually(lambda: running.metric('headrace_fine_tuning_jobs{state="running"}') == 2)
     queued = wait(running, slow[2].id, "queued")
     assert jobs.pause(queued.id).status == "paused"
     assert jobs.resume(queued.id).status == "queued"

@@ -99,6 +99,10 @@ class FileStore:
         own = (file for file in self._files.values() if file.tenant == tenant and not _expired(file))
         return sorted(own, key=lambda file: (file.created_at, file.id))
 
+    def totals(self) -> tuple[int, int]:
+        """(files, bytes) of all tenants."""
+        return len(self._files), sum(file.bytes for file in self._files.values())
+
     def has(self, file_id: str) -> bool:
         """True when this file is kept, whoever's it is."""
         return file_id in self._files

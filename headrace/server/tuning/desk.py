@@ -96,6 +96,10 @@ class TuningDesk:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
+    def states(self) -> Counter[str]:
+        """How many jobs are in each state."""
+        return Counter(job.status for job in self._jobs.values())
+
     def uses(self, file_id: str) -> bool:
         """True while a job that has not ended may read this file."""
         return any(
