@@ -9,7 +9,7 @@ from starlette.responses import Response
 from headrace.server.batches import PAGE
 from headrace.server.hub import Hub
 from headrace.server.paging import page
-from headrace.server.protocol.tuning import CheckpointList, EventList, JobList, JobQuery, JobRequest
+from headrace.server.protocol.tuning import CheckpointList, EventList, JobList, JobQuery, JobRequest, ModelDeleted
 from headrace.server.rendering import json_response
 from headrace.server.requests import Call
 
@@ -47,6 +47,12 @@ async def checkpoints(hub: Hub, call: Call[Any]) -> Response:
     found, more = page(newest, query.after, query.limit or 10)
     ends = (found[0].id, found[-1].id) if found else (None, None)
     return json_response(CheckpointList(found, more, *ends))
+
+
+async def delete_model(hub: Hub, call: Call[Any]) -> Response:
+    """``DELETE /models/{id}``: a model that a job has made. Requests under way keep it."""
+    await hub.desk().tuning.forget_model(call.path["id"], call.tenant)
+    return json_response(ModelDeleted(call.path["id"]))
 
 
 async def pause(hub: Hub, call: Call[Any]) -> Response:

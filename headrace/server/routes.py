@@ -55,7 +55,7 @@ from headrace.server.protocol.tokens import (
     TokenizeRequest,
     UnloadRequest,
 )
-from headrace.server.protocol.tuning import CheckpointList, EventList, JobList, JobObject, JobQuery, JobRequest
+from headrace.server.protocol.tuning import CheckpointList, EventList, JobList, JobObject, JobQuery, JobRequest, ModelDeleted
 from headrace.server.rendering import MessagesErrorBody, json_response
 from headrace.server.requests import Call
 
@@ -107,6 +107,7 @@ LASTING: tuple[Endpoint, ...] = (
     Endpoint("GET", "/batches", batches.list_batches, "The batches.", None, BatchList, query=PageQuery),
     Endpoint("GET", "/batches/{id}", batches.show, "One batch.", None, BatchObject),
     Endpoint("POST", "/batches/{id}/cancel", batches.cancel, "End a batch early.", None, BatchObject),
+    Endpoint("DELETE", "/models/{id:path}", fine_tuning.delete_model, "Drop a fine-tuned model.", None, ModelDeleted),
     Endpoint("POST", "/fine_tuning/jobs", fine_tuning.create, "Train an adapter.", JobRequest, JobObject),
     Endpoint("GET", "/fine_tuning/jobs", fine_tuning.list_jobs, "The fine-tuning jobs.", None, JobList, query=JobQuery),
     Endpoint("GET", "/fine_tuning/jobs/{id}", fine_tuning.show, "One job.", None, JobObject),

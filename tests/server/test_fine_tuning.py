@@ -125,6 +125,14 @@ def test_a_job_from_file_to_answer(tuner: Running) -> None:
     assert rows[23]["valid_loss"]
     assert tuner.client().files.retrieve(result).purpose == "fine-tune-results"
     assert jobs.list(limit=1).data[0].id == job.id
+    gone = tuner.client().models.delete(job.fine_tuned_model)
+    assert (gone.id, gone.deleted) == (job.fine_tuned_model, True)
+    assert [model.id for model in tuner.client().models.list() if model.id.startswith(job.fine_tuned_model)] == []
+    for name in (job.fine_tuned_model, "tiny"):
+        with pytest.raises(openai.NotFoundError) as unknown:
+            tuner.client().models.delete(name)
+        assert unknown.value.code == "model_not_found"
+    assert jobs.retrieve(job.id).fine_tuned_model is None
 
 
 def test_preferences_are_learnt(tuner: Running) -> None:

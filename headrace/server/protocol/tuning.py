@@ -86,6 +86,14 @@ class JobQuery(Body, frozen=True, kw_only=True):
     limit: PerPage | None = None
 
 
+class ModelDeleted(msgspec.Struct, frozen=True):
+    """A fine-tuned model is gone."""
+
+    id: str
+    deleted: bool = True
+    object: str = "model"
+
+
 class JobError(msgspec.Struct, frozen=True):
     """Why a job failed."""
 

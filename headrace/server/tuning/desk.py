@@ -16,6 +16,7 @@ import msgspec
 from headrace.engine.client import EngineClient
 from headrace.engine.training_wire import StartTraining, TrainingCheckpoint, TrainingEnded, TrainingProgress
 from headrace.errors import HeadraceError
+from headrace.server.model_table import printable
 from headrace.server.protocol.tuning import Checkpoint, CheckpointMetrics, JobError, JobRequest
 from headrace.server.served_model import ServedModel
 from headrace.server.storage.disk import Scribe
@@ -185,6 +186,20 @@ class TuningDesk:
         await self._move(self._jobs[job_id], status, f"Fine-tuning job {_WORDS[command]}")
         self._dispatch()
         return self._jobs[job_id]
+
+    async def forget_model(self, name: str, tenant: str) -> None:
+        """Drop a finished job's adapter and its checkpoints. Raises ``model_not_found`` for what no job of this tenant has made."""
+        job = next((one for one in self.of(tenant) if one.shown.fine_tuned_model == name), None)
+        if job is None:
+            message = f"No fine-tuned model of this key is called '{printable(name)}'."
+            raise HeadraceError("model_not_found", message, param="id")
+        model = self._hub.table.get(job.shown.model)
+        await self._keep(msgspec.structs.replace(changed(job, fine_tuned_model=None), folder=None, checkpoints=[]))
+        if model is not None:
+            for own in (name, *(one.fine_tuned_model_checkpoint for one in job.checkpoints)):
+                await self._publisher.withdraw(own, model)
+        await self.history(job).note(f"The model '{name}' was deleted")
+        await asyncio.to_thread(shutil.rmtree, self._folder / job.id / "training", ignore_errors=True)
 
     def _tell_engine(self, job_id: str, command: Command) -> None:
         engine = self._running.get(job_id)
