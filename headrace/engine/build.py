@@ -207,7 +207,7 @@ def make_scheduler(
     if calibration is not None and settings.step_tokens is None:
         scheduler.budget = dataclasses.replace(scheduler.budget, tokens=calibration.knee)
     if calibration is not None and settings.gap_target_ms is None:
-        scheduler.budget = dataclasses.replace(scheduler.budget, seconds=GAP_SLACK * calibration.knee_seconds)
+        scheduler.budget = dataclasses.replace(scheduler.budget, seconds=GAP_SLACK * calibration.knee_seconds, paced=True)
     return scheduler
 
 

@@ -33,7 +33,9 @@ class Budget:
 
     ``tokens``: rows it aims at. ``seconds``: how long it may take while streams wait for their next token, ``None``: no
     bound. ``capacity``: rows that the engine's buffers hold. ``logit_rows``: rows that pass through the head.
-    ``items``: slices.
+    ``items``: slices. ``paced``: ``seconds`` are those of the machine at the speed it was measured at, and nobody's promise: while
+    all steps take longer (others use its cores), so may each. Otherwise prompts would shrink to a few rows a step, each of
+    which reads all weights, and the slow machine would be slower still.
     """
 
     tokens: int
@@ -41,6 +43,11 @@ class Budget:
     capacity: int
     logit_rows: int
     items: int
+    paced: bool = False
+
+    def bound(self, cost: Cost) -> float | None:
+        """Seconds that a step may take now while streams wait."""
+        return self.seconds * max(1.0, cost.pace) if self.paced and self.seconds is not None else self.seconds
 
 
 class Draft:
@@ -132,7 +139,7 @@ class Draft:
         if self._limit <= 0 or not (roster.prompts or roster.waiting):
             return
         self._room = self._limit if whole else min(self._limit, self._even_share(self._limit))
-        self._seconds = None if whole or not self.slices else budget.seconds
+        self._seconds = None if whole or not self.slices else budget.bound(self._cost)
         admits = True
         for item in roster.prompts_in_turn():
             if roster.shares.several and admits:
@@ -161,7 +168,7 @@ class Draft:
         value, seconds = float(self.decodes), None
         if roster.prompts or roster.waiting:
             ahead = max(0, min(room, self._even_share(max(1, room))))
-            tokens, value, room, seconds = tokens + ahead, value + ahead / OUTPUT_COST, room - 1, budget.seconds
+            tokens, value, room, seconds = tokens + ahead, value + ahead / OUTPUT_COST, room - 1, budget.bound(self._cost)
         margin = Margin((tokens, pairs, rows, pages), value, room, seconds)
         streams = [(self.slices[place].start, self._drafts[self.slices[place].item.item_id].survival) for place in places]
         for place, count in zip(places, choose_lengths(streams, margin, self._cost), strict=True):

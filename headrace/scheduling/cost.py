@@ -77,6 +77,11 @@ class Cost:
         """Steps learnt from, also in earlier lives."""
         return self._observed
 
+    @property
+    def pace(self) -> float:
+        """Present times of steps as a multiple of those first learnt: how much slower the whole machine is now."""
+        return self._pace
+
     def coefficients(self) -> dict[str, float]:
         """Seconds by term: base, token, token_beyond_3, token_beyond_8, token_beyond_32, pair, logit_row, adapter_page."""
         return {name: self._pace * value for name, value in zip(_NAMES, self._coefficients, strict=True)}

@@ -69,6 +69,6 @@ def late_items(promised_ms: int | None, roster: Roster, cost: Cost, budget: Budg
     """Waiting items whose first token can't come as promised; none where nothing is promised."""
     if promised_ms is None or not roster.waiting:
         return []
-    rate = pace(cost, budget.tokens, len(roster.decodes), budget.seconds)
+    rate = pace(cost, budget.tokens, len(roster.decodes), budget.bound(cost))
     ahead = sum(item.pending for item in roster.prompts)
     return Promise(promised_ms / 1000).late(roster.waiting.in_order(), ahead, now, rate)

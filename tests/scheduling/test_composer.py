@@ -162,3 +162,22 @@ def test_the_forecast_is_that_of_cost() -> None:
     prompts(scheduler, 70, 30)
     step = advance(scheduler)
     assert step.predicted == scheduler.cost.predict(step.tokens, step.attention_work, step.logit_rows)
+
+
+def test_a_machine_that_is_slow_as_a_whole_still_reads_prompts_in_steps_of_the_same_rows() -> None:
+    """Else each step would hold a few rows of prompt, and a busy machine would spend its time on reading weights."""
+
+    def rows(slower: float, *, paced: bool) -> int:
+        scheduler = make(Budget(64, 0.03, 2048, 256, 256, paced))
+        for speed in (1.0, slower):
+            for _ in range(300):
+                scheduler.cost.observe(8, 800, 8, speed * 4e-3)
+                scheduler.cost.observe(64, 2080, 4, speed * 24e-3)
+        streams(scheduler, 2)
+        prompts(scheduler, 1000)
+        return counts(advance(scheduler))[-1]
+
+    usual = rows(1.0, paced=True)
+    assert usual >= 48
+    assert rows(4.0, paced=True) == pytest.approx(usual, abs=16)
+    assert rows(4.0, paced=False) < usual / 3
