@@ -129,7 +129,13 @@ def launch_raw(engine: str, options: dict[str, Any], model: str = "", key: str |
     """A server that has just begun to listen; without ``state_dir`` it gets a fresh one that goes with it."""
     scratch = None if "state_dir" in options else tempfile.mkdtemp(prefix="headrace-state-")
     options = {"port": 0, "state_dir": scratch, **options}
-    running = launch([sys.executable, str(HERE / "run_server.py"), engine, json.dumps(options), *([model] if model else [])], key)
+    command = [sys.executable, str(HERE / "run_server.py"), engine, json.dumps(options), *([model] if model else [])]
+    try:
+        running = launch(command, key)
+    except BaseException:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+        raise
     running.scratch = scratch
     return running
 
