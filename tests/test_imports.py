@@ -10,6 +10,7 @@ import headrace
 
 # These need the extra `torch`; they are imported only after a clear refusal where it is missing.
 NEED_TORCH = {
+    "headrace.evaluation.experiments._flexllm_gradients",
     "headrace.evaluation.training_oracle",
     "headrace.kernels.torch_adapters",
     "headrace.kernels.torch_blocks",

@@ -148,8 +148,7 @@ class Training:
         clock = self._parts.clock
         left, began, ran = self.share.allowance(load), clock(), False
         while True:
-            for hosted in list(self._jobs.values()):
-                self._look(hosted)
+            self.look()
             name = self.share.next_job([name for name, hosted in self._jobs.items() if hosted.unit is not None])
             if name is None or self._events:
                 return ran or bool(self._events)
@@ -163,6 +162,11 @@ class Training:
             ran = True
             if interrupted() or (load.live == 0 and clock() - began > IDLE_SECONDS):
                 return True
+
+    def look(self) -> None:
+        """Bring all jobs on, as far as they can go without running a unit."""
+        for hosted in list(self._jobs.values()):
+            self._look(hosted)
 
     def take_events(self) -> list[TrainingEvent]:
         """What happened; each is told once."""

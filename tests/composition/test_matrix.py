@@ -44,7 +44,6 @@ from headrace.models.recoding import recode
 from headrace.scheduling.keeping import KeepOptions
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.scheduling.swapping import SwapOptions
-from headrace.scheduling.training_share import ServingLoad
 from headrace.text.open_tokenizer import open_tokenizer
 from headrace.training.backbone import Backbone
 from headrace.training.dataset_file import Sample, write_dataset
@@ -272,7 +271,7 @@ def training_of(bench: Bench, mix: Mix) -> Training:
     settings = TrainingSettings(rank=2, targets=("q", "v", "down"), max_tokens=24, epochs=1000)
     training.start(StartTraining("job", settings, str(bench.folder / "data"), str(bench.folder / "job")))
     while training.preparing:
-        training.run(ServingLoad(1, 1, 1.0), lambda: True)
+        training.look()
     assert training.active, training.take_events()
     return training
 
