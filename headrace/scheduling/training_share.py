@@ -14,6 +14,9 @@ from dataclasses import dataclass
 MOST_PASSED_OVER = 256  # steps without room in a row, after which one unit runs all the same
 SLACK = 1.5  # without a target of its own a step of streams may take this many times its own time
 _RATE = 0.2
+_CLIP = 3.0
+_MARGIN = 1.2  # a unit that takes longer than foreseen lengthens a gap, one that waits costs little
+_RELENTING = 0.98
 _FIRST_GUESS = 0.012  # seconds for 10⁹ multiply-adds, before anything was measured
 _FIXED = 2e-4  # seconds of a unit without any
 
@@ -49,11 +52,13 @@ class TrainingShare:
 
     def fits(self, kind: str, work: float, left: float, *, first: bool) -> bool:
         """Whether a unit may run with ``left`` seconds. ``first``: of its step; after many steps without any, one does."""
-        if self.predict(kind, work) <= left:
+        if _MARGIN * self.predict(kind, work) <= left:
             self._passed_over = 0
             return True
         if first and left > 0.0:
             self._passed_over += 1
+            if kind in self._seconds:  # what never runs is never measured again: too dark a view must brighten by itself
+                self._seconds[kind] *= _RELENTING
             if self._passed_over >= MOST_PASSED_OVER:
                 self._passed_over = 0
                 return True
@@ -66,9 +71,9 @@ class TrainingShare:
     def observe(self, kind: str, work: float, seconds: float) -> None:
         """Learn from a unit that ran."""
         if work > 0.0:
-            known = self._seconds.get(kind)
-            rate = max(seconds - _FIXED, 0.0) / work
-            self._seconds[kind] = rate if known is None else known + _RATE * (rate - known)
+            known = self._seconds.get(kind, _FIRST_GUESS)
+            rate = min(max(seconds - _FIXED, 0.0) / work, _CLIP * known)  # a thread that lost its core says little
+            self._seconds[kind] = known + _RATE * (rate - known)
 
     def enter(self, job: str) -> None:
         """A job begins: it owes nothing, and nobody owes it the past."""

@@ -41,7 +41,7 @@ def gradients(conditions: Conditions, model: OpenModel, backbone: Backbone, ids:
 
     Autograd in fp32 is no reference for a gradient in fp32: its own error is the larger one, and is told beside.
     """
-    cases = {17: (1, 7)} | ({80: (64,)} if conditions.quick else {130: (7, 64), 256: (64, 256)})
+    cases = {17: (1, 7)} | ({40: (16,)} if conditions.quick else {130: (7, 64), 256: (64, 256)})
     exact, worst, theirs = Backbone(model.config, model.weights, np.float64), 0.0, 0.0
     for done, (tokens, windows) in enumerate(cases.items()):
         conditions.report("gradients", done, len(cases))
@@ -63,7 +63,7 @@ def gradients(conditions: Conditions, model: OpenModel, backbone: Backbone, ids:
 
 def losses(conditions: Conditions, backbone: Backbone, ids: list[int]) -> list[Claim]:
     """AdamW steps on one text, here and by torch."""
-    steps = 3 if conditions.quick else 100
+    steps = 2 if conditions.quick else 100
     pack = text_pack(ids, 48)
     settings = TrainingSettings(max_tokens=len(pack), learning_rate=1e-3, clip=0.0)
     parameters = Parameters(backbone.config, settings)
@@ -90,7 +90,7 @@ def losses(conditions: Conditions, backbone: Backbone, ids: list[int]) -> list[C
 def memory(conditions: Conditions, backbone: Backbone, ids: list[int]) -> list[Claim]:
     """What the backward pass keeps, counted where it is made: our buffers, and the tensors that autograd saves."""
     conditions.report("memory", 0, 1)
-    tokens = 512 if conditions.quick else 1024
+    tokens = 1024
     pack = text_pack(ids, tokens)
     parameters = Parameters(backbone.config, TrainingSettings(max_tokens=tokens))
     saved: dict[int, int] = {}

@@ -172,6 +172,8 @@ def _gaps(conditions: Conditions, load: Beside) -> list[Claim]:
                 off += load.streams(engine, prompts, output).gaps
                 load.start(engine, TrainingSettings(rank=4, epochs=1000, max_tokens=96))
                 load.prepared(engine)
+                for _ in range(40):  # what units take is learnt first, and memory touched
+                    engine.train(lambda: True)
                 run = load.streams(engine, prompts, output)
                 on += run.gaps
                 units += run.units
