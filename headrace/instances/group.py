@@ -128,8 +128,8 @@ class InstanceGroup(EngineClient):
     async def stop(self) -> int | None:
         """End all instances now. Open streams raise ``engine_dead``."""
         self._leaving = True
+        self._close()  # first, so that none starts again meanwhile
         codes = await asyncio.gather(*(slot.member.stop() for slot in self.slots.all))
-        self._close()
         self._end(HeadraceError("engine_dead", "the engines have been stopped"))
         return next((code for code in codes if code), 0 if codes else None)
 
