@@ -25,16 +25,17 @@ from headrace.server.protocol.chat import (
 )
 from headrace.server.protocol.usage import Usage
 from headrace.server.service import Service
+from headrace.server.spoken import Spoken
 from headrace.server.sse import event
 from headrace.text.tool_dialects import Dialect
-from headrace.text.tool_stream import CallDelta, ToolCallStream, ToolDelta
+from headrace.text.tool_stream import CallDelta, ToolDelta
 
 
 @dataclass(slots=True)
 class _Choice:
-    """What is known of one choice so far. ``tools`` reads calls out of its text when the model may make any."""
+    """What is known of one choice so far."""
 
-    tools: ToolCallStream | None
+    spoken: Spoken
     text: str = ""
     calls: list[ToolCallOut] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -50,7 +51,7 @@ class ChatAnswer:
         self._model = service.model_name
         self._language = service.language
         self._generation = generation
-        self._choices = [_Choice(ToolCallStream(dialect) if dialect is not None else None) for _ in range(body.n or 1)]
+        self._choices = [_Choice(Spoken(dialect)) for _ in range(body.n or 1)]
         self._prompt_logprobs: list[TokenLogprob] | None = None
         self._id = new_id("chatcmpl")
         self._created = int(time.time())
@@ -127,14 +128,9 @@ class ChatAnswer:
 
 def _read(choice: _Choice, piece: Piece) -> ToolDelta:
     """A piece's text as content and calls; sets the choice's finish reason when the piece ends it."""
-    if choice.tools is None:
-        choice.finish = piece.finish or choice.finish
-        return ToolDelta(piece.text)
-    delta = choice.tools.push(piece.text)
+    delta = choice.spoken.read(piece)
     if piece.finish is not None:
-        last = choice.tools.finish()
-        delta = ToolDelta(delta.content + last.content, delta.calls + last.calls)
-        choice.finish = "tool_calls" if piece.finish == "stop" and choice.tools.calls else piece.finish
+        choice.finish = "tool_calls" if piece.finish == "stop" and choice.spoken.has_calls else piece.finish
     return delta
 
 

@@ -25,9 +25,9 @@ from headrace.server.protocol.messages import (
     ToolUseOut,
 )
 from headrace.server.rendering import encode_json, messages_error_body
+from headrace.server.spoken import Spoken
 from headrace.server.sse import StreamDialect
 from headrace.text.tool_dialects import Dialect
-from headrace.text.tool_stream import ToolCallStream, ToolDelta
 
 MESSAGE_STREAM = StreamDialect(
     done=b"",
@@ -46,7 +46,7 @@ class MessageWriter:
     def __init__(self, model: str, generation: Generation, dialect: Dialect | None, *, capped: bool) -> None:
         self._model = model
         self._generation = generation
-        self._tools = ToolCallStream(dialect) if dialect is not None else None
+        self._spoken = Spoken(dialect)
         self._capped = capped
         self._id = new_id("msg")
         self._blocks: list[TextOut | ToolUseOut] = []
@@ -92,7 +92,7 @@ class MessageWriter:
 
     def _take(self, piece: Piece) -> Iterator[MessageEvent]:
         """What a piece does to the blocks."""
-        delta = self._read(piece)
+        delta = self._spoken.read(piece)
         if delta.content:
             if not self._open or not isinstance(self._blocks[-1], TextOut):
                 yield from self._begin(TextOut(""))
@@ -106,15 +106,6 @@ class MessageWriter:
             yield from self._end()
             self._stop = piece.stop
             self._reason = self._reason_of(piece)
-
-    def _read(self, piece: Piece) -> ToolDelta:
-        if self._tools is None:
-            return ToolDelta(piece.text)
-        delta = self._tools.push(piece.text)
-        if piece.finish is None:
-            return delta
-        last = self._tools.finish()
-        return ToolDelta(delta.content + last.content, delta.calls + last.calls)
 
     def _begin(self, block: TextOut | ToolUseOut) -> Iterator[MessageEvent]:
         yield from self._end()
@@ -132,7 +123,7 @@ class MessageWriter:
             return "model_context_window_exceeded" if self._capped else "max_tokens"
         if piece.stop is not None:
             return "stop_sequence"
-        return "tool_use" if self._tools is not None and self._tools.calls else "end_turn"
+        return "tool_use" if self._spoken.has_calls else "end_turn"
 
 
 def _event(body: MessageEvent) -> bytes:

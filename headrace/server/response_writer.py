@@ -27,8 +27,9 @@ from headrace.server.protocol.responses import (
     TextPart,
 )
 from headrace.server.rendering import encode_json
+from headrace.server.spoken import Spoken
 from headrace.text.tool_dialects import Dialect
-from headrace.text.tool_stream import CallDelta, ToolCallStream, ToolDelta
+from headrace.text.tool_stream import CallDelta
 
 
 @dataclass(slots=True)
@@ -66,7 +67,7 @@ class ResponseWriter:
         self.response = response
         self._voice = voice
         self._totals = totals
-        self._tools = ToolCallStream(voice.dialect) if voice.dialect is not None else None
+        self._spoken = Spoken(voice.dialect)
         self._open: _Text | _Call | None = None
         self._sequence = 0
 
@@ -94,7 +95,7 @@ class ResponseWriter:
         return self._event("response.incomplete", response=self.response)
 
     def _take(self, piece: Piece) -> Iterator[bytes]:
-        delta = self._read(piece)
+        delta = self._spoken.read(piece)
         if delta.content or (piece.logprobs and not delta.calls):
             yield from self._text(delta.content, piece.logprobs or [])
         for call in delta.calls:
@@ -102,15 +103,6 @@ class ResponseWriter:
         if piece.finish is not None:
             yield from self._close("incomplete" if piece.finish == "length" else "completed")
             yield self._end(piece.finish)
-
-    def _read(self, piece: Piece) -> ToolDelta:
-        if self._tools is None:
-            return ToolDelta(piece.text)
-        delta = self._tools.push(piece.text)
-        if piece.finish is None:
-            return delta
-        last = self._tools.finish()
-        return ToolDelta(delta.content + last.content, delta.calls + last.calls)
 
     def _text(self, text: str, entries: list[TokenLogprob]) -> Iterator[bytes]:
         if not isinstance(self._open, _Text):
