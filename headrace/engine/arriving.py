@@ -97,15 +97,15 @@ class Arrivals:
         self._incoming[call.move] = Incoming(call.move, lease, landing, self._compile(RequestState(call.submit, [])))
 
     def _compile(self, state: RequestState) -> Future[Grammar] | None:
-        engine, spec = self._engine, state.submit.params.grammar
+        spec = state.submit.params.grammar
         if spec is None or state.submit.embed:
             return None
-        future: Future[Grammar]
-        if engine._compiler is None or engine._grammars is None:
-            future = Future()
-            future.set_exception(HeadraceError("unsupported_parameter", "this engine has no tokenizer", param="grammar"))
-            return future
-        return engine._compiler.submit(engine._grammars.compile, spec)
+        try:
+            return self._engine.compiler.start(spec)
+        except HeadraceError as error:
+            refused: Future[Grammar] = Future()
+            refused.set_exception(error)
+            return refused
 
     def _answer(self, incoming: Incoming) -> None:
         if not incoming.asked and (incoming.grammar is None or incoming.grammar.done()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from headrace.engine.adapting import Adapting
 from headrace.engine.batch import Assembly, add_rows, assemble
 from headrace.engine.choosing import Chooser, Outcome
+from headrace.engine.compiling import Compiling
 from headrace.engine.engine_gauges import PartGauges, Totals, gather_gauges, load_of
 from headrace.engine.outbox import Outbox
 from headrace.engine.parts import EngineParts, GrammarSource
@@ -45,7 +46,6 @@ class Engine:
         self._chain = parts.chain
         self._pages = parts.pages
         self._touch_ahead = parts.touch_ahead
-        self._grammars = parts.grammars
         self._moving = parts.moving
         self._viewing = parts.viewing
         self._keeping = parts.keeping
@@ -56,7 +56,7 @@ class Engine:
         self._requests: dict[int, LiveRequest] = {}
         self._choices: dict[int, Choice] = {}
         self._compiling: dict[int, tuple[LiveRequest, Future[Grammar]]] = {}
-        self._compiler = ThreadPoolExecutor(1, "grammar") if parts.grammars is not None else None
+        self.compiler = Compiling(parts.grammars)
         self._refused: list[Refused] = []
         self._totals = Totals()
         self.taken = -1  # requests received, counted where somebody spreads them over several engines
@@ -103,10 +103,8 @@ class Engine:
         grammar = None if submit.embed else submit.params.grammar
         if grammar is None:
             self._admit(request, None)
-        elif self._grammars is None or self._compiler is None:
-            raise HeadraceError("unsupported_parameter", "this engine has no tokenizer to constrain output with", param="grammar")
         else:
-            self._compiling[submit.request_id] = (request, self._compiler.submit(self._grammars.compile, grammar))
+            self._compiling[submit.request_id] = (request, self.compiler.start(grammar))
         self._requests[submit.request_id] = request
         if self.adapting is not None:
             self.adapting.count_use(use.generation for use in submit.adapters)
@@ -214,8 +212,7 @@ class Engine:
             self._keeping.close(WRITE_BEHIND_SECONDS)
         if self._moving is not None:
             self._moving.close()
-        if self._compiler is not None:
-            self._compiler.shutdown(wait=False, cancel_futures=True)
+        self.compiler.close()
 
     def _check_adapters(self, submit: Submit) -> None:
         if submit.adapters and self.adapting is None:

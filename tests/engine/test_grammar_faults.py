@@ -159,8 +159,7 @@ def test_what_nobody_waits_for_is_never_compiled(gated: Faulty, way: str) -> Non
     assert engine.compiling == 1
     gated.gate.set()
     assert run(engine)[1, 0].finish == "length"
-    assert engine._compiler is not None
-    engine._compiler.shutdown(wait=True)
+    engine.compiler.close(wait=True)
     assert gated.compiled == 1
 
 
