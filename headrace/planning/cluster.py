@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from headrace.errors import HeadraceError
-from headrace.planning.dispatch import Dispatcher, Load
+from headrace.placement.load import Load
+from headrace.planning.dispatch import Dispatcher
 from headrace.planning.instance import InstanceModel, Progress, SimulatedInstance
-from headrace.scheduling.item import Item, ItemKind
+from headrace.scheduling.item import Item, ItemKind, ItemState
 from headrace.scheduling.simulation import Arrival
 
 
@@ -105,4 +106,8 @@ def _arrive(
 
 def _load(instance: SimulatedInstance) -> Load:
     scheduler = instance.scheduler
-    return Load(scheduler.live, scheduler.waiting, scheduler.pool.held, scheduler.pool.total)
+    pool, waiting = scheduler.pool, scheduler.waiting
+    queue = 0
+    if waiting:
+        queue = sum(pool.pages_for(len(item.tokens)) for item in scheduler.items if item.state is ItemState.WAITING)
+    return Load(pool.total, pool.held + pool.reserved, scheduler.running, waiting, queue=queue)

@@ -1,24 +1,14 @@
-"""Who gets a new request: dispatch policies over numbers that instances report, never over their requests."""
+"""Who gets a new request among up to a thousand instances: policies over the numbers that instances report, never over requests."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
+from headrace.placement.load import Load, freeness
 from headrace.scheduling.registry import Registry
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What an instance says of itself. ``live``: requests; ``waiting`` those of them that hold no pages; ``held`` and ``pages``:
-    pages in use and in all."""
-
-    live: int = 0
-    waiting: int = 0
-    held: int = 0
-    pages: int = 1
 
 
 class Dispatcher(Protocol):
@@ -53,7 +43,7 @@ class Least:
     def __init__(self, count: int, rank: Callable[[Load], float]) -> None:
         self._rank = rank
         self._turn = count
-        self._now = [(rank(Load()), index) for index in range(count)]
+        self._now = [(rank(Load(1)), index) for index in range(count)]
         self._heap = [(value, turn, index) for index, (value, turn) in enumerate(self._now)]
         heapify(self._heap)
 
@@ -78,18 +68,15 @@ class Least:
             heappop(self._heap)
 
 
-def freeness(load: Load) -> float:
-    """Pages that are free for each request that runs, less what the queue wants: the measure of "Llumnix: Dynamic Scheduling for
-    Large Language Model Serving". Larger is freer."""
-    running = load.live - load.waiting
-    return (load.pages - load.held - load.waiting) / (running + 1)
+def _freeness_with_one_more(load: Load) -> float:
+    return freeness(replace(load, running=load.running + 1), whole_queue=True)
 
 
 DISPATCHERS: Registry[Callable[[int], Dispatcher]] = Registry(
     "dispatch policy",
     {
-        "freest": lambda count: Least(count, lambda load: -freeness(load)),
-        "fewest": lambda count: Least(count, lambda load: load.live),
+        "freest": lambda count: Least(count, lambda load: -_freeness_with_one_more(load)),
+        "fewest": lambda count: Least(count, lambda load: load.running + load.waiting),
         "round_robin": RoundRobin,
     },
 )

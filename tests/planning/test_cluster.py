@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
@@ -10,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_simulated_instance import model, requests
 
+from headrace.placement.load import Load
 from headrace.planning.cluster import Outcome, Served, simulate_cluster
-from headrace.planning.dispatch import DISPATCHERS, Least, Load, freeness
+from headrace.planning.dispatch import DISPATCHERS, Least
 from headrace.planning.instance import Progress
 from headrace.planning.search import Layout, Sample, goodput, search
 from headrace.planning.targets import Targets, attainment, interval, tail
@@ -51,17 +51,12 @@ def test_one_that_fits_nowhere_harms_nobody() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), max_size=200))
 def test_least_is_the_least(changes: list[tuple[int, int]]) -> None:
-    least = Least(6, lambda load: load.live)
+    least = Least(6, lambda load: load.running)
     now = [0] * 6
     for instance, live in changes:
         now[instance] = live
-        least.note(instance, Load(live=live))
+        least.note(instance, Load(1, running=live))
         assert now[least.choose()] == min(now)
-
-
-def test_freeness_counts_the_queue() -> None:
-    idle, busy = Load(0, 0, 0, 100), Load(5, 0, 50, 100)
-    assert freeness(idle) > freeness(busy) > freeness(dataclasses.replace(busy, live=8, waiting=3))
 
 
 def test_both_promises_must_be_kept_by_the_same_request() -> None:
