@@ -134,7 +134,8 @@ class Runner:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         side_tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._watch_death())]
-        await self._table.begun()  # an engine's process loads while the HTTP stack is imported here
+        if not await self._begins(side_tasks[0]):
+            return await self._give_up(side_tasks)
         self._hub = self._new_hub()
         self._open_desk()
         side_tasks.append(asyncio.create_task(self._hub.lag.run()))
@@ -159,6 +160,24 @@ class Runner:
         await self._table.close()
         if self._hub.traces is not None:
             await asyncio.to_thread(self._hub.traces.close)
+        return self._code
+
+    async def _begins(self, loading: asyncio.Task[None]) -> bool:
+        """Wait until an engine's process loads, while the HTTP stack is imported here; False when none ever will."""
+        begun = asyncio.create_task(self._table.begun())
+        await asyncio.wait({begun, loading}, return_when=asyncio.FIRST_COMPLETED)
+        begun.cancel()
+        return not self._stop.is_set()
+
+    async def _give_up(self, tasks: list[asyncio.Task[None]]) -> int:
+        """End before anybody was told that the server listens."""
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._table.close()
+        self._sock.close()
+        if self._folder is not None:
+            self._folder.close()
         return self._code
 
     def _new_hub(self) -> Hub:

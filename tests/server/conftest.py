@@ -114,8 +114,10 @@ def launch(command: list[str], key: str | None = None) -> Running:
         if found:
             address = re.search(r"listening on (http://[\w.\[\]:]+)", found[0])
             running.url = address[1] if address is not None else ""
-        alive = process.poll() is None and time.monotonic() < until
-        assert alive, "\n".join(running.lines)
+        if process.poll() is not None or time.monotonic() > until:
+            process.kill()
+            running.stop()
+            raise AssertionError("\n".join(running.lines))
         time.sleep(0.02)
     return running
 

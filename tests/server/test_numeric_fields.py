@@ -27,12 +27,13 @@ BASE: dict[str, dict[str, Any]] = {
     "/messages": {"model": "echo", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
     "/responses": {"model": "echo", "input": "hi", "max_output_tokens": 2},
     "/responses/input_tokens": {"model": "echo", "input": "hi"},
+    "/fine_tuning/jobs": {"model": "echo", "training_file": "file-none"},
     "/models/load": {"model": "echo"},
     "/load_lora_adapter": {"lora_name": "x", "lora_path": "x"},
     "/unload_lora_adapter": {"lora_name": "x"},
 }
 # What a call with good numbers gets from a server without adapters.
-WITHOUT = {"/load_lora_adapter": 403, "/unload_lora_adapter": 404}
+WITHOUT = {"/fine_tuning/jobs": 404, "/load_lora_adapter": 403, "/unload_lora_adapter": 404}
 GENERATES = ("/chat/completions", "/completions", "/chat/completions/render", "/completions/render")
 # What a number needs beside it to be looked at alone.
 COMPANIONS: dict[str, dict[str, Any]] = {"top_logprobs": {"logprobs": True}, "best_of": {"n": None}}
