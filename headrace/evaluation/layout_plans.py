@@ -85,6 +85,7 @@ def first_guess(layout: Layout, sample: Sample) -> float:
 
 
 def settings_of(layout: Layout) -> Sequence[str]:
-    """The options of `headrace serve` that make the layout."""
-    options = [f"--threads {layout.threads}", f"--step-tokens {layout.step_tokens}"]
-    return [f"--instances {len(layout.instances)}", *options] if len(layout.instances) > 1 else options
+    """The options of `headrace serve` that make the layout; its threads are those of all instances."""
+    count = len(layout.instances)
+    options = [f"--threads {count * layout.threads}", f"--step-tokens {layout.step_tokens}"]
+    return [f"--instances {count}", *options] if count > 1 else options
