@@ -17,6 +17,8 @@ from headrace.speculation.proposer import MOST_DRAFTED, Accepted, Ask, Proposal,
 
 _HOPELESS = 0.97  # where only surer tokens than this would pay, nobody is asked
 _LOOK_EVERY = 8  # steps between two looks at what rows cost
+_PATIENCE = 8  # steps without a right guess after which a stream is asked for every other token only, then every third …
+_MOST_REST = 7
 _BUCKETS = (0, 1, 2, 4, 8, 16, 32)
 PROBING = 0.01  # of the time of steps: what proposers that cost time may take to find out whether they are worth it
 
@@ -85,9 +87,14 @@ class Speculating:
             if drafting is None:
                 continue
             drafting.stream.tokens = choice.item.tokens  # a fork has got its own with its first token
+            right = 0
             if drafting.proposal is not None:
                 item_id = choice.item.item_id
-                self._learn(drafting, (given.sampled[item_id], *given.accepted.get(item_id, ())), taken.drafted)
+                right = self._learn(drafting, (given.sampled[item_id], *given.accepted.get(item_id, ())), taken.drafted)
+            if drafting.asked:
+                drafting.asked = False
+                drafting.misses = 0 if right else drafting.misses + 1
+                drafting.rest = min(_MOST_REST, drafting.misses // _PATIENCE)
             self._lengths[taken.drafted] += 1
             if not self._all_light:
                 news.append(Accepted(drafting.stream, len(given.accepted.get(choice.item.item_id, ())) + 1, taken.row))
@@ -96,8 +103,8 @@ class Speculating:
                 if not light:
                     proposer.accepted(news)
 
-    def _learn(self, drafting: Drafting, sampled: Sequence[int], drafted: int) -> None:
-        """A step has sampled these tokens for a stream, after verifying ``drafted`` ones."""
+    def _learn(self, drafting: Drafting, sampled: Sequence[int], drafted: int) -> int:
+        """A step has sampled these tokens for a stream, after verifying ``drafted`` ones; how many guesses were right."""
         assert drafting.proposal is not None, "somebody proposed"
         tokens, grades, _ = drafting.proposal
         drafting.proposal = None
@@ -114,6 +121,7 @@ class Speculating:
             self._foreseen += sum((drafting.chances or ())[:drafted])
             self._drafted += drafted
             self._accepted += min(right, drafted)
+        return right
 
     def ended(self, choice: Choice) -> None:
         """A choice is over."""
@@ -141,6 +149,10 @@ class Speculating:
         if drafting is None or item.generated == 0 or item.goal <= len(item.tokens):
             return None
         drafting.proposal = drafting.chances = None
+        if drafting.rest and self._all_light:
+            drafting.rest -= 1
+            return None
+        drafting.asked = True
         drafting.room = item.goal - len(item.tokens)
         return drafting
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from knowing import Knowing
+from knowing import FreeRows, Knowing
 from toy_chain import EOS, PAGE_TOKENS, VOCAB, Results, Shape, ToyChain, run, toy_engine
 
 from headrace.engine.loop import Engine
@@ -15,7 +15,7 @@ from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.wire import SpeculationGauges, Submit
 from headrace.errors import HeadraceError
 from headrace.speculation.lookup import OwnRepeats
-from headrace.speculation.proposer import Ask
+from headrace.speculation.proposer import Ask, Proposal
 
 
 def prompt_of(seed: int, length: int) -> list[int]:
@@ -200,3 +200,21 @@ def test_who_costs_time_is_asked_where_that_pays_and_else_now_and_then(
     engine = toy_engine(Shape(pages=128, proposers=[proposer]))
     assert answers(engine, [one]) == plain
     assert least <= proposer.asked / engine.gauges().steps <= most
+
+
+def test_for_who_never_gets_a_right_guess_ever_fewer_tokens_are_looked_up() -> None:
+    """Looking up costs little, but text that does not repeat would pay it for every token."""
+
+    class Counting(OwnRepeats):
+        asked = 0
+
+        def propose(self, asks: Sequence[Ask]) -> list[Proposal | None]:
+            self.asked += 1
+            return [None]
+
+    proposer = Counting()
+    engine = toy_engine(Shape(proposers=[proposer]))
+    engine.scheduler.cost = FreeRows()
+    engine.submit(Submit(1, prompt_of(1, 5), SamplingParams(max_tokens=200, ignore_eos=True)))
+    said_tokens = len(run(engine)[1, 0].tokens)
+    assert said_tokens / 8 <= proposer.asked <= said_tokens / 3, said_tokens
