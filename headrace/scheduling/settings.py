@@ -40,10 +40,9 @@ class SchedulingSettings:
         help="Promise: who would wait longer for a first token, beyond its own prompt, gets 503 at once; none: all wait.",
     )  # fmt: skip
     adapter_passing: int = option(
-        16, unit="requests", minimum=0, maximum=100_000,
+        0, unit="requests", minimum=0, maximum=100_000,
         help="How many later requests may pass one whose adapter costs time, if theirs cost less; 0: none.",
     )  # fmt: skip
-
     fair_among: str = option(
         "keys", choices=("keys", "adapters"), help="Whom the fair policy serves alike. adapters: also those of one API key."
     )
