@@ -14,7 +14,7 @@ SERVE_STAMP := $(VENV)/.stamp-serve
 MODEL_STAMP := $(VENV)/.stamp-model
 DEV_STAMP := $(VENV)/.stamp-dev
 
-.PHONY: help setup serve test check sanitize races format bench docs native size clean
+.PHONY: help setup serve test check wheel sanitize races format bench docs native size clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -33,6 +33,9 @@ check: $(DEV_STAMP)  ## lint, format, types and the size report
 	$(BIN)/mypy
 	$(BIN)/mypy tests/kernels/conftest.py
 	$(BIN)/python tools/size_report.py
+
+wheel: $(DEV_STAMP)  ## build the wheel, look into it, and let it answer a prompt in an empty environment
+	$(BIN)/python tools/check_wheel.py
 
 sanitize: $(DEV_STAMP)  ## the kernel tests with address and undefined-behaviour sanitizers, in a build folder of their own
 	tools/sanitize.sh memory $(BIN)/python $(or $(ARGS),tests/kernels)

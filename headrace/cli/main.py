@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import click
+from click.shell_completion import CompletionItem
 
 import headrace
 from headrace.errors import HeadraceError
@@ -31,6 +32,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "simulate": ("headrace.cli.simulate", "simulate", "Try a dispatch policy on many instances in simulated time."),
     "reproduce": ("headrace.cli.reproduce", "reproduce", "Run an experiment: a mechanism with and without, on this machine."),
     "doctor": ("headrace.cli.doctor", "doctor", "Check this machine and say what to change."),
+    "completion": ("headrace.cli.completion", "completion", "Print the completion script of bash, zsh or fish."),
     "config": ("headrace.cli.config", "config", "Print the effective options and where each came from."),
 }
 _EXAMPLES = """
@@ -70,6 +72,11 @@ class LazyGroup(click.Group):
         if args and args[0] not in VERBS and not args[0].startswith("-"):
             raise click.UsageError(f"unknown command '{args[0]}'{suggestion(args[0], VERBS)}", ctx)
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Verbs and flags that begin so, without importing a single verb: a shell asks at every touch of the tab key."""
+        verbs = [CompletionItem(verb, help=text) for verb, (_, _, text) in VERBS.items() if verb.startswith(incomplete)]
+        return [*verbs, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table without importing a single verb."""
