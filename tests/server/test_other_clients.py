@@ -1,4 +1,4 @@
-"""Clients that others wrote, unchanged, against the real server; where one is not installed its test is skipped (extra `clients`)."""
+"""Clients that others wrote, unchanged, against the real server; one that is not installed (extra `clients`) is skipped."""
 
 from __future__ import annotations
 
