@@ -47,11 +47,13 @@ def _instance_rows(card: dict[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for one in card.get("instances") or ():
         free, total = one.get("pages_free", 0), one.get("pages_total", 0)
+        role = f"{one['role']}, " if one.get("role", "all") != "all" else ""
         crashes = f", {one['crashes']} crashes" if one.get("crashes") else ""
         rows.append(
             (
                 f"  instance {one.get('number', '')}", str(one.get("state", "")), f"{total - free} of {total} pages",
-                str(one.get("requests", "")), "", "", f"process {one.get('pid', '')}, {one.get('threads', '')} threads{crashes}",
+                str(one.get("requests", "")), "", "",
+                f"{role}process {one.get('pid', '')}, {one.get('threads', '')} threads{crashes}",
             )
         )  # fmt: skip
     return rows

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 
+from headrace.instances.handoff import Handoff
 from headrace.instances.member import Member
 from headrace.instances.options import GroupOptions
 from headrace.instances.owners import Owned
@@ -14,6 +15,7 @@ from headrace.instances.relocation import Relocation
 from headrace.instances.slots import Slots
 from headrace.placement.dispatch import Newcomer, choose_instance
 from headrace.placement.pairing import Pairing
+from headrace.placement.roles import Role, for_tokens
 
 logger = logging.getLogger("headrace.instances.balancing")
 
@@ -21,12 +23,16 @@ logger = logging.getLogger("headrace.instances.balancing")
 class Balancing:
     """Moves between the instances of one group, by its policies or because somebody asks."""
 
-    def __init__(self, options: GroupOptions, slots: Slots, relocation: Relocation, owners: Mapping[int, Owned]) -> None:
+    def __init__(
+        self, options: GroupOptions, slots: Slots, relocation: Relocation, owners: Mapping[int, Owned], handoff: Handoff
+    ) -> None:
         self._options = options
         self._slots = slots
         self._relocation = relocation
         self._owners = owners
-        self._pairing = Pairing(options.pairing)
+        self._handoff = handoff
+        roles: tuple[Role, ...] = ("all", "prefill", "decode")
+        self._pairings = {role: Pairing(options.pairing) for role in roles}  # instances exchange requests with their like
 
     async def empty(self, number: int, patience: float = 60.0) -> bool:
         """Empty an instance by moving its requests to others, then end it; True when it ended in time (seconds)."""
@@ -44,7 +50,8 @@ class Balancing:
         return False
 
     def _move_away(self, source: Member, request_id: int) -> asyncio.Future[str | None] | None:
-        loads = {slot.number: slot.member.load() for slot in self._slots.serving}
+        serving = for_tokens([slot.number for slot in self._slots.serving], self._handoff.roles)
+        loads = {number: self._slots[number].member.load() for number in serving}
         number = choose_instance(loads, Newcomer(0), self._options.dispatch)
         if number is None:
             return None
@@ -66,7 +73,12 @@ class Balancing:
             serving = {slot.number: slot for slot in self._slots.serving}
             if len(serving) < 2:
                 continue
-            for pair in self._pairing.round({number: slot.member.load() for number, slot in serving.items()}):
+            loads = {number: slot.member.load() for number, slot in serving.items()}
+            roles = self._handoff.roles
+            for pair in [
+                pair for role, pairing in self._pairings.items()
+                for pair in pairing.round({number: load for number, load in loads.items() if roles[number] == role})
+            ]:  # fmt: skip
                 source, target = serving[pair.source].member, serving[pair.target].member
                 if not (self._relocation.busy(source) or self._relocation.busy(target)):
                     self._relocation.begin(source, target, pair.room)

@@ -31,6 +31,7 @@ from headrace.engine.wire import (
 )
 from headrace.errors import HeadraceError
 from headrace.instances.balancing import Balancing
+from headrace.instances.handoff import Handoff
 from headrace.instances.known_prefixes import KnownPrefixes
 from headrace.instances.member import Member
 from headrace.instances.options import GroupOptions
@@ -39,6 +40,7 @@ from headrace.instances.relocation import Relocation
 from headrace.instances.shared_adapters import SharedAdapters
 from headrace.instances.slots import Slot, Slots, SlotState
 from headrace.placement.dispatch import Newcomer, choose_instance
+from headrace.placement.roles import Role, check_roles, for_prompts
 from headrace.scheduling.settings import SchedulingSettings
 
 __all__ = ["GroupOptions", "InstanceGroup", "InstanceStatus"]
@@ -60,6 +62,7 @@ class InstanceStatus:
     threads: int
     crashes: int
     requests: int
+    role: Role
     gauges: Gauges
 
 
@@ -88,7 +91,8 @@ class InstanceGroup(EngineClient):
         self._owners: dict[int, Owned] = {}
         self._homeless: deque[Owned] = deque()
         self._prefixes = KnownPrefixes(16)
-        self.balancing = Balancing(options, self.slots, self.relocation, self._owners)
+        self.handoff = Handoff(check_roles(options.roles, options.instances), self.slots, self.relocation, self._owners)
+        self.balancing = Balancing(options, self.slots, self.relocation, self._owners, self.handoff)
         self._past = Gauges()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -134,6 +138,7 @@ class InstanceGroup(EngineClient):
         return next((code for code in codes if code), 0 if codes else None)
 
     def _close(self) -> None:
+        self.handoff.close()
         for task in self._tasks:
             task.cancel()
         self.slots.close()
@@ -151,7 +156,7 @@ class InstanceGroup(EngineClient):
         return [
             InstanceStatus(
                 slot.number, slot.state, slot.member.pid or 0 if slot.member.dead is None else 0, slot.part.threads,
-                slot.crashes, holders[id(slot.member)], slot.member.gauges,
+                slot.crashes, holders[id(slot.member)], self.handoff.roles[slot.number], slot.member.gauges,
             )
             for slot in self.slots.all
         ]  # fmt: skip
@@ -205,9 +210,9 @@ class InstanceGroup(EngineClient):
         root = (submit.tenant, tuple((use.generation, use.scale) for use in submit.adapters))
         pages = -(-(owned.length + 1) // (self._ready.page_tokens if self._ready is not None else 16))
         newcomer = Newcomer(pages, self._prefixes.find(root, submit.prompt), self._at_home(submit), submit.priority > 0)
-        loads = {number: slot.member.load() for number, slot in candidates.items()}
+        loads = {number: candidates[number].member.load() for number in for_prompts(candidates, self.handoff.roles)}
         number = choose_instance(loads, newcomer, self.options.dispatch)
-        member = candidates[next(iter(candidates)) if number is None else number].member
+        member = candidates[next(iter(loads)) if number is None else number].member
         translated = self.translated(submit, member)
         assert translated is not None, "candidates have its adapters"
         fresh = owned.epoch == 0 and not owned.closed
@@ -270,6 +275,7 @@ class InstanceGroup(EngineClient):
                 continue
             owned.note(output)
             self._streams[output.request_id]._push(output)
+            self.handoff.token(owned, member)
 
     def refused(self, member: Member, message: Refused) -> None:
         """An engine can't run a request."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from headrace.placement.dispatch import DispatchRule
 from headrace.placement.pairing import PairingRule
+from headrace.placement.roles import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +14,7 @@ class GroupOptions:
     """How a group behaves. ``ping_seconds``: between signs of life; one who owes one for ``hang_seconds`` is ended.
 
     ``round_seconds``: between looks at who should give requests to whom; 0: never. ``restart_seconds``: wait after a first crash.
+    ``roles``: by instance; empty: ``all`` for each.
     """
 
     instances: int
@@ -20,5 +22,6 @@ class GroupOptions:
     hang_seconds: float = 20.0
     round_seconds: float = 0.1
     restart_seconds: float = 0.5
+    roles: tuple[Role, ...] = ()
     dispatch: DispatchRule = field(default_factory=DispatchRule)
     pairing: PairingRule = field(default_factory=PairingRule)

@@ -1,1 +1,1 @@
-"""Pure policies over instances: where requests go, which instances exchange them, how many there should be."""
+"""Pure policies over instances: where requests go, which instances exchange them, what each takes, how many there should be."""

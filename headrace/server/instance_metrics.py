@@ -24,6 +24,8 @@ _COUNTERS: tuple[tuple[str, str, Callable[[InstanceGroup], float]], ...] = (
     ("headrace_relocated_pages", "Pages that were copied for them.", lambda group: group.relocation.counts.pages),
     ("headrace_relocated_bytes", "Bytes that were copied for them.", lambda group: group.relocation.counts.bytes),
     ("headrace_relocation_still_seconds", "Time that they stood still.", lambda group: group.relocation.counts.still_seconds),
+    ("headrace_handoffs", "Requests that went on where tokens are made.", lambda group: group.handoff.done),
+    ("headrace_handoffs_refused", "Times that such a request had to stay.", lambda group: group.handoff.refused),
     ("headrace_replays", "Requests that went on elsewhere after their instance ended.", lambda group: group.replays),
     ("headrace_stray_outputs", "Outputs for requests that the instance did not have; 0.", lambda group: group.strays),
 )

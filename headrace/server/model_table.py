@@ -46,7 +46,7 @@ class ModelTable:
         self._options = options
         self._engine, self._scheduling = engine
         self._by_name: dict[str, ServedModel] = {}
-        maker = engine_maker(options.instances, client)
+        maker = engine_maker(options.instances, client, options.roles)
         self.models = [ServedModel(entry, maker, pinned=False, keep=options.unload_after) for entry in entries]
         for model in self.models:
             self._by_name |= dict.fromkeys(model.entry.names, model)

@@ -70,6 +70,7 @@ def instance_cards(model: ServedModel) -> list[InstanceCard]:
             number=one.number, state=one.state, pid=one.pid, threads=one.threads, requests=one.requests,
             running=one.gauges.running, waiting=one.gauges.waiting,
             pages_free=one.gauges.pages_free, pages_total=one.gauges.pages_total, crashes=one.crashes,
+            role=one.role,
         )
         for one in (model.group.statuses() if model.group is not None else ())
     ]  # fmt: skip

@@ -34,6 +34,11 @@ class ServerSettings:
         maximum=64,
         help="Engine processes of each model, which share threads and pages out; requests move between them.",
     )
+    roles: tuple[str, ...] = option(
+        (),
+        help="What each instance takes: all, prefill (new requests) or decode (those with a first token). Default: all.",
+        public=False,
+    )
     max_queue: int = option(256, unit="requests", minimum=1, maximum=100_000, help="Requests in flight before new ones get 429.")
     max_body_kib: int = option(8192, unit="KiB", minimum=1, maximum=1_048_576, help="Largest request body; more gets 413.")
     keepalive: float = option(10.0, unit="s", minimum=0.05, maximum=3600.0, help="Silence before a stream gets a comment line.")

@@ -61,6 +61,22 @@ def test_two_instances_are_one_server() -> None:
         assert running.stop() == 0, "\n".join(running.lines)
 
 
+def test_an_instance_for_prompts_hands_its_requests_over() -> None:
+    running = launch_server("real", instances=2, roles=("prefill", "decode"))
+    try:
+        assert [one["role"] for one in instances(running)] == ["prefill", "decode"]
+        assert len(text(running)) > 60
+        model = str(running.get("/v1/models").json()["data"][0]["id"])
+        assert running.metric(f'headrace_handoffs_total{{model="{model}"}}') == 1
+    finally:
+        assert running.stop() == 0, "\n".join(running.lines)
+
+
+def test_roles_that_do_not_fit_the_instances_are_refused() -> None:
+    with pytest.raises(AssertionError, match="3 roles were given for 2 instances"):
+        launch_server("real", instances=2, roles=("prefill", "decode", "all"))
+
+
 def test_more_instances_than_memory_holds_are_refused() -> None:
     with pytest.raises(AssertionError, match=r"16 instances need .* choose fewer"):
         launch_server("real", instances=16, memory_mib=1000)

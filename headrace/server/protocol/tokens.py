@@ -70,7 +70,10 @@ class RenderedList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InstanceCard(msgspec.Struct, frozen=True, kw_only=True):
-    """One of several engine processes of a model. ``state``: loading, serving, leaving, waiting (to start again) or gone."""
+    """One of several engine processes of a model. ``state``: loading, serving, leaving, waiting (to start again) or gone.
+
+    ``role``: what it takes (all, prefill, decode).
+    """
 
     number: int
     state: str
@@ -82,6 +85,7 @@ class InstanceCard(msgspec.Struct, frozen=True, kw_only=True):
     pages_free: int
     pages_total: int
     crashes: int
+    role: str
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
