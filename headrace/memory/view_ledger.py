@@ -106,7 +106,8 @@ class ViewLedger:
             self._look(record, pages)
         if record.straight:
             return record.pages[0], []
-        if len(pages) > self.limits.range_pages:
+        if len(pages) > self.limits.range_pages:  # for good, unless it loses pages: others may have its range
+            self._retire(record)
             return self._refuse(record), []
         orders: list[Showing] = []
         if record.range is None:
