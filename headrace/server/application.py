@@ -57,7 +57,7 @@ def _handler(hub: Hub, endpoint: Endpoint) -> Callable[[Request], Awaitable[Resp
             body = await decoded(request, hub.settings, endpoint.body) if endpoint.body is not None else None
             query = decode_query(request.query_params.multi_items(), endpoint.query) if endpoint.query is not None else None
             call: Call[Any] = Call(body, request.path_params, request.scope["headrace.request_id"], request, tenant, claim, query)
-            if endpoint.body is None:
+            if endpoint.body is None and not endpoint.by_model:
                 return await endpoint.handler(hub, call)
             return await _answer(hub, endpoint, call)
         except BaseException:
@@ -68,12 +68,12 @@ def _handler(hub: Hub, endpoint: Endpoint) -> Callable[[Request], Awaitable[Resp
 
 
 async def _answer(hub: Hub, endpoint: Endpoint, call: Call[Any]) -> ASGIApp:
-    """Run the handler on the hub, or on the model that the body names, which stays in memory until the answer has been sent."""
+    """Run the handler on the hub, or on the model that the body or the query names, which stays in memory until the answer has been sent."""
     async with AsyncExitStack() as held:
         async with HangupGuard(call.request.receive):
             subject: Any = hub
             if endpoint.by_model:
-                body = call.body
+                body = call.query if endpoint.body is None else call.body
                 using = hub.use(body.model, getattr(body, "keep_alive", None), getattr(body, "adapters", None) or ())
                 subject = await held.enter_async_context(using)
             answer = await endpoint.handler(subject, call)

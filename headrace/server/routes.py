@@ -52,7 +52,9 @@ from headrace.server.protocol.tokens import (
     ModelList,
     RenderedList,
     TokenizeAnswer,
+    TokenizerInfo,
     TokenizeRequest,
+    TokenizerQuery,
     UnloadRequest,
 )
 from headrace.server.protocol.tuning import CheckpointList, EventList, JobList, JobObject, JobQuery, JobRequest, ModelDeleted
@@ -139,6 +141,16 @@ ENDPOINTS: tuple[Endpoint, ...] = (
             ("/tokenize", tokens.tokenize, "Token ids of a text.", TokenizeRequest, TokenizeAnswer),
             ("/detokenize", tokens.detokenize, "Text of token ids.", DetokenizeRequest, DetokenizeAnswer),
         )
+    ),
+    Endpoint(
+        "GET",
+        "/tokenizer_info",
+        tokens.describe,
+        "Special tokens and chat template of a model.",
+        None,
+        TokenizerInfo,
+        by_model=True,
+        query=TokenizerQuery,
     ),
     Endpoint(
         "POST",

@@ -113,7 +113,7 @@ def test_adapters_are_model_names_and_lists_that_are_added_up(shop: Shop) -> Non
     assert said[0]["choices"][0]["message"] != said[1]["choices"][0]["message"]
     vectors = [running.post("/v1/embeddings", {"input": "sea", "model": model}).json() for model in ("smollm2", "poet")]
     assert vectors[0]["data"][0]["embedding"] != vectors[1]["data"][0]["embedding"]
-    assert running.post("/v1/tokenize", {"text": "sea", "model": "poet"}).status_code == 200
+    assert running.post("/v1/tokenize", {"prompt": "sea", "model": "poet"}).status_code == 200
 
 
 def test_cards(shop: Shop) -> None:

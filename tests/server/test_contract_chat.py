@@ -264,7 +264,7 @@ def test_fields_that_need_each_other(real: Running) -> None:
 
 
 def test_bias_and_stop_tokens_work(real: Running) -> None:
-    red = real.post("/tokenize", {"text": " red"}).json()["ids"][0]
+    red = real.post("/tokenize", {"prompt": " red"}).json()["tokens"][0]
     body = {"messages": ASK, "max_tokens": 5, "temperature": 0}
     biased = real.post("/v1/chat/completions", {**body, "logit_bias": {str(red): 100}}).json()["choices"][0]
     assert biased["message"]["content"] == " red" * 5

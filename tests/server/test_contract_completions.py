@@ -32,7 +32,7 @@ def test_sixteen_tokens_when_nothing_is_said(real: Running) -> None:
 
 
 def test_every_kind_of_prompt(real: Running) -> None:
-    ids = real.post("/tokenize", {"text": PROMPT}).json()["ids"]
+    ids = real.post("/tokenize", {"prompt": PROMPT}).json()["tokens"]
     text = complete(real)["choices"][0]["text"]
     assert complete(real, prompt=ids)["choices"][0]["text"] == text
     both = complete(real, prompt=[PROMPT, "One two"])
@@ -113,7 +113,7 @@ def test_refusals(real: Running, extra: dict[str, Any], code: str, param: str) -
 
 
 def test_render_and_aliases(real: Running) -> None:
-    ids = real.post("/tokenize", {"text": PROMPT}).json()["ids"]
+    ids = real.post("/tokenize", {"prompt": PROMPT}).json()["tokens"]
     for path in ("/completions/render", "/v1/completions/render"):
         assert real.post(path, {"prompt": PROMPT}).json()["data"][0] == {"prompt": PROMPT, "ids": ids, "count": len(ids)}
         assert real.post(path, {"prompt": ids}).json()["data"][0]["prompt"] == PROMPT

@@ -134,7 +134,7 @@ JSON = st.recursive(
 def test_any_value_in_any_field_is_taken_or_refused_by_name(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(KINDS))
     name = data.draw(st.sampled_from(kind.__struct_fields__))
-    body = {"messages": HELLO, "prompt": "x", "input": "x", "text": "x", "ids": [1]}
+    body = {"messages": HELLO, "prompt": "x", "input": "x", "tokens": [1]}
     valid = {field: value for field, value in body.items() if field in kind.__struct_fields__}
     error = outcome(json.dumps({**valid, name: data.draw(JSON)}).encode("utf-8", "surrogatepass"), kind)
     if error is not None:

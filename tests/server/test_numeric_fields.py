@@ -22,8 +22,8 @@ BASE: dict[str, dict[str, Any]] = {
     "/embeddings": {"input": "hi"},
     "/chat/completions/render": {"messages": [{"role": "user", "content": "hi"}]},
     "/completions/render": {"prompt": "hi"},
-    "/tokenize": {"text": "hi"},
-    "/detokenize": {"ids": [1]},
+    "/tokenize": {"prompt": "hi"},
+    "/detokenize": {"tokens": [1]},
     "/messages": {"model": "echo", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
     "/responses": {"model": "echo", "input": "hi", "max_output_tokens": 2},
     "/responses/input_tokens": {"model": "echo", "input": "hi"},
@@ -100,7 +100,7 @@ def test_hostile_token_ids(echo: Running, value: str) -> None:
     for path, field in (
         ("/completions", "prompt"),
         ("/embeddings", "input"),
-        ("/detokenize", "ids"),
+        ("/detokenize", "tokens"),
         ("/completions", "stop_token_ids"),
     ):
         base = BASE[path] if field not in BASE[path] else {}

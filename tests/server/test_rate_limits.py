@@ -201,5 +201,5 @@ def test_a_flood_is_refused_before_its_bodies_are_read(limited: Running) -> None
             answer = http.post(path, content=b"[" * 100_000, headers=headers)
             assert answer.status_code == 429, "what the body says was never looked at"
             assert answer.json()["error"]["code"] == "rate_limit_exceeded"
-        assert http.post("/v1/tokenize", json={"text": "a"}, headers=headers).status_code == 200
+        assert http.post("/v1/tokenize", json={"prompt": "a"}, headers=headers).status_code == 200
     assert limited.metric('headrace_tenant_limited_total{tenant="flood"}') == 3

@@ -12,37 +12,42 @@ from headrace.server.protocol.common import Body, KeepAlive, Name, TokenId
 
 
 class TokenizeRequest(Body, frozen=True, kw_only=True):
-    """Body of ``POST /tokenize``. ``parse_special``: text like ``<|im_end|>`` becomes that special token."""
+    """Body of ``POST /tokenize``.
 
-    text: Annotated[str, Meta(max_length=limits.MAX_TOKENIZE_CHARS)]
+    ``add_special_tokens``: the token that begins every prompt, where the model wants one, comes first. ``parse_special``: text
+    like ``<|im_end|>`` becomes that special token; in a prompt that is sent as text it never does.
+    """
+
+    prompt: Annotated[str, Meta(max_length=limits.MAX_TOKENIZE_CHARS)]
     model: Name | None = None
-    add_special: bool | None = None
+    add_special_tokens: bool | None = None
     parse_special: bool | None = None
+    return_token_strs: bool | None = None
+    return_offsets: bool | None = None
 
 
-class TokenInfo(msgspec.Struct, frozen=True):
-    """One token; ``start`` and ``end`` are character offsets into the text."""
+class TokenPlace(msgspec.Struct, frozen=True):
+    """Where a token stands in the text, in characters, and whether it is a special one."""
 
-    id: int
-    token: str
     start: int
     end: int
     special: bool
 
 
 class TokenizeAnswer(msgspec.Struct, frozen=True):
-    """Ids, and each token with its place in the text."""
+    """``tokens`` are ids; ``token_strs`` and ``offsets`` have an entry for each when they were asked for."""
 
     count: int
     max_model_len: int
-    ids: list[int]
-    tokens: list[TokenInfo] | msgspec.Raw
+    tokens: list[int]
+    token_strs: list[str] | msgspec.Raw | None = None
+    offsets: list[TokenPlace] | msgspec.Raw | None = None
 
 
 class DetokenizeRequest(Body, frozen=True, kw_only=True):
     """Body of ``POST /detokenize``."""
 
-    ids: Annotated[list[TokenId], Meta(max_length=limits.MAX_PROMPT_TOKENS)]
+    tokens: Annotated[list[TokenId], Meta(max_length=limits.MAX_PROMPT_TOKENS)]
     model: Name | None = None
     skip_special: bool | None = None
 
@@ -50,7 +55,27 @@ class DetokenizeRequest(Body, frozen=True, kw_only=True):
 class DetokenizeAnswer(msgspec.Struct, frozen=True):
     """The text of the ids."""
 
-    text: str
+    prompt: str
+
+
+class TokenizerQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """What may stand behind ``/tokenizer_info``."""
+
+    model: Name | None = None
+
+
+class TokenizerInfo(msgspec.Struct, frozen=True):
+    """What a client needs to use the model's tokenizer over HTTP; ``null`` where the model has no such token or template."""
+
+    model: str
+    vocab_size: int
+    model_max_length: int
+    add_bos_token: bool
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    special_tokens: list[str]
+    chat_template: str | None
 
 
 class Rendered(msgspec.Struct, frozen=True):
