@@ -68,7 +68,7 @@ def _handler(hub: Hub, endpoint: Endpoint) -> Callable[[Request], Awaitable[Resp
 
 
 async def _answer(hub: Hub, endpoint: Endpoint, call: Call[Any]) -> ASGIApp:
-    """Run the handler on the hub, or on the model that the body or the query names, which stays in memory until the answer has been sent."""
+    """Run the handler on the hub, or on the model that the call names, which stays in memory until the answer has been sent."""
     async with AsyncExitStack() as held:
         async with HangupGuard(call.request.receive):
             subject: Any = hub

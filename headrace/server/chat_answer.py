@@ -27,6 +27,7 @@ from headrace.server.protocol.usage import Usage
 from headrace.server.service import Service
 from headrace.server.spoken import Spoken
 from headrace.server.sse import event
+from headrace.server.stream_usage import StreamUsage
 from headrace.text.tool_dialects import Dialect
 from headrace.text.tool_stream import CallDelta, ToolDelta
 
@@ -55,7 +56,7 @@ class ChatAnswer:
         self._prompt_logprobs: list[TokenLogprob] | None = None
         self._id = new_id("chatcmpl")
         self._created = int(time.time())
-        self._with_usage = bool(body.stream_options is not None and body.stream_options.include_usage)
+        self._usage = StreamUsage.of(generation, body.stream_options)
 
     def add(self, pieces: list[Piece]) -> None:
         """Take a turn's pieces for an answer in one piece."""
@@ -88,7 +89,7 @@ class ChatAnswer:
 
     def tail(self) -> bytes:
         """The usage event, when it was asked for."""
-        return event(self._chunk([], self._usage())) if self._with_usage else b""
+        return event(self._chunk([], self._usage.now())) if self._usage.at_end else b""
 
     @property
     def weight(self) -> int:
@@ -104,7 +105,7 @@ class ChatAnswer:
             for index, choice in enumerate(self._choices)
         ]
         return ChatCompletion(
-            id=self._id, created=self._created, model=self._model, choices=choices, usage=self._usage(),
+            id=self._id, created=self._created, model=self._model, choices=choices, usage=self._usage.now(),
             system_fingerprint=fingerprint(), service_tier=self._generation.tier,
             prompt_logprobs=msgspec.UNSET if known is None else prompt_logprobs(known, prompt, self._language),
         )  # fmt: skip
@@ -112,12 +113,8 @@ class ChatAnswer:
     def _logprobs(self, entries: list[TokenLogprob] | None) -> ChatLogprobs | None:
         return chat_logprobs(entries or [], self._language, self._body.top_logprobs or 0) if self._body.logprobs else None
 
-    def _usage(self) -> Usage:
-        totals = self._generation.totals
-        return Usage.of(totals.prompt, totals.completion, totals.cached, totals.drafted, totals.accepted)
-
     def _event(self, choice: ChunkChoice) -> bytes:
-        return event(self._chunk([choice], None if self._with_usage else msgspec.UNSET))
+        return event(self._chunk([choice], self._usage.beside_text()))
 
     def _chunk(self, choices: list[ChunkChoice], usage: Usage | msgspec.UnsetType | None) -> ChatChunk:
         return ChatChunk(

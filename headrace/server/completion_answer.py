@@ -16,6 +16,7 @@ from headrace.server.protocol.completions import Completion, CompletionChoice, C
 from headrace.server.protocol.usage import Usage
 from headrace.server.service import Service
 from headrace.server.sse import event
+from headrace.server.stream_usage import StreamUsage
 
 
 @dataclass(slots=True)
@@ -44,7 +45,7 @@ class CompletionAnswer:
         self._prompt_logprobs: dict[int, list[TokenLogprob]] = {}
         self._id = new_id("cmpl")
         self._created = int(time.time())
-        self._with_usage = bool(body.stream_options is not None and body.stream_options.include_usage)
+        self._usage = StreamUsage.of(generation, body.stream_options)
 
     def add(self, pieces: list[Piece]) -> None:
         """Take a turn's pieces for an answer in one piece."""
@@ -108,9 +109,9 @@ class CompletionAnswer:
 
     def tail(self) -> bytes:
         """The usage event, when it was asked for."""
-        if not self._with_usage:
+        if not self._usage.at_end:
             return b""
-        return event(self._completion([], self._usage()))
+        return event(self._completion([], self._usage.now()))
 
     @property
     def weight(self) -> int:
@@ -132,14 +133,10 @@ class CompletionAnswer:
             for choice in candidates:
                 logprobs = self._logprobs(choice, choice.entries, echo)
                 kept.append(CompletionChoice(len(kept), (echo or "") + choice.text, logprobs, choice.finish, known))
-        return self._completion(kept, self._usage())
-
-    def _usage(self) -> Usage:
-        totals = self._generation.totals
-        return Usage.of(totals.prompt, totals.completion, totals.cached, totals.drafted, totals.accepted)
+        return self._completion(kept, self._usage.now())
 
     def _chunk(self, choices: list[CompletionChoice]) -> Completion:
-        return self._completion(choices, None if self._with_usage else msgspec.UNSET)
+        return self._completion(choices, self._usage.beside_text())
 
     def _completion(self, choices: list[CompletionChoice], usage: Usage | msgspec.UnsetType | None) -> Completion:
         return Completion(

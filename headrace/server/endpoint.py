@@ -19,9 +19,9 @@ class Endpoint:
     """One operation. ``versioned`` ones exist as ``/v1/x`` and ``/x``; ``event`` is the type of a stream's events.
 
     ``metered`` ones take from the key's requests and tokens a minute. ``probe``: answered whatever the server's state; others are
-    refused while loading, draining or after a death. ``by_model``: the body, or without one the query, names the model that answers, and the handler gets its
-    service; others get the hub. ``query``: the struct of what may stand behind the path. ``form``: the fields of a
-    form body, which the handler reads by itself. ``refusal``: the body of its refusals.
+    refused while loading, draining or after a death. ``by_model``: the body, or without one the query, names the model
+    that answers, and the handler gets its service; others get the hub. ``query``: the struct of what may stand
+    behind the path. ``form``: the fields of a form body, which the handler reads by itself. ``refusal``: the body of its refusals.
     """
 
     method: str

@@ -52,8 +52,8 @@ from headrace.server.protocol.tokens import (
     ModelList,
     RenderedList,
     TokenizeAnswer,
-    TokenizerInfo,
     TokenizeRequest,
+    TokenizerInfo,
     TokenizerQuery,
     UnloadRequest,
 )

@@ -94,9 +94,15 @@ def extension_grammar(body: SamplingBody) -> Constraint:
 
 
 def check_stream_options(body: SamplingBody) -> None:
-    """Raise when stream options come without a stream."""
-    if body.stream_options is not None and not body.stream:
+    """Raise when stream options come without a stream, or counts in every event without counts at all."""
+    options = body.stream_options
+    if options is None:
+        return
+    if not body.stream:
         raise HeadraceError("invalid_value", "'stream_options' needs 'stream': true.", param="stream_options")
+    if options.continuous_usage_stats and not options.include_usage:
+        param = "stream_options.continuous_usage_stats"
+        raise HeadraceError("invalid_value", f"'{param}' needs 'include_usage': true.", param=param)
 
 
 def output_room(prompt: int, wanted: int | None, context: int, param: str) -> int:

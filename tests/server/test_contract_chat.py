@@ -81,6 +81,10 @@ def test_usage_chunk_is_last_and_has_no_choices(real: Running) -> None:
 
 def test_choices_interleave_and_usage_counts_the_prompt_once(real: Running) -> None:
     one = chunks(real, stream_options={"include_usage": True})[-1]["usage"]
+    always = chunks(real, stream_options={"include_usage": True, "continuous_usage_stats": True})
+    counts = [chunk["usage"]["completion_tokens"] for chunk in always]
+    assert counts == sorted(counts)
+    assert (counts[-1], always[-1]["usage"]["prompt_tokens"]) == (one["completion_tokens"], one["prompt_tokens"])
     got = chunks(real, n=3, temperature=1.0, seed=7, stream_options={"include_usage": True})
     finished = [choice["index"] for chunk in got for choice in chunk["choices"] if choice["finish_reason"]]
     assert sorted(finished) == [0, 1, 2]
@@ -251,6 +255,7 @@ def test_fields_that_need_each_other(real: Running) -> None:
     for extra, param in (
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
         ({"regex": "a", "choice": ["a"]}, "choice"),
         ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
         ({"stop_token_ids": [10_000_000]}, "stop_token_ids[0]"),

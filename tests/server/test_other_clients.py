@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,3 +55,52 @@ def test_litellm(real: Running) -> None:
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == whole.choices[0].message.content
     text = litellm.text_completion(model=f"text-completion-openai/{MODEL}", prompt="The capital of France is", **given)
     assert re.search("Paris", text.choices[0].text)
+
+
+TASK = """
+task: capitals
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: choices
+doc_to_target: answer
+target_delimiter: ""
+metric_list: [{{metric: acc}}]
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lm_eval_scores_choices_with_the_tokenizer_over_http(real: Running, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    cities = [" Paris", " Rome", " Berlin"]
+    lines = [
+        {"question": f"The capital of {country} is", "choices": cities, "answer": answer}
+        for answer, country in enumerate(("France", "Italy", "Germany"))
+    ]
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    (tmp_path / "capitals.yaml").write_text(TASK.format(file=questions), encoding="utf-8")
+    served = f"model={MODEL},base_url={real.url}/v1/completions,tokenizer_backend=remote,max_retries=1"
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", "local-completions", "--model_args", served]
+    command += ["--include_path", str(tmp_path), "--tasks", "capitals", "--output_path", str(tmp_path / "out")]
+    alone = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    subprocess.run(command, check=True, timeout=240, capture_output=True, env=alone)
+    (result,) = (tmp_path / "out").rglob("results*.json")
+    assert json.loads(result.read_text(encoding="utf-8"))["results"]["capitals"]["acc,none"] == 1.0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_guidellm_measures_without_an_error(real: Running, tmp_path: Path) -> None:
+    pytest.importorskip("guidellm", reason="guidellm is not installed")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(json.dumps({"prompt": f"Name {number} rivers."}) for number in range(3)), encoding="utf-8")
+    command = [str(Path(sys.executable).with_name("guidellm")), "run", "--profile", "kind=concurrent,streams=2"]
+    command += ["--backend", f'kind=openai_http,target={real.url},model={MODEL},extras={{"body":{{"max_tokens":8}}}}']
+    command += ["--constraint", "kind=max_requests,count=3", "--data", f"kind=json_file,path={prompts}"]
+    command += ["--disable-progress", "--output", f"kind=json,path={tmp_path / 'out.json'}"]
+    alone = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    subprocess.run(command, check=True, timeout=240, capture_output=True, env=alone)
+    counted = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["benchmarks"][0]["metrics"]["request_totals"]
+    assert (counted["successful"], counted["errored"]) == (3, 0)

@@ -30,9 +30,10 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class StreamOptions(Body, frozen=True, kw_only=True):
-    """Extras of a stream."""
+    """Extras of a stream. ``continuous_usage_stats``: with ``include_usage``, every event tells the counts so far."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
