@@ -146,18 +146,19 @@ def _wait_ready(name: str, process: subprocess.Popen[bytes], health: str, errors
 
 @contextlib.contextmanager
 def signals_unwind() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the program through its context managers, once: what it started is stopped first."""
+    """Let SIGTERM, SIGHUP and Ctrl-C end the program through its context managers, once: what it started is stopped first."""
     told: list[int] = []
 
     def leave(number: int, frame: FrameType | None) -> None:
-        if isinstance(sys.exception(), SystemExit):
+        if isinstance(sys.exception(), (SystemExit, KeyboardInterrupt)):
             return  # on the way out already: let what was started be stopped in peace
         told.append(number)
         # An exception that comes up inside a destructor is lost: insist until it is not.
         signal.setitimer(signal.ITIMER_REAL, _INSIST_SECONDS, _INSIST_SECONDS)
-        raise SystemExit(128 + told[0])
+        raise KeyboardInterrupt if told[0] == signal.SIGINT else SystemExit(128 + told[0])
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
+    heard = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM)
+    before = {number: signal.signal(number, leave) for number in heard}
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -271,6 +272,7 @@ def training_of(bench: Bench, mix: Mix) -> Training:
     settings = TrainingSettings(rank=2, targets=("q", "v", "down"), max_tokens=24, epochs=1000)
     training.start(StartTraining("job", settings, str(bench.folder / "data"), str(bench.folder / "job")))
     while training.preparing:
+        time.sleep(0.01)  # asking without a pause takes the interpreter from the thread that prepares: minutes instead of a second
         training.look()
     assert training.active, training.take_events()
     return training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -160,8 +161,11 @@ def test_a_pool_of_another_shape_is_refused(tmp_path: Path) -> None:
         chain.forward(batch, np.zeros((2, chain.page_layout.page_bytes * 2), dtype=np.uint8))
 
 
-def real_parity(name: str) -> None:
+def real_parity(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gguf
     from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))  # transformers reads the same file twice
 
     opened = open_model(find_model(name))
     path = find_model(name).path
@@ -175,11 +179,11 @@ def real_parity(name: str) -> None:
 
 @pytest.mark.model
 @pytest.mark.filterwarnings("default")  # transformers' own
-def test_smollm2_agrees_with_transformers() -> None:
-    real_parity("smollm2-135m-instruct")
+def test_smollm2_agrees_with_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    real_parity("smollm2-135m-instruct", monkeypatch)
 
 
 @pytest.mark.gemma
 @pytest.mark.filterwarnings("default")
-def test_gemma_agrees_with_transformers() -> None:
-    real_parity("gemma-3-270m")
+def test_gemma_agrees_with_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    real_parity("gemma-3-270m", monkeypatch)

@@ -19,10 +19,10 @@ def assert_nothing_noticeable_is_lost(quality: Quality, positions: int) -> None:
 
 @pytest.mark.model
 def test_smollm2_loses_nothing_noticeable() -> None:
-    assert_nothing_noticeable_is_lost(measure_native("smollm2-135m-instruct", count=10, length=512, threads=1), positions=5_000)
+    assert_nothing_noticeable_is_lost(measure_native("smollm2-135m-instruct", count=4, length=512, threads=2), positions=2_000)
 
 
 @pytest.mark.gemma
 def test_gemma_loses_nothing_noticeable() -> None:
-    """Beyond its window of 512; ``measure_native`` with more windows is the full measurement."""
-    assert_nothing_noticeable_is_lost(measure_native("gemma-3-270m", count=2, length=640, threads=1), positions=1_200)
+    """Beyond its window of 512; ``headrace reproduce qserve`` is the measurement on more text."""
+    assert_nothing_noticeable_is_lost(measure_native("gemma-3-270m", count=1, length=640, threads=2), positions=600)

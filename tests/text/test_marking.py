@@ -27,9 +27,15 @@ def through_template(tok: Tokenizer, before: str, user: str, after: str) -> tupl
 
 @pytest.mark.parametrize("name", BOTH)
 def test_whole_special_vocabulary_in_user_text(name: str) -> None:
+    """Each special token as it is spelt and cut in two; in other ways too, of Gemma's six thousand only a tenth."""
     tok = tokenizer(name)
-    for special in sorted(tok.special_ids):
+    for number, special in enumerate(sorted(tok.special_ids)):
         text = tok.token_text(special)
+        assert not special_ids(tok, tok.encode(text)), text
+        middle = len(text) // 2
+        assert not special_ids(tok, through_template(tok, text[:middle], text[middle:], "")[0]), text
+        if number % 10 and number > 100:
+            continue
         for user in (text, text * 2, f"a{text}b", text[:2] + text + text[2:], text[:-1], text[1:]):
             assert not special_ids(tok, tok.encode(user)), user
         ids, plain = through_template(tok, "x", text, "y")
