@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import deque
+from types import TracebackType
 
 
 class LoopLag:
@@ -30,18 +32,34 @@ class LoopLag:
 
     async def run(self) -> None:
         """Measure until cancelled."""
-        while True:
-            due, queued = time.perf_counter() + self._period, _queued_seconds()
-            await asyncio.sleep(self._period)
-            late = max(0.0, time.perf_counter() - due)
-            self._late.append(late)
-            self._blocked.append(max(0.0, late - (_queued_seconds() - queued)))
+        with _Queued() as queued:
+            before = queued.seconds()
+            while True:
+                due = time.perf_counter() + self._period
+                await asyncio.sleep(self._period)
+                late, after = max(0.0, time.perf_counter() - due), queued.seconds()
+                self._late.append(late)
+                self._blocked.append(max(0.0, late - (after - before)))
+                before = after
 
 
-def _queued_seconds() -> float:
-    """Seconds that this thread has waited for a processor since it began; 0 where the system does not count them."""
-    try:
-        with open("/proc/thread-self/schedstat", "rb") as file:
-            return int(file.read().split()[1]) * 1e-9
-    except (OSError, IndexError, ValueError):
-        return 0.0
+class _Queued:
+    """Reads how long this thread has waited for a processor. The file stays open: opening it costs ten times the reading."""
+
+    def __enter__(self) -> _Queued:
+        try:
+            self._file = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._file = -1
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+
+    def seconds(self) -> float:
+        """Since the thread began; 0 where the system does not count it."""
+        try:
+            return int(os.pread(self._file, 128, 0).split()[1]) * 1e-9
+        except (OSError, IndexError, ValueError):
+            return 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -12,6 +11,7 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from headrace.errors import HeadraceError
+from headrace.server.patience import Patience
 from headrace.server.rendering import encode_json, error_body, internal_error
 from headrace.server.requests import ABORT, GONE, ClientGone, HangupGuard
 from headrace.server.settings import ServerSettings
@@ -76,7 +76,8 @@ class EventStream:
         """Stream until the end, an error, or the client's leaving."""
         try:
             async with HangupGuard(receive):
-                await self._run(send)
+                with Patience() as patience:
+                    await self._run(send, patience)
         except ClientGone:
             scope[GONE] = True
         except _NotReading:
@@ -84,10 +85,10 @@ class EventStream:
             scope[GONE] = True
             scope[ABORT]()
 
-    async def _run(self, send: Send) -> None:
+    async def _run(self, send: Send, patience: Patience) -> None:
         try:
             async with self._source as turns:
-                await self._stream(turns, send)
+                await self._stream(turns, send, patience)
             last = self._tail() + self._dialect.done
         except HeadraceError as error:
             if not self._started:
@@ -100,29 +101,27 @@ class EventStream:
                 raise
             logger.exception("a stream failed")
             last = self._dialect.error(internal_error())
-        await self._write(send, last, more=False)
+        await self._write(send, patience, last, more=False)
 
-    async def _stream(self, turns: AsyncIterator[Any], send: Send) -> None:
+    async def _stream(self, turns: AsyncIterator[Any], send: Send, patience: Patience) -> None:
         while True:
             try:
-                async with asyncio.timeout(self._settings.keepalive):
-                    turn = await anext(turns)
+                turn = await patience.wait(anext(turns), self._settings.keepalive)
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                await self._write(send, self._dialect.keepalive)
+                await self._write(send, patience, self._dialect.keepalive)
                 continue
             data = self._encode(turn)
             if data:
-                await self._write(send, data)
+                await self._write(send, patience, data)
 
-    async def _write(self, send: Send, data: bytes, *, more: bool = True) -> None:
+    async def _write(self, send: Send, patience: Patience, data: bytes, *, more: bool = True) -> None:
         if not self._started:
             self._started = True
             await send({"type": "http.response.start", "status": 200, "headers": self._headers})
         try:
-            async with asyncio.timeout(self._settings.send_timeout):
-                await send({"type": "http.response.body", "body": data, "more_body": more})
+            await patience.wait(send({"type": "http.response.body", "body": data, "more_body": more}), self._settings.send_timeout)
         except TimeoutError:
             raise _NotReading from None
 
