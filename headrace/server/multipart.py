@@ -39,7 +39,10 @@ def boundary_of(content_type: str) -> bytes:
     """The boundary that a Content-Type header names. Raises ``invalid_value`` when it is no form."""
     message = email.message.Message()
     message["content-type"] = content_type.replace("\r", " ").replace("\n", " ")
-    boundary = message.get_param("boundary")
+    try:
+        boundary = message.get_param("boundary")
+    except ValueError:  # continuations with endless numbers
+        boundary = None
     if message.get_content_type() != "multipart/form-data" or not isinstance(boundary, str):
         raise HeadraceError("invalid_value", "The body must be multipart/form-data with a boundary.")
     if not (0 < len(boundary) <= 70 and boundary.isascii() and boundary.isprintable()):
@@ -134,12 +137,17 @@ def _part(head: bytes) -> PartBegin:
         if not colon or not label or label in message or not text.isprintable():
             raise _broken("a part's header is no 'name: value', or comes twice")
         message[label] = text
-    name = message.get_param("name", header="content-disposition")
+    try:
+        name, filename = message.get_param("name", header="content-disposition"), message.get_filename()
+    except ValueError:  # continuations with endless numbers, encodings that can't decode
+        raise _broken("a part's name can't be read") from None
     if message.get("content-disposition", "").split(";")[0].strip().lower() != "form-data" or not isinstance(name, str):
         raise _broken("a part has no name")
     if message.get("content-transfer-encoding", "").lower() not in _PLAIN_ENCODINGS:
         raise _broken("a part's bytes are encoded")
-    return PartBegin(name, message.get_filename())
+    if filename is not None and not filename.isprintable():  # what was spelt in escapes may hold line ends or half characters
+        raise _broken("a file's name has characters that can't be shown")
+    return PartBegin(name, filename)
 
 
 def _broken(problem: str) -> HeadraceError:

@@ -73,10 +73,14 @@ class _Form:
         plain: dict[str, Any] = {}
         for name, value in self._fields.items():
             outer, bracket, inner = name.partition("[")
-            if bracket and inner.endswith("]"):
-                plain.setdefault(outer, {})[inner[:-1]] = value
-            else:
-                plain[name] = value
+            if not (bracket and inner.endswith("]")):
+                outer, value = name, value
+            elif isinstance(inside := plain.setdefault(outer, {}), dict):
+                inside[inner[:-1]] = value
+                continue
+            if outer in plain:
+                raise HeadraceError("invalid_value", f"'{outer}' is given both whole and by parts.", param=outer)
+            plain[outer] = value
         if self.filename is not None:
             plain["file"] = self.filename
         return checked(plain, Upload)

@@ -108,6 +108,18 @@ def test_wrong_bodies(keeper: Running) -> None:
     assert left(keeper) == []
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [("expires_after", "1"), ("expires_after[seconds]", "3600")],
+        [("expires_after[seconds]", "3600"), ("expires_after", "1")],
+    ],
+)
+def test_a_field_is_whole_or_in_parts(keeper: Running, fields: list[tuple[str, str]]) -> None:
+    assert post(keeper, LINES, **dict(fields)).json()["error"]["param"] == "expires_after"
+    assert left(keeper) == []
+
+
 def left(running: Running) -> list[str]:
     """Names of all bytes that the server keeps."""
     assert running.scratch is not None

@@ -91,3 +91,19 @@ def test_what_names_no_boundary(kind: str) -> None:
 def test_boundaries_of_clients() -> None:
     assert boundary_of("multipart/form-data; boundary=abc") == b"abc"
     assert boundary_of('Multipart/Form-Data; charset=utf-8; boundary="a b"') == b"a b"
+
+
+ODD_NAMES = [b"*=idna''abc", b"*=undefined''abc", b"*=unicode_escape''%5Cud800", b"*=utf-8''a%0d%0ab", b"*" + b"1" * 5000 + b"=abc"]
+
+
+@pytest.mark.parametrize("given", ODD_NAMES)
+@pytest.mark.parametrize("what", [b"name", b"filename"])
+def test_odd_spellings_of_names_are_refused(what: bytes, given: bytes) -> None:
+    other = b'; name="file"' if what == b"filename" else b""
+    with pytest.raises(HeadraceError):
+        read(FormParser(b"q"), [b"--q\r\nContent-Disposition: form-data" + other + b"; " + what + given + b"\r\n\r\nx\r\n--q--"])
+
+
+def test_an_endless_number_in_the_boundary_is_refused() -> None:
+    with pytest.raises(HeadraceError):
+        boundary_of("multipart/form-data; boundary*" + "1" * 5000 + "=q")
