@@ -15,7 +15,7 @@ from headrace.errors import HeadraceError
 from headrace.server.batch_run import BatchRun, Journals
 from headrace.server.identity import new_id
 from headrace.server.protocol.batches import BatchError, BatchErrors, BatchObject, BatchRequest
-from headrace.server.storage.disk import Scribe
+from headrace.server.storage.disk import Scribe, to_the_end, will_pass
 from headrace.server.storage.file_store import FileStore, NewFile
 from headrace.server.storage.folder import StateFolder
 from headrace.server.storage.records import Records
@@ -27,7 +27,11 @@ WINDOW = 86_400
 MOST_UNFINISHED = 100
 """Batches of one tenant that may be unfinished at a time."""
 
+MOST_ENDED = 1000
+"""Batches of one tenant that are remembered after their end; one more, and the oldest is forgotten. Their files stay."""
+
 _AT_A_TIME = 8
+_WAIT = 5.0  # seconds before the disk is tried again
 ENDED = frozenset({"failed", "completed", "expired", "cancelled"})
 
 
@@ -52,8 +56,11 @@ class BatchDesk:
         self._batches = self._records.read()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._runs: dict[str, BatchRun] = {}
+        self._arriving: Counter[str] = Counter()  # batches of each tenant that are being written down
+        self._cancels: dict[str, asyncio.Task[Batch]] = {}
         self._lines = 0
         self._turns = asyncio.Semaphore(_AT_A_TIME)
+        self._closing = False
 
     def start(self) -> None:
         """Go on with what has not ended."""
@@ -63,6 +70,7 @@ class BatchDesk:
 
     async def close(self) -> None:
         """Stop everything; what is done stays done."""
+        self._closing = True
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -98,23 +106,37 @@ class BatchDesk:
         return any(batch.shown.input_file_id == file_id and batch.shown.status not in ENDED for batch in self._batches.values())
 
     async def create(self, body: BatchRequest, tenant: str) -> Batch:
-        """Take a batch in. Raises ``file_not_found``, ``quota_exceeded``, or ``invalid_value`` for a file of another purpose."""
+        """Take a batch in. Raises ``file_not_found``, ``quota_exceeded``, or ``invalid_value`` for a file of another purpose.
+
+        Results have no quota of their own, so that none is lost: who has all the files that he may have begins nothing more.
+        """
         file = self._files.find(body.input_file_id, tenant)
         if file.purpose != "batch":
             message = f"The file was uploaded with the purpose '{file.purpose}', not 'batch'."
             raise HeadraceError("invalid_value", message, param="input_file_id")
-        unfinished = [batch for batch in self._batches.values() if batch.tenant == tenant and batch.shown.status not in ENDED]
-        if len(unfinished) >= MOST_UNFINISHED:
+        unfinished = sum(batch.tenant == tenant and batch.shown.status not in ENDED for batch in self._batches.values())
+        if unfinished + self._arriving[tenant] >= MOST_UNFINISHED:
             raise HeadraceError("quota_exceeded", f"A key may have {MOST_UNFINISHED} unfinished batches; wait for one to end.")
+        self._files.check_room(tenant)
         now = int(time.time())
         shown = BatchObject(
             id=new_id("batch"), endpoint=body.endpoint, input_file_id=file.id, status="validating", created_at=now,
             expires_at=now + WINDOW, metadata=body.metadata,
         )  # fmt: skip
         lifetime = body.output_expires_after.seconds if body.output_expires_after is not None else None
-        batch = Batch(shown, tenant, lifetime)
-        await self._keep(batch)
-        self._begin(shown.id)
+        self._arriving[tenant] += 1
+        return await to_the_end(self._take_in(Batch(shown, tenant, lifetime)))
+
+    async def _take_in(self, batch: Batch) -> Batch:
+        try:
+            await self._keep(batch)
+        finally:
+            self._arriving[batch.tenant] -= 1
+        self._begin(batch.shown.id)
+        ended = [one.shown.id for one in self.of(batch.tenant) if one.shown.status in ENDED]
+        for old in ended[MOST_ENDED:]:
+            del self._batches[old]
+        await self._scribe.do(lambda: [self._records.remove(old) for old in ended[MOST_ENDED:]])
         return batch
 
     async def cancel(self, batch_id: str, tenant: str) -> Batch:
@@ -122,17 +144,26 @@ class BatchDesk:
         batch = self.find(batch_id, tenant)
         if batch.shown.status in ENDED or batch.shown.status == "finalizing":
             raise HeadraceError("state_conflict", f"The batch can't be cancelled: it is {batch.shown.status}.", param="id")
-        if batch.shown.status != "cancelling":
-            await self._stop(batch_id)
-            batch = await self._keep(changed(self.find(batch_id, tenant), status="cancelling", cancelling_at=int(time.time())))
-            self._begin(batch_id)
-        return batch
+        if batch.shown.status == "cancelling":
+            return batch
+        if batch_id not in self._cancels:  # who asks a second time waits for the first
+            work = self._cancels[batch_id] = asyncio.create_task(self._cancel(batch_id, tenant))
+            work.add_done_callback(lambda _: self._cancels.pop(batch_id))
+        return await asyncio.shield(self._cancels[batch_id])
 
-    async def _stop(self, batch_id: str) -> None:
+    async def _cancel(self, batch_id: str, tenant: str) -> Batch:
         task = self._tasks.get(batch_id)
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+        batch = self.find(batch_id, tenant)
+        try:
+            if batch.shown.status not in ENDED:
+                batch = await self._keep(changed(batch, status="cancelling", cancelling_at=int(time.time())))
+        finally:
+            if not self._closing:
+                self._begin(batch_id)
+        return batch
 
     def _begin(self, batch_id: str) -> None:
         self._tasks[batch_id] = asyncio.create_task(self._see_through(batch_id))
@@ -143,7 +174,14 @@ class BatchDesk:
         }  # fmt: skip
         try:
             while (batch := self._batches[batch_id]).shown.status not in ENDED:
-                await steps[batch.shown.status](batch)
+                try:
+                    await steps[batch.shown.status](batch)
+                except (HeadraceError, OSError) as error:
+                    if not will_pass(error):
+                        raise
+                    logger.warning("%s waits: %s", batch_id, error)
+                    self._count(self._runs.pop(batch_id, None))
+                    await asyncio.sleep(_WAIT)
         except HeadraceError as error:
             await self._fail(self._batches[batch_id], [BatchError(error.code, error.message, None, error.param)])
         except Exception:
@@ -179,7 +217,12 @@ class BatchDesk:
         await self._finalising(batch, "completed" if whole else "expired")
 
     async def _opened(self, batch: Batch) -> BatchRun:
-        return self._run(batch, await asyncio.to_thread(Journals.open, self._journals, batch.shown.id))
+        opening = asyncio.ensure_future(asyncio.to_thread(Journals.open, self._journals, batch.shown.id))
+        try:
+            return self._run(batch, await asyncio.shield(opening))
+        except asyncio.CancelledError:
+            (await opening).close()  # nobody else knows of them
+            raise
 
     async def _give_up(self, batch: Batch) -> None:
         run = await self._opened(batch)
@@ -206,7 +249,15 @@ class BatchDesk:
         await self._keep(changed(batch, status=batch.ends_as, **{f"{batch.ends_as}_at": int(time.time())}))
 
     async def _fail(self, batch: Batch, errors: list[BatchError]) -> None:
-        await self._keep(changed(batch, status="failed", failed_at=int(time.time()), errors=BatchErrors(errors)))
+        failed = changed(batch, status="failed", failed_at=int(time.time()), errors=BatchErrors(errors))
+        while True:
+            try:
+                await self._keep(failed)
+                return
+            except (HeadraceError, OSError) as error:
+                if not will_pass(error):
+                    raise
+                await asyncio.sleep(_WAIT)
 
     async def _keep(self, batch: Batch) -> Batch:
         await self._scribe.do(lambda: self._records.write(batch.shown.id, batch))

@@ -40,6 +40,11 @@ class Journals:
         output, errors = Journals.paths(folder, batch_id)
         return Journals(Journal(output), Journal(errors))
 
+    def close(self) -> None:
+        """Close both. Blocks."""
+        self.output.close()
+        self.errors.close()
+
 
 @dataclass(frozen=True, slots=True)
 class Means:

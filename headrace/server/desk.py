@@ -67,8 +67,11 @@ class Desk:
 
     async def _sweep(self) -> None:
         while True:
-            await self.files.sweep()
-            await self.responses.store.sweep()
+            for sweep in (self.files.sweep, self.responses.store.sweep):
+                try:
+                    await sweep()
+                except Exception:  # what the disk refused is tried again
+                    logger.exception("what has expired could not be dropped")
             await asyncio.sleep(_SWEEP_SECONDS)
 
     def _batch_run(self, batch: Batch, journals: Journals) -> BatchRun:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from headrace.errors import HeadraceError
 from headrace.server.protocol.responses import ResponseFault
 from headrace.server.rendering import internal_error
 from headrace.server.response_turn import ResponseTurn
-from headrace.server.storage.disk import Scribe
+from headrace.server.storage.disk import Scribe, to_the_end
 from headrace.server.storage.folder import StateFolder
 from headrace.server.storage.response_store import ENDED, KeptResponse, ResponseStore
 
@@ -60,6 +60,7 @@ class ResponseDesk:
     def __init__(self, folder: StateFolder, scribe: Scribe) -> None:
         self.store = ResponseStore(folder, scribe)
         self._runs: OrderedDict[str, BackgroundRun] = OrderedDict()
+        self._beginning: Counter[str] = Counter()  # of each tenant, those that are being written down
 
     async def start(self) -> None:
         """Say of what an earlier server had begun that it won't end."""
@@ -77,12 +78,24 @@ class ResponseDesk:
 
     def check_room(self, tenant: str) -> None:
         """Raise ``queue_full`` when the tenant has as many background responses as it may."""
-        if sum(run.kept.tenant == tenant and not run.ended for run in self._runs.values()) >= MOST_RUNNING:
+        running = sum(run.kept.tenant == tenant and not run.ended for run in self._runs.values())
+        if running + self._beginning[tenant] >= MOST_RUNNING:
             raise HeadraceError("queue_full", f"{MOST_RUNNING} background responses of this key are running, which is the limit.")
 
     async def begin(self, kept: KeptResponse, turn: ResponseTurn, held: AsyncExitStack) -> BackgroundRun:
-        """Run a response; ``held`` is closed when it has ended."""
-        await self.store.keep(kept)
+        """Run a response; ``held`` is closed when it has ended, or can't begin. Raises ``queue_full`` or ``storage_full``."""
+        return await to_the_end(self._begin(kept, turn, held))
+
+    async def _begin(self, kept: KeptResponse, turn: ResponseTurn, held: AsyncExitStack) -> BackgroundRun:
+        async with AsyncExitStack() as until_it_runs:
+            until_it_runs.push_async_exit(held)
+            self.check_room(kept.tenant)  # others may have come since the handler asked
+            self._beginning[kept.tenant] += 1
+            try:
+                await self.store.keep(kept)
+            finally:
+                self._beginning[kept.tenant] -= 1
+            until_it_runs.pop_all()
         run = BackgroundRun(kept, turn)
         run.task = asyncio.create_task(self._work(run, held))
         self._runs[kept.response.id] = run

@@ -73,14 +73,12 @@ class _Form:
         plain: dict[str, Any] = {}
         for name, value in self._fields.items():
             outer, bracket, inner = name.partition("[")
-            if not (bracket and inner.endswith("]")):
-                outer, value = name, value
-            elif isinstance(inside := plain.setdefault(outer, {}), dict):
-                inside[inner[:-1]] = value
-                continue
-            if outer in plain:
+            in_part = bool(bracket) and inner.endswith("]")
+            inside = plain.setdefault(outer if in_part else name, {} if in_part else value)
+            if isinstance(inside, dict) != in_part:
                 raise HeadraceError("invalid_value", f"'{outer}' is given both whole and by parts.", param=outer)
-            plain[outer] = value
+            if in_part:
+                inside[inner[:-1]] = value
         if self.filename is not None:
             plain["file"] = self.filename
         return checked(plain, Upload)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -68,6 +71,22 @@ class Running:
         while not check():
             assert time.monotonic() < until, "waited in vain"
             time.sleep(0.02)
+
+    def hang_up(self, path: str, body: Any, times: int) -> None:
+        """Post a body so many times, and drop the connection a little later each time."""
+        data = json.dumps(body).encode()
+        host, port = self.url.removeprefix("http://").split(":")
+        head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+        for number in range(times):
+            with socket.create_connection((host, int(port)), timeout=20) as wire:
+                wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close means reset
+                wire.sendall(head.encode() + data)
+                time.sleep(number * 1e-4)
+
+    def limit_files(self, size: int) -> None:
+        """From now on no file of this server grows beyond so many bytes: it is told so as by a full disk."""
+        hard = resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE)[1]
+        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (size, hard))
 
     def engine_pid(self) -> int:
         """Process id of the engine, our server's only child that holds the wire."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -299,3 +300,24 @@ def test_keys_quotas_and_a_hundred_jobs(launch: Launch, tmp_path: Path) -> None:
     assert say(running, "tiny") is not None
     for client in clients:
         client.close()
+
+
+def test_a_job_is_taken_in_whole_or_not_at_all(launch: Launch) -> None:
+    """Whoever hangs up, and whatever the disk says: no job waits for ever, and none begins that was refused."""
+    running = launch()
+    assert running.scratch is not None
+    jobs = running.client().fine_tuning.jobs
+    body = {"model": "tiny", "training_file": upload(running, [{"messages": []}])}
+    running.hang_up("/v1/fine_tuning/jobs", body, 20)
+    running.eventually(lambda: {job.status for job in jobs.list()} == {"failed"}, 20)
+    kept = {path.stem for path in (Path(running.scratch) / "jobs").glob("*.json")}
+    assert kept == {job.id for job in jobs.list()}
+    fields = {**body, "metadata": {str(number): "x" * 500 for number in range(16)}}
+    try:
+        for size in (0, 4096):
+            running.limit_files(size)
+            assert running.post("/v1/fine_tuning/jobs", fields).status_code == 507
+    finally:
+        running.limit_files(resource.RLIM_INFINITY)
+    assert kept == {path.stem for path in (Path(running.scratch) / "jobs").glob("*.json")} == {job.id for job in jobs.list()}
+    assert kept == {path.name for path in (Path(running.scratch) / "job_data").iterdir()}

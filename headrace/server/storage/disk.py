@@ -5,16 +5,29 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from headrace.errors import HeadraceError
 
 Result = TypeVar("Result")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
+
+
+def will_pass(error: Exception) -> bool:
+    """True for a full disk and for a want of files or memory: what lasts waits for them, and nothing is lost."""
+    if isinstance(error, HeadraceError):
+        return error.code == "storage_full"
+    return isinstance(error, OSError) and error.errno in _FULL | _SHORT
+
+
+async def to_the_end(work: Coroutine[Any, Any, Result]) -> Result:
+    """Do it even when whoever waits for it goes away: the disk and the tables must not come to say two things."""
+    return await asyncio.shield(asyncio.ensure_future(work))
 
 
 @contextmanager

@@ -118,6 +118,13 @@ class FileStore:
             raise HeadraceError("file_damaged", f"The bytes of {file.id} have changed on the server's disk; upload it again.")
         return path
 
+    def check_room(self, tenant: str) -> None:
+        """Raise ``quota_exceeded`` for a tenant that has all it may have: what it begins now would only make more."""
+        own, most = self.of(tenant), self.limits
+        if len(own) >= most.tenant_files or sum(file.bytes for file in own) >= most.tenant_bytes:
+            message = f"The files of this key fill what it may keep ({most.tenant_files:,}, {most.tenant_bytes >> 20:,} MiB)"
+            raise HeadraceError("quota_exceeded", f"{message}, results among them; delete some.")
+
     def used_by(self, uses: Callable[[str], bool]) -> None:
         """Ask ``uses`` before a file goes: what it is true of stays, however old it is."""
         self._users.append(uses)
@@ -129,8 +136,8 @@ class FileStore:
         """Drop a file. Raises ``state_conflict`` while a batch or job reads it."""
         if self._in_use(file):
             raise HeadraceError("state_conflict", f"{file.id} is in use by a batch or job that has not ended.", param="id")
-        del self._files[file.id]
-        await self._scribe.do(lambda: self._drop(file))
+        if self._files.pop(file.id, None) is not None:
+            await self._scribe.do(lambda: self._drop(file))
 
     def _drop(self, file: StoredFile) -> None:
         self._records.remove(file.id)
@@ -138,8 +145,9 @@ class FileStore:
 
     async def sweep(self) -> None:
         """Drop the files that have expired."""
-        for file in [file for file in self._files.values() if _expired(file) and not self._in_use(file)]:
-            await self.delete(file)
+        for file in list(self._files.values()):
+            if _expired(file) and not self._in_use(file):
+                await self.delete(file)
 
     def begin(self, tenant: str, expected_bytes: int = 0) -> Incoming:
         """Somewhere to write a new file of this tenant. Raises ``quota_exceeded``, ``queue_full`` or ``storage_full``."""

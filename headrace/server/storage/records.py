@@ -35,9 +35,15 @@ class Records(Generic[Record]):
                     path.rename(path.with_suffix(".damaged"))
         return found
 
-    def write(self, name: str, record: Record) -> None:
-        """Keep a record, in place of an earlier one of this name. Raises ``storage_full``."""
-        write_atomically(self._folder / f"{name}.json", msgspec.json.encode(record))
+    def write(self, name: str, record: Record) -> int:
+        """Keep a record, in place of an earlier one of this name; its bytes. Raises ``storage_full``."""
+        data = msgspec.json.encode(record)
+        write_atomically(self._folder / f"{name}.json", data)
+        return len(data)
+
+    def size(self, name: str) -> int:
+        """Bytes of a record."""
+        return (self._folder / f"{name}.json").stat().st_size
 
     def remove(self, name: str) -> None:
         """Forget a record."""

@@ -16,6 +16,9 @@ from headrace.server.storage.records import Records
 MOST_KEPT = 1000
 """Responses of one tenant; one more pushes the oldest out."""
 
+MOST_BYTES = 64 << 20
+"""What the responses of one tenant may take together, on the disk and about as much in memory; the oldest make room."""
+
 LIFETIME = 30 * 86_400
 """Seconds that a response is kept."""
 
@@ -39,8 +42,9 @@ class ResponseStore:
         self._records = Records(folder.room("responses"), KeptResponse)
         found = sorted(self._records.read().values(), key=lambda kept: (kept.response.created_at, kept.response.id))
         self._kept: dict[str, OrderedDict[str, KeptResponse]] = {}
+        self._bytes: dict[str, int] = {}  # of each record
         for kept in found:
-            self._kept.setdefault(kept.tenant, OrderedDict())[kept.response.id] = kept
+            self._note(kept, self._records.size(kept.response.id))
 
     def find(self, response_id: str, tenant: str, param: str = "id") -> KeptResponse:
         """A response of this tenant. Raises ``response_not_found``, also for those of others."""
@@ -55,16 +59,33 @@ class ResponseStore:
 
     async def keep(self, kept: KeptResponse) -> None:
         """Keep a response, in place of its earlier state. Raises ``storage_full``."""
-        own = self._kept.setdefault(kept.tenant, OrderedDict())
-        await self._scribe.do(lambda: self._records.write(kept.response.id, kept))
-        own[kept.response.id] = kept
-        for response_id in [old for old, one in own.items() if one.response.status in ENDED][: max(0, len(own) - MOST_KEPT)]:
-            await self.delete(own[response_id])
+        size = await self._scribe.do(lambda: self._records.write(kept.response.id, kept))
+        self._note(kept, size)
+        for old in self._too_many(kept.tenant):
+            await self.delete(old)
+
+    def _note(self, kept: KeptResponse, size: int) -> None:
+        self._kept.setdefault(kept.tenant, OrderedDict())[kept.response.id] = kept
+        self._bytes[kept.response.id] = size
+
+    def _too_many(self, tenant: str) -> list[KeptResponse]:
+        """The oldest that have ended, until what is left is within both bounds; the newest stays whatever its size."""
+        own = self._kept.get(tenant, OrderedDict())
+        left, size = len(own), sum(self._bytes[name] for name in own)
+        found = []
+        for kept in list(own.values())[:-1]:
+            if left <= MOST_KEPT and size <= MOST_BYTES:
+                break
+            if kept.response.status in ENDED:
+                found.append(kept)
+                left, size = left - 1, size - self._bytes[kept.response.id]
+        return found
 
     async def delete(self, kept: KeptResponse) -> None:
         """Keep a response no longer."""
-        self._kept.get(kept.tenant, OrderedDict()).pop(kept.response.id, None)
-        await self._scribe.do(lambda: self._records.remove(kept.response.id))
+        if self._kept.get(kept.tenant, OrderedDict()).pop(kept.response.id, None) is not None:
+            del self._bytes[kept.response.id]
+            await self._scribe.do(lambda: self._records.remove(kept.response.id))
 
     async def sweep(self) -> None:
         """Drop what is too old."""

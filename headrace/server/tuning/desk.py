@@ -18,13 +18,15 @@ from headrace.engine.training_wire import StartTraining, TrainingCheckpoint, Tra
 from headrace.errors import HeadraceError
 from headrace.server.model_table import printable
 from headrace.server.protocol.tuning import Checkpoint, CheckpointMetrics, JobError, JobRequest
+from headrace.server.rendering import internal_error
 from headrace.server.served_model import ServedModel
-from headrace.server.storage.disk import Scribe
+from headrace.server.storage.disk import Scribe, to_the_end
 from headrace.server.storage.file_store import FileStore, NewFile, StoredFile
 from headrace.server.storage.folder import StateFolder
 from headrace.server.storage.records import Records
 from headrace.server.tuning.data import BadFileError, Prepared, prepare
 from headrace.server.tuning.history import Data, History
+from headrace.server.tuning.intake import base_of_job, check_number, file_to_learn_from
 from headrace.server.tuning.job import ENDED, Job, changed, model_name, new_job, resolved
 from headrace.server.tuning.publishing import Publisher
 from headrace.server.tuning.run import Listeners, train
@@ -33,11 +35,8 @@ if TYPE_CHECKING:
     from headrace.server.hub import Hub
 
 logger = logging.getLogger("headrace.server.tuning")
-MOST_UNFINISHED = 100
-"""Jobs of a server that have not ended."""
-
-MOST_OF_A_KEY = 20
-"""Of them, those of one API key; a server without keys has no such bound."""
+MOST_ENDED = 200
+"""Jobs of one tenant that are remembered after their end, beside those whose models are served; the oldest are forgotten."""
 
 MOST_TOKENS = 32_768
 """Of one conversation, whatever the model's context."""
@@ -129,39 +128,33 @@ class TuningDesk:
 
     async def create(self, body: JobRequest, tenant: str) -> Job:
         """Take a job in. Raises what is wrong with the request, ``file_not_found`` or ``quota_exceeded``."""
-        base = self._hub.table.get(body.model)
-        if base is None:
-            if any(adapter.name == body.model for adapter in self._hub.adapters):
-                raise HeadraceError("invalid_value", "'model' is an adapter; give the model that it is for.", param="model")
-            base = self._hub.table.find(body.model)
+        job = new_job(body, base_of_job(self._hub, body.model), tenant)
         for name in ("training_file", "validation_file"):
-            self._file(getattr(body, name), tenant, name)
-        job = new_job(body, base.name, tenant)
-        unfinished = [one for one in self._jobs.values() if one.status not in ENDED]
-        own = sum(one.tenant == tenant for one in unfinished)
-        if len(unfinished) >= MOST_UNFINISHED or (tenant and own >= MOST_OF_A_KEY):
-            most = f"{MOST_OF_A_KEY} jobs of a key" if own >= MOST_OF_A_KEY else f"{MOST_UNFINISHED} jobs"
-            raise HeadraceError("quota_exceeded", f"At most {most} may be unfinished; wait for one to end or cancel it.")
+            file_to_learn_from(self._files, getattr(body, name), tenant, name)
+        check_number(self._jobs.values(), tenant)
+        self._files.check_room(tenant)
+        self._jobs[job.id] = job
+        return await to_the_end(self._take_in(job))
+
+    async def _take_in(self, job: Job) -> Job:
         try:
             await self._keep(job)
             await self.history(job).note(f"Created fine-tuning job: {job.id}")
-        except HeadraceError:
-            del self._jobs[job.id]
+        except BaseException:
+            await self._forget(job)  # what was refused must not begin at the next start
             raise
         self._begin(job.id, self._validate(job.id))
+        own = [one for one in self.of(job.tenant) if one.status in ENDED and one.shown.fine_tuned_model is None]
+        for old in own[MOST_ENDED:]:
+            await self._forget(old)
         return job
 
-    def _file(self, file_id: str | None, tenant: str, param: str) -> StoredFile | None:
-        if file_id is None:
-            return None
-        try:
-            file = self._files.find(file_id, tenant)
-        except HeadraceError as error:
-            raise HeadraceError(error.code, error.message, param=param) from None
-        if file.purpose != "fine-tune":
-            message = f"The file was uploaded with the purpose '{file.purpose}', not 'fine-tune'."
-            raise HeadraceError("invalid_value", message, param=param)
-        return file
+    async def _forget(self, job: Job) -> None:
+        """Remember a job no longer."""
+        del self._jobs[job.id]
+        self._histories.pop(job.id, None)
+        await self._scribe.do(lambda: self._records.remove(job.id))
+        await asyncio.to_thread(shutil.rmtree, self._folder / job.id, ignore_errors=True)
 
     async def command(self, job_id: str, tenant: str, command: Command | Literal["resume"]) -> Job:
         """Pause, resume or cancel a job; answers when that is done. Raises ``state_conflict`` where it can't be."""
@@ -217,17 +210,20 @@ class TuningDesk:
         self._running.pop(job_id, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%s failed", job_id, exc_info=error)
+            if self._jobs[job_id].status in ("validating_files", "running") and not self._closing:
+                self._begin(job_id, self._fail(self._jobs[job_id], internal_error()))
+                return
         self._dispatch()
 
     async def _validate(self, job_id: str) -> None:
         job = self._jobs[job_id]
-        await self.history(job).note("Validating training file: " + job.shown.training_file)
         try:
+            await self.history(job).note("Validating training file: " + job.shown.training_file)
             async with self._checking, self._hub.use(job.shown.model) as service:
                 most = min(service.language.context_length, MOST_TOKENS)
                 made: list[Prepared] = []
                 for name in ("training_file", "validation_file"):
-                    file = self._file(getattr(job.shown, name), job.tenant, name)
+                    file = file_to_learn_from(self._files, getattr(job.shown, name), job.tenant, name)
                     if file is not None:
                         made.append(await self._prepared(job, file, name, service.language, most))
             job = resolved(self._jobs[job_id], made[0].info, max(one.longest for one in made))
