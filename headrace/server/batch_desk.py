@@ -136,8 +136,12 @@ class BatchDesk:
         ended = [one.shown.id for one in self.of(batch.tenant) if one.shown.status in ENDED]
         for old in ended[MOST_ENDED:]:
             del self._batches[old]
-        await self._scribe.do(lambda: [self._records.remove(old) for old in ended[MOST_ENDED:]])
+        await self._scribe.do(lambda: self._remove(ended[MOST_ENDED:]))
         return batch
+
+    def _remove(self, names: list[str]) -> None:
+        for name in names:
+            self._records.remove(name)
 
     async def cancel(self, batch_id: str, tenant: str) -> Batch:
         """End a batch early; what is done is given out. Raises ``state_conflict`` when it has ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -88,17 +89,17 @@ class MachineDoctor:
 
 
 async def _examine() -> list[FindingNow]:
-    """In a process of its own: looking at a machine takes time that streams need."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "headrace", "doctor", "--quick", "--json",
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
+    """In a process of its own: looking at a machine takes time that streams need, and so does starting one on the event loop."""
+    command = [sys.executable, "-m", "headrace", "doctor", "--quick", "--json"]
+    process = await asyncio.to_thread(
+        subprocess.Popen, command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+        output, _ = await asyncio.to_thread(process.communicate, None, PATIENCE)
         return _decode(output[:_MOST_BYTES])
-    except (TimeoutError, msgspec.DecodeError):
+    except (subprocess.TimeoutExpired, msgspec.DecodeError):
         return [FindingNow("note", "doctor", "headrace doctor gave no answer", "run it in a terminal")]
     finally:
-        if process.returncode is None:
+        if process.poll() is None:
             process.kill()
-            await process.wait()
+            await asyncio.to_thread(process.communicate)
