@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "show": ("headrace.cli.models", "show", "Describe one model."),
     "pull": ("headrace.cli.models", "pull", "Get the package of a model."),
     "ps": ("headrace.cli.ps", "ps", "List the models of a running server and their state."),
+    "instances": ("headrace.cli.instances", "instances", "See and change the engine processes of a running server."),
     "adapters": ("headrace.cli.adapters", "adapters", "See and change the adapters of a running server."),
     "top": ("headrace.cli.top", "top", "Watch a running server in the terminal."),
     "quantize": ("headrace.cli.quantize", "quantize", "Write a model with integer weights, and say what that costs."),

@@ -31,6 +31,7 @@ from headrace.engine.wire import (
 )
 from headrace.errors import HeadraceError
 from headrace.instances.balancing import Balancing
+from headrace.instances.draining import Draining
 from headrace.instances.handoff import Handoff
 from headrace.instances.known_prefixes import KnownPrefixes
 from headrace.instances.member import Member
@@ -80,8 +81,6 @@ class InstanceGroup(EngineClient):
         client: type[EngineClient] = EngineClient,
     ) -> None:
         super().__init__(on_death)
-        if options.instances < 1:
-            raise HeadraceError("invalid_setting", f"instances must be at least 1, not {options.instances}", param="instances")
         self.options = options
         self.slots = Slots(options.instances, options.restart_seconds, client.command, self)
         self.relocation = Relocation(self)
@@ -91,8 +90,9 @@ class InstanceGroup(EngineClient):
         self._owners: dict[int, Owned] = {}
         self._homeless: deque[Owned] = deque()
         self._prefixes = KnownPrefixes(16)
-        self.handoff = Handoff(check_roles(options.roles, options.instances), self.slots, self.relocation, self._owners)
+        self.handoff = Handoff(check_roles(options.each), self.slots, self.relocation, self._owners)
         self.balancing = Balancing(options, self.slots, self.relocation, self._owners, self.handoff)
+        self.draining = Draining(options, self.slots, self.relocation, self._owners, self.handoff)
         self._past = Gauges()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -139,6 +139,7 @@ class InstanceGroup(EngineClient):
 
     def _close(self) -> None:
         self.handoff.close()
+        self.draining.close()
         for task in self._tasks:
             task.cancel()
         self.slots.close()
@@ -296,7 +297,7 @@ class InstanceGroup(EngineClient):
         member._gauges = Gauges()
         self._prefixes.forget(member.number)
         orphans = [owned for owned in self._owners.values() if owned.holder is member]
-        emptied = slot.state == "leaving"
+        emptied = slot.state in ("leaving", "drained")
         slot.state = "gone"
         self.relocation.member_lost(member)
         if not emptied:
@@ -327,6 +328,10 @@ class InstanceGroup(EngineClient):
     async def _call(self, call: AdapterCall) -> AdapterAnswer | AdapterList:
         self._check_serving()
         return await self._adapters.call(call)
+
+    def undrain(self, number: int) -> None:
+        """Let an instance that was drained take requests again, or start it again. Raises ``invalid_value``."""
+        self.draining.undrain(number, self._settle_homeless)
 
     def _settle_homeless(self, slot: Slot) -> None:
         homeless, self._homeless = self._homeless, deque()

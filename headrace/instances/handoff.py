@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 
+from headrace.errors import HeadraceError
 from headrace.instances.member import Member
 from headrace.instances.owners import Owned
 from headrace.instances.relocation import Relocation
@@ -42,10 +43,16 @@ class Handoff:
         """Requests that nobody has taken over yet."""
         return len(self._queue)
 
-    def change(self, number: int, role: str) -> None:
-        """Give an instance another role, now; nothing is loaded again. Raises ``invalid_setting`` when nobody would be left."""
-        wanted = {**self.roles, number: role}
-        self.roles = dict(enumerate(check_roles([wanted[each] for each in sorted(self.roles)], len(self.roles))))
+    def change(self, roles: Mapping[int, str]) -> None:
+        """Give instances other roles, now; nothing is loaded again.
+
+        Raises ``invalid_value`` for an instance that there is not, ``invalid_setting`` when nobody would be left for something.
+        """
+        unknown = roles.keys() - self.roles.keys()
+        if unknown:
+            raise HeadraceError("invalid_value", f"there is no instance {min(unknown)}; {self._slots.names()}", param="roles")
+        wanted = {**self.roles, **roles}
+        self.roles = dict(enumerate(check_roles([wanted[each] for each in sorted(self.roles)])))
         self.look()
 
     def token(self, owned: Owned, member: Member) -> None:

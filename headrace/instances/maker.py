@@ -7,17 +7,16 @@ from functools import partial
 
 from headrace.engine.client import EngineClient
 from headrace.errors import HeadraceError
-from headrace.placement.roles import check_roles
+from headrace.placement.roles import Role
 
 EngineMaker = Callable[[Callable[[HeadraceError], None]], EngineClient]
 """Makes what serves one model; it is told whom to tell of its death."""
 
 
-def engine_maker(instances: int, client: type[EngineClient] = EngineClient, roles: tuple[str, ...] = ()) -> EngineMaker:
-    """For so many engine processes a model, with these roles. Raises ``invalid_setting``."""
-    checked = check_roles(roles, instances)
-    if instances == 1:
+def engine_maker(roles: tuple[Role, ...], client: type[EngineClient] = EngineClient) -> EngineMaker:
+    """For an engine process of a model for each role."""
+    if len(roles) == 1:
         return client
     from headrace.instances.group import GroupOptions, InstanceGroup
 
-    return partial(InstanceGroup, GroupOptions(instances, roles=checked), client=client)
+    return partial(InstanceGroup, GroupOptions(len(roles), roles=roles), client=client)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from headrace.errors import HeadraceError
 from headrace.placement.dispatch import DispatchRule
 from headrace.placement.pairing import PairingRule
 from headrace.placement.roles import Role
@@ -25,3 +26,14 @@ class GroupOptions:
     roles: tuple[Role, ...] = ()
     dispatch: DispatchRule = field(default_factory=DispatchRule)
     pairing: PairingRule = field(default_factory=PairingRule)
+
+    def __post_init__(self) -> None:
+        if self.instances < 1 or len(self.roles) not in (0, self.instances):
+            message = f"{self.instances} instances can't have {len(self.roles)} roles; give at least 1, and a role for each"
+            raise HeadraceError("invalid_setting", message, param="instances")
+
+    @property
+    def each(self) -> tuple[Role, ...]:
+        """The role of each instance."""
+        every: Role = "all"
+        return self.roles or (every,) * self.instances

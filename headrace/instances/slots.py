@@ -30,8 +30,9 @@ LONGEST_DELAY = 30.0
 STEADY_SECONDS = 60.0
 """An engine that ran this long had no part in the crashes before it."""
 
-SlotState = Literal["loading", "serving", "leaving", "waiting", "gone"]
-"""``leaving``: it is being emptied. ``waiting``: to start again after a crash. ``gone``: emptied and ended."""
+SlotState = Literal["loading", "serving", "leaving", "drained", "waiting", "gone"]
+"""``leaving``: it is being emptied. ``drained``: it is empty and takes nothing. ``waiting``: to start again after a crash.
+``gone``: emptied and ended."""
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +66,10 @@ class Slots:
 
     def __getitem__(self, number: int) -> Slot:
         return self.all[number]
+
+    def names(self) -> str:
+        """Which instances there are, for refusals."""
+        return f"instances are 0 to {len(self.all) - 1}"
 
     @property
     def serving(self) -> list[Slot]:
@@ -107,6 +112,11 @@ class Slots:
         delay = min(LONGEST_DELAY, self._restart_seconds * 2 ** (slot.in_a_row - 1))
         slot.state = "waiting"
         slot.task = asyncio.get_running_loop().create_task(self._restart(slot, delay, then))
+
+    def start(self, slot: Slot, then: Callable[[Slot], object]) -> None:
+        """Start an instance whose process was ended on purpose; ``then`` when it serves."""
+        slot.state = "waiting"
+        slot.task = asyncio.get_running_loop().create_task(self._restart(slot, 0.0, then))
 
     def close(self) -> None:
         """Start nothing any more, and take the folder of the sockets away."""

@@ -13,32 +13,47 @@ from typing import Literal, TypeVar, get_args
 
 from headrace.errors import HeadraceError
 from headrace.placement.load import Load, freeness
+from headrace.settings.nearest import suggestion
 
 Role = Literal["all", "prefill", "decode"]
 T = TypeVar("T")
 
+MOST_INSTANCES = 64
 
-def check_roles(roles: Sequence[str], instances: int) -> tuple[Role, ...]:
-    """Roles in order of instances; none given: ``all`` for each. Raises ``invalid_setting`` when they can't serve."""
-    if not roles:
+
+def read_instances(words: Sequence[str]) -> tuple[Role, ...]:
+    """Roles in order of instances, from a number of instances (``all`` each) or the role of each.
+
+    Raises ``invalid_setting`` for a number out of bounds, an unknown role, and roles of which none takes prompts, or none tokens.
+    """
+    if len(words) == 1 and words[0].strip().lstrip("+-").isdigit():
+        count = int(words[0]) if len(words[0]) < 9 else MOST_INSTANCES + 1
+        if not 1 <= count <= MOST_INSTANCES:
+            raise _wrong(f"must be 1 to {MOST_INSTANCES} or the role of each, not {words[0][:32]}")
         every: Role = "all"
-        return (every,) * instances
+        return (every,) * count
+    if not 1 <= len(words) <= MOST_INSTANCES:
+        raise _wrong(f"must be a number or 1 to {MOST_INSTANCES} roles, not {len(words)} of them")
+    return check_roles(words)
+
+
+def check_roles(roles: Sequence[str]) -> tuple[Role, ...]:
+    """Roles in order of instances. Raises ``invalid_setting`` when they can't serve."""
     known: dict[str, Role] = {name: name for name in get_args(Role)}
     found: list[Role] = []
     for role in roles:
         if role not in known:
-            raise _wrong(f"roles are {', '.join(known)}, not {role!r}")
+            shown = f"{role[:32]!r}{suggestion(role[:32], known)}"
+            raise _wrong(f"must be a number, or for each instance a role ({', '.join(known)}), not {shown}")
         found.append(known[role])
-    if len(found) != instances:
-        raise _wrong(f"{len(found)} roles were given for {instances} instances; give one for each")
-    if "all" not in found and len(set(found)) < 2:
-        missing = "decode" if found[0] == "prefill" else "prefill"
-        raise _wrong(f"every instance has the role {found[0]}; one must be all or {missing}")
+    if found and "all" not in found and len(set(found)) < 2:
+        missing, work = ("decode", "tokens") if found[0] == "prefill" else ("prefill", "prompts")
+        raise _wrong(f"leave nobody for {work}: every one has the role {found[0]}, one must be {missing} or all")
     return tuple(found)
 
 
 def _wrong(message: str) -> HeadraceError:
-    return HeadraceError("invalid_setting", message, param="roles")
+    return HeadraceError("invalid_setting", f"instances {message}", param="instances")
 
 
 def for_prompts(places: Iterable[T], role: Mapping[T, Role]) -> list[T]:

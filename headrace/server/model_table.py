@@ -46,7 +46,7 @@ class ModelTable:
         self._options = options
         self._engine, self._scheduling = engine
         self._by_name: dict[str, ServedModel] = {}
-        maker = engine_maker(options.instances, client, options.roles)
+        maker = engine_maker(options.roles, client)
         self.models = [ServedModel(entry, maker, pinned=False, keep=options.unload_after) for entry in entries]
         for model in self.models:
             self._by_name |= dict.fromkeys(model.entry.names, model)
@@ -284,7 +284,7 @@ class ModelTable:
     async def _settings_for(self, model: ServedModel) -> EngineSettings:
         """What the engine is told, after whoever must leave has left. Raises ``model_failed`` when it never fits."""
         settings = dataclasses.replace(self._engine, model=model.entry.source)
-        if self.alone and self._options.instances == 1:
+        if self.alone and len(self._options.roles) == 1:
             return settings
         if model.need is None:
             await self._survey(again=model)
@@ -298,7 +298,7 @@ class ModelTable:
         ]
         leaving = who_leaves(need.total, room, held)
         if leaving is None and self.alone:
-            message = f"{self._options.instances} instances need {need.total >> 20:,} MiB of the {room >> 20:,} MiB that there are"
+            message = f"{len(self._options.roles)} instances need {need.total >> 20:,} MiB of the {room >> 20:,} MiB that there are"
             raise HeadraceError("invalid_setting", f"{message}: choose fewer, or a smaller pool_mib", param="instances")
         if leaving is None:
             kept = ", ".join(one.name for one in held if one.pinned)
@@ -328,7 +328,7 @@ class ModelTable:
         for model in wanted:
             try:
                 self._needs[model.name], model.context_length = await asyncio.to_thread(
-                    _look_at, model.entry, self._engine, self._options.instances
+                    _look_at, model.entry, self._engine, len(self._options.roles)
                 )
             except HeadraceError as error:
                 if again is not None:

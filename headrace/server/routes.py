@@ -16,6 +16,7 @@ from headrace.server import (
     embeddings,
     files,
     fine_tuning,
+    instances,
     messages,
     models,
     operations,
@@ -34,6 +35,7 @@ from headrace.server.protocol.completions import Completion, CompletionRequest
 from headrace.server.protocol.console import ConsoleData, ConsoleQuery, Findings
 from headrace.server.protocol.embeddings import EmbeddingList, EmbeddingRequest
 from headrace.server.protocol.files import FileDeleted, FileList, FileObject, FileQuery, Upload
+from headrace.server.protocol.instances import DrainRequest, InstanceList, InstanceQuery, RolesRequest, UndrainRequest
 from headrace.server.protocol.messages import CountRequest, MessageAnswer, MessageEvent, MessageRequest, TokenCount
 from headrace.server.protocol.responses import (
     CountResponseRequest,
@@ -186,6 +188,12 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", "/models/{id:path}", models.show_model, "One served model.", None, ModelCard),
     Endpoint("POST", "/models/load", models.load, "Bring a model into memory.", LoadRequest, ModelCard),
     Endpoint("POST", "/models/unload", models.unload, "Send a model out of memory.", UnloadRequest, ModelCard),
+    Endpoint(
+        "GET", "/instances", instances.list_instances, "Engine processes of a model.", None, InstanceList, query=InstanceQuery
+    ),
+    Endpoint("POST", "/instances/roles", instances.roles, "Change what instances take.", RolesRequest, InstanceList),
+    Endpoint("POST", "/instances/drain", instances.drain, "Take an instance out of use.", DrainRequest, InstanceList),
+    Endpoint("POST", "/instances/undrain", instances.undrain, "Use an instance again.", UndrainRequest, InstanceList),
     *LASTING,
     Endpoint("POST", "/load_lora_adapter", adapters.load, "Serve an adapter from a folder.", LoadAdapterRequest, ModelCard),
     Endpoint("POST", "/unload_lora_adapter", adapters.unload, "Take an adapter out.", UnloadAdapterRequest, ModelCard),

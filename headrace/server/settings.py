@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from headrace.placement.roles import Role, read_instances
 from headrace.settings.declaration import option, validate
 from headrace.settings.log_lines import FORMATS
 
@@ -28,16 +29,10 @@ class ServerSettings:
     adapter_dir: tuple[str, ...] = option(
         (), help="Folder of adapters: each sub-folder that holds one is served, and only from below it may one be loaded by HTTP."
     )
-    instances: int = option(
-        1,
-        minimum=1,
-        maximum=64,
-        help="Engine processes of each model, which share threads and pages out; requests move between them.",
-    )
-    roles: tuple[str, ...] = option(
-        (),
-        help="What each instance takes: all, prefill (new requests) or decode (those with a first token). Default: all.",
-        public=False,
+    instances: tuple[str, ...] = option(
+        ("1",),
+        help="Engine processes of each model, which share threads and pages out: how many, or what each takes, such as "
+        "prefill,decode (roles: all, prefill for new requests, decode for those with a first token).",
     )
     max_queue: int = option(256, unit="requests", minimum=1, maximum=100_000, help="Requests in flight before new ones get 429.")
     max_body_kib: int = option(8192, unit="KiB", minimum=1, maximum=1_048_576, help="Largest request body; more gets 413.")
@@ -68,3 +63,9 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         validate(self)
+        read_instances(self.instances)
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """What each instance takes, in their order."""
+        return read_instances(self.instances)

@@ -154,12 +154,15 @@ def _from_file(file: Path, options: Mapping[str, Option]) -> Iterable[tuple[str,
     for name, value in _read_yaml(file).items():
         if name not in options:
             raise _at(file.name, _unknown("key", str(name), options, str(name)))
-        yield name, file.name, _listed(value) if options[name].many else value
+        yield name, file.name, _listed(value, options[name]) if options[name].many else value
 
 
-def _listed(value: Any) -> Any:
-    """The value of a list option: a list, or one element that stands for a list of it."""
-    return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, (str, int, float)) else value
+def _listed(value: Any, declared: Option) -> Any:
+    """The value of a list option: a list, or one element that stands for a list of it. A whole number may stand for its text."""
+    elements = value if isinstance(value, list) else [value] if isinstance(value, (str, int, float)) else None
+    if elements is None:
+        return value
+    return tuple(str(element) if type(element) is int and declared.type is str else element for element in elements)
 
 
 def _unknown(what: str, shown: str, known: Iterable[str], param: str) -> HeadraceError:

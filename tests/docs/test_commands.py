@@ -91,7 +91,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             while " is ready" not in found:
                 assert process.poll() is None, found
                 if select.select([process.stderr], [], [], max(0.0, until - time.monotonic()))[0]:
-                    found += process.stderr.readline()
+                    found += os.read(process.stderr.fileno(), 65536).decode()  # readline would keep what select can't see
                 assert time.monotonic() < until, found
             match = re.search(r"listening on (http://[\d.]+:\d+)", found)
             assert match is not None, found

@@ -114,17 +114,45 @@ async def cancelled_on_the_way(made: InstanceGroup) -> None:
 
 
 async def emptied(made: InstanceGroup) -> None:
-    """An instance ends while it has requests, and none of them notices."""
+    """An instance is emptied and ends while it has requests, and none of them notices; then it starts again."""
     params = SamplingParams(max_tokens=60, seed=8, ignore_eos=True)
     alone = await answer(made, params)
     streams = [made.submit(Submit(made.new_request_id(), PROMPT, params, speculation=0)) for _ in range(4)]
     answers = [asyncio.create_task(collect(stream)) for stream in streams]
     await asyncio.sleep(0.1)
-    assert await made.balancing.empty(1, 30.0)
-    assert made.slots[1].state == "gone"
+    assert await asyncio.wait_for(made.draining.drain(1), 30)
+    assert made.statuses()[1].state == "drained"
+    assert made.statuses()[1].requests == 0
+    with pytest.raises(HeadraceError, match="the only one that serves"):
+        made.draining.drain(0)
+    with pytest.raises(HeadraceError, match="no instance 2"):
+        made.draining.drain(2)
     for one in answers:
         assert await one == alone
     assert await answer(made, params) == alone
+    await taken_back(made, params, alone)
+    assert await asyncio.wait_for(made.draining.drain(1, stop=True), 30)
+    assert made.statuses()[1].state == "gone"
+    assert made.slots[1].crashes == 0
+    assert await answer(made, params) == alone
+    made.undrain(1)
+    while made.slots[1].state != "serving":
+        await asyncio.sleep(0.02)
+    assert await asyncio.wait_for(made.draining.drain(0), 30)
+    assert await answer(made, params) == alone
+
+
+async def taken_back(made: InstanceGroup, params: SamplingParams, alone: list[Any]) -> None:
+    """An instance that was emptied gets requests again; one that is taken back while it is emptied just goes on."""
+    made.undrain(1)
+    assert made.slots[1].state == "serving"
+    streams = [made.submit(Submit(made.new_request_id(), PROMPT, params, speculation=0)) for _ in range(4)]
+    assert made.statuses()[1].requests > 0
+    leaving = made.draining.drain(1)
+    made.undrain(1)
+    assert not await leaving
+    for stream in streams:
+        assert await collect(stream) == alone
 
 
 def test_ends_and_hangs_cost_no_token() -> None:
@@ -174,4 +202,6 @@ async def both_end(made: InstanceGroup) -> None:
 def test_less_than_one_instance_is_refused_and_one_is_no_group() -> None:
     with pytest.raises(HeadraceError, match="at least 1"):
         InstanceGroup(GroupOptions(0))
-    assert type(engine_maker(1)(lambda error: None)) is EngineClient
+    assert type(engine_maker(("all",))(lambda error: None)) is EngineClient
+    with pytest.raises(HeadraceError, match="2 instances can't have 1 roles"):
+        GroupOptions(2, roles=("all",))

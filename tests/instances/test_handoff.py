@@ -11,6 +11,7 @@ from headrace.engine.client import RequestStream
 from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.settings import EngineSettings
 from headrace.engine.wire import Submit
+from headrace.errors import HeadraceError
 from headrace.instances.group import GroupOptions, InstanceGroup
 from headrace.scheduling.settings import SchedulingSettings
 
@@ -79,9 +80,12 @@ async def changes(made: InstanceGroup) -> None:
     while holders(made) != {0: 0, 1: 1}:
         await asyncio.sleep(0.002)
         assert not answer.done(), "it ended before it was handed over"
-    made.handoff.change(0, "all")
-    made.handoff.change(1, "prefill")
-    made.handoff.change(0, "decode")
+    with pytest.raises(HeadraceError, match="leave nobody for tokens"):
+        made.handoff.change({1: "prefill"})
+    with pytest.raises(HeadraceError, match="no instance 7; instances are 0 to 1"):
+        made.handoff.change({7: "prefill"})
+    assert made.handoff.roles == {0: "prefill", 1: "decode"}
+    made.handoff.change({0: "decode", 1: "prefill"})
     while holders(made) != {0: 1, 1: 0}:
         await asyncio.sleep(0.002)
         assert not answer.done(), "it ended where prompts are computed"

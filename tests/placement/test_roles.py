@@ -8,29 +8,34 @@ from hypothesis import strategies as st
 
 from headrace.errors import HeadraceError
 from headrace.placement.load import Load
-from headrace.placement.roles import PullRule, Role, check_roles, for_prompts, for_tokens, who_pulls
+from headrace.placement.roles import PullRule, Role, for_prompts, for_tokens, read_instances, who_pulls
 
 
 def test_roles_that_serve_are_taken() -> None:
-    assert check_roles((), 3) == ("all", "all", "all")
-    assert check_roles(("prefill", "decode"), 2) == ("prefill", "decode")
-    assert check_roles(("decode", "all"), 2) == ("decode", "all")
-    assert check_roles(("all",), 1) == ("all",)
+    assert read_instances(("3",)) == ("all", "all", "all")
+    assert read_instances(("prefill", "decode")) == ("prefill", "decode")
+    assert read_instances(("decode", "all")) == ("decode", "all")
+    assert read_instances(("all",)) == ("all",)
 
 
 @pytest.mark.parametrize(
-    ("roles", "instances", "says"),
+    ("words", "says"),
     [
-        (("prefill", "decoder"), 2, "not 'decoder'"),
-        (("prefill", "decode"), 3, "2 roles were given for 3 instances"),
-        (("prefill", "prefill"), 2, "must be all or decode"),
-        (("decode",), 1, "must be all or prefill"),
+        (("prefill", "decoder"), "not 'decoder'; did you mean 'decode'"),
+        (("2", "prefill"), "not '2'"),
+        (("prefill", "prefill"), "must be decode or all"),
+        (("decode",), "must be prefill or all"),
+        (("0",), "must be 1 to 64"),
+        (("-1",), "must be 1 to 64"),
+        (("9" * 5000,), "must be 1 to 64"),
+        ((), "not 0 of them"),
+        (("all",) * 65, "not 65 of them"),
     ],
 )
-def test_roles_that_cannot_serve_are_refused(roles: tuple[str, ...], instances: int, says: str) -> None:
+def test_instances_that_cannot_serve_are_refused(words: tuple[str, ...], says: str) -> None:
     with pytest.raises(HeadraceError, match=says) as caught:
-        check_roles(roles, instances)
-    assert caught.value.param == "roles"
+        read_instances(words)
+    assert caught.value.param == "instances"
 
 
 def test_each_role_takes_its_own_and_anything_rather_than_nothing() -> None:

@@ -39,7 +39,7 @@ def text(running: Running, *, kill: bool = False) -> str:
 
 
 def test_two_instances_are_one_server() -> None:
-    running = launch_server("real", instances=2)
+    running = launch_server("real", instances=["2"])
     try:
         assert list(running.get("/health").json()["instances"].values()) == ["2 of 2"]
         whole = text(running)
@@ -62,21 +62,44 @@ def test_two_instances_are_one_server() -> None:
 
 
 def test_an_instance_for_prompts_hands_its_requests_over() -> None:
-    running = launch_server("real", instances=2, roles=("prefill", "decode"))
+    running = launch_server("real", instances=["prefill", "decode"])
     try:
         assert [one["role"] for one in instances(running)] == ["prefill", "decode"]
-        assert len(text(running)) > 60
+        whole = text(running)
         model = str(running.get("/v1/models").json()["data"][0]["id"])
         assert running.metric(f'headrace_handoffs_total{{model="{model}"}}') == 1
+        assert "prefill" in command(running, "list")
+        changed = command(running, "role", "0=decode", "1=prefill")
+        assert changed.index("decode") < changed.index("prefill")
+        assert text(running) == whole
+        assert "drained" in command(running, "drain", "1")
+        assert text(running) == whole
+        assert running.post("/v1/instances/drain", {"instance": 0}).json()["error"]["code"] == "state_conflict"
+        assert running.post("/v1/instances/roles", {"roles": {"0": "prefill"}}).json()["error"]["param"] == "instances"
+        assert running.post("/v1/instances/roles", {"roles": {"x": "prefill"}}).status_code == 400
+        assert "serving" in command(running, "undrain", "1")
+        assert [one["state"] for one in instances(running)] == ["serving", "serving"]
     finally:
         assert running.stop() == 0, "\n".join(running.lines)
 
 
-def test_roles_that_do_not_fit_the_instances_are_refused() -> None:
-    with pytest.raises(AssertionError, match="3 roles were given for 2 instances"):
-        launch_server("real", instances=2, roles=("prefill", "decode", "all"))
+def command(running: Running, *words: str) -> str:
+    """What ``headrace instances`` prints."""
+    line = [sys.executable, "-m", "headrace", "instances", *words, "--url", running.url]
+    return subprocess.run(line, capture_output=True, text=True, timeout=90, check=True).stdout
+
+
+def test_one_engine_is_not_divided(real: Running) -> None:
+    refused = real.get("/v1/instances")
+    assert refused.status_code == 409
+    assert "--instances" in refused.json()["error"]["message"]
+
+
+def test_only_operators_change_instances(guest: Running) -> None:
+    assert guest.get("/v1/instances").status_code == 403
+    assert guest.post("/v1/instances/drain", {"instance": 0}).status_code == 403
 
 
 def test_more_instances_than_memory_holds_are_refused() -> None:
     with pytest.raises(AssertionError, match=r"16 instances need .* choose fewer"):
-        launch_server("real", instances=16, memory_mib=1000)
+        launch_server("real", instances=["16"], memory_mib=1000)

@@ -53,6 +53,16 @@ def test_later_sources_win_and_each_origin_is_known(tmp_path: Path) -> None:
     }
 
 
+def test_a_whole_number_in_a_file_is_an_element_of_a_list_of_texts(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    for text, hosts in (("hosts: 2", ("2",)), ("hosts: [1, b]", ("1", "b")), ("hosts: prefill", ("prefill",))):
+        file.write_text(text)
+        assert merged(file).of(Door).hosts == hosts
+    file.write_text("hosts: [true]")
+    with pytest.raises(HeadraceError, match="hosts must be str, not bool"):
+        merged(file)
+
+
 def test_text_is_parsed_by_type() -> None:
     environment = {"HEADRACE_HOSTS": "a, b,", "HEADRACE_QUIET": "yes", "HEADRACE_BUDGET": "none"}
     effective = merged(environment=environment, port="9")

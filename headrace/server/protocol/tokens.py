@@ -95,7 +95,8 @@ class RenderedList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InstanceCard(msgspec.Struct, frozen=True, kw_only=True):
-    """One of several engine processes of a model. ``state``: loading, serving, leaving, waiting (to start again) or gone.
+    """One of several engine processes of a model. ``state``: loading, serving, leaving (its requests move away), drained (it
+    has none and takes none), waiting (to start again) or gone.
 
     ``role``: what it takes (all, prefill, decode).
     """
