@@ -56,7 +56,7 @@ def exact(bench: Bench, conditions: Conditions) -> list[Claim]:
 
 def single(bench: Bench, conditions: Conditions) -> list[Claim]:
     """One stream at a time, with the real proposers and without any."""
-    tokens, rounds = (64, 2) if conditions.quick else (128, 5)
+    tokens, rounds = (48, 5) if conditions.quick else (128, 9)
     claims = []
     for texts, asked in ((COPIES, 2.0), (TALKS, 0.99)):
         ratios = []
@@ -103,7 +103,7 @@ def grid(bench: Bench, conditions: Conditions) -> tuple[list[Claim], list[Series
         answers = answers_of(bench, submits)
         for rate in rates:
             conditions.report(f"{streams} streams, {rate:.0%} right", len(to_off), len(batches) * len(rates))
-            off, adaptive, best = _cell(bench, submits, Forced(answers, [rate] * streams, 1), 1 if conditions.quick else 2)
+            off, adaptive, best = _cell(bench, submits, Forced(answers, [rate] * streams, 1), 2)
             to_off.append(adaptive / off)
             to_best.append(adaptive / best)
     note = f"{len(to_off)} cells: {batches[0]} to {batches[-1]} streams; tokens right by force with {rates[0]} to {rates[-1]}"
@@ -215,7 +215,7 @@ def cost(bench: Bench, conditions: Conditions) -> list[Claim]:
         submits = [Submit(number, [rng.randrange(vocab) for _ in range(64)], params) for number in range(streams)]
         engines = [bench.engine(_PLAIN), bench.engine(_PLAIN, proposers=open_proposers("auto"))]
         variants = [functools.partial(_next_rate, engine, submits, itertools.count()) for engine in engines]
-        off, auto = interleave(variants, 2 if conditions.quick else 7)
+        off, auto = interleave(variants, 6 if conditions.quick else 9)
         counts, gauges = drafts(engines[1]), engines[1].gauges()
         note = f"{counts.drafted} tokens verified in {gauges.steps} steps"
         what = f"tokens/s with hopeless drafts / without any, {streams} streams"
