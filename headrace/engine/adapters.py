@@ -14,7 +14,7 @@ from headrace.kernels.adapter_pages import place_adapter
 from headrace.kernels.interface import Bytes, PlacedAdapter, StepAdapters
 from headrace.memory.adapter_store import AdapterRecord, AdapterStore
 from headrace.models.adapter import MODULES
-from headrace.models.adapter_file import identify_adapter, outline_adapter, read_adapter
+from headrace.models.adapter_file import AdapterReader, identify_adapter
 from headrace.models.config import ModelConfig
 from headrace.models.files import FileIdentity
 
@@ -57,6 +57,7 @@ class Adapters:
         self.store = store
         self.page_bytes = int(pool[:1].size)
         self._config, self._pool, self._check_base = config, pool, check_base
+        self._reader = AdapterReader(config)
         self._facts: dict[int, AdapterFacts] = {}
         self._placed: dict[int, PlacedAdapter] = {}
         store.on_evict = self._forget
@@ -75,10 +76,10 @@ class Adapters:
         """
         self._check_base()
         identity = identify_adapter(folder)
-        outline = outline_adapter(folder, self._config)
+        outline = self._reader.outline(folder)
         size = lay_out(self._config, outline.ranks, self.page_bytes).pages
         if check_values and size <= len(self._pool):
-            read_adapter(folder, self._config)
+            self._reader.read(folder)
         ranks = [rank for layer in outline.ranks for rank in layer.values()]
         changed = {name for layer in outline.ranks for name in layer}
         modules = tuple(name for name in MODULES if name in changed)
@@ -116,7 +117,7 @@ class Adapters:
     def fill(self, generation: int) -> None:
         """Read its files into the pages that a load has begun with: the slow part, which touches no accounting."""
         folder, identity = self._facts[generation].folder, self._facts[generation].identity
-        adapter = read_adapter(folder, self._config)
+        adapter = self._reader.read(folder)
         if identify_adapter(folder) != identity:
             name = self.store.get(generation).name
             raise HeadraceError("model_file", f"adapter {name[:64]!r} has changed since it was registered; register it again")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,28 +19,37 @@ from headrace.errors import HeadraceError
 from headrace.models.adapter import MODULES, Adapter, Codes, LowRank, Sides, decode_bf16, module_sides, round_bf16
 from headrace.models.adapter_config import ADAPTER_CONFIG, MODULE_KEYS, AdapterConfig, parse_adapter_config
 from headrace.models.config import ModelConfig
-from headrace.models.files import FileIdentity, identify, read_limited, refuse
-from headrace.models.safetensors_file import StoredTensor, open_safetensors, parse_json
+from headrace.models.files import FileIdentity, identify, map_file, read_limited, refuse
+from headrace.models.safetensors_file import header_of, parse_json, parse_safetensors
 from headrace.models.safetensors_writer import replace_file, write_safetensors
+from headrace.models.weights import RawBytes
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
+MAX_PLANS = 16
+"""Kinds of adapters whose headers a reader remembers."""
 
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"base_model\.model\.(?:model\.)?layers\.(\d{1,4})\.([a-z_.]{1,32})\.lora_([AB])\.weight")
 _SHORT_NAMES = {key: name for name, key in MODULE_KEYS.items()}
 
 
+class _Slot(NamedTuple):
+    """Where a tensor stands in its file: bytes ``start`` to ``end``."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
 class _Pair(NamedTuple):
     """Both tensors of one module."""
 
-    a: StoredTensor
-    b: StoredTensor
+    a: _Slot
+    b: _Slot
     scale: float
-
-
-# (layer, module, "A" or "B")
-_Place = tuple[int, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,28 +61,74 @@ class AdapterOutline:
     base_model: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What settings and header together say, checked: the same for all files with the same ones."""
+
+    layers: tuple[Mapping[str, _Pair], ...]
+    outline: AdapterOutline
+
+
+# (layer, module, "A" or "B")
+_Place = tuple[int, str, str]
+
+
 def identify_adapter(folder: Path) -> tuple[FileIdentity, FileIdentity]:
     """Tells one state of an adapter's two files from every other: settings change its scale without touching its numbers."""
     return identify(folder / ADAPTER_CONFIG), identify(folder / ADAPTER_WEIGHTS)
 
 
-def outline_adapter(folder: Path, config: ModelConfig) -> AdapterOutline:
-    """Check everything of an adapter but its values, which are not read: cheap, for registering many."""
-    layers, settings = _find(folder, config)
-    ranks = tuple({name: pair.a.shape[0] for name, pair in layer.items()} for layer in layers)
-    numbers = sum(math.prod(tensor.shape) for layer in layers for pair in layer.values() for tensor in (pair.a, pair.b))
-    return AdapterOutline(ranks, numbers, settings.base_model)
+class AdapterReader:
+    """Opens adapters for one model. Checked headers are remembered: of many alike only the first is taken apart.
+
+    Both calls raise ``model_file`` naming what is wrong: a field or tensor that is unsupported, missing or damaged, a matrix that
+    fits another base model, a value that is no finite number. May be used by several threads.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+        self._plans: OrderedDict[bytes, _Plan] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def outline(self, folder: Path) -> AdapterOutline:
+        """Check everything of an adapter but its values, which are not read: cheap, for registering many."""
+        return self._plan(folder)[0].outline
+
+    def read(self, folder: Path) -> Adapter:
+        """All of it; values that are not bfloat16 are rounded to it. Matrices in bfloat16 stay views of the mapped file."""
+        plan, file = self._plan(folder)
+        read = tuple(
+            {name: LowRank(_codes(pair.a, file), _codes(pair.b, file), pair.scale) for name, pair in layer.items()}
+            for layer in plan.layers
+        )
+        return Adapter(read, plan.outline.base_model)
+
+    def _plan(self, folder: Path) -> tuple[_Plan, RawBytes]:
+        """What the files say, and the bytes of the weights' file."""
+        settings = read_limited(folder / ADAPTER_CONFIG, MAX_CONFIG_BYTES)
+        if not (folder / ADAPTER_WEIGHTS).is_file() and (folder / "adapter_model.bin").exists():
+            raise refuse(
+                f"the adapter has no {ADAPTER_WEIGHTS}; adapter_model.bin is a pickle, which is never read: save it as safetensors"
+            )
+        file = map_file(folder / ADAPTER_WEIGHTS)
+        # All that a check looks at: the settings, the header, and how long the file is.
+        key = hashlib.blake2b(settings + b"\0" + header_of(file), salt=file.size.to_bytes(8, "little")).digest()
+        with self._lock:
+            plan = self._plans.get(key)
+            if plan is not None:
+                self._plans.move_to_end(key)
+        if plan is None:
+            plan = _make_plan(parse_adapter_config(parse_json(settings, ADAPTER_CONFIG)), file, self._config)
+            with self._lock:
+                self._plans[key] = plan
+                if len(self._plans) > MAX_PLANS:
+                    self._plans.popitem(last=False)
+        return plan, file
 
 
 def read_adapter(folder: Path, config: ModelConfig) -> Adapter:
-    """Open an adapter for a model of that ``config``; values that are not bfloat16 are rounded to it.
-
-    Matrices in bfloat16 stay views of the mapped file. Raises ``model_file`` naming what is wrong: a field or tensor that is
-    unsupported, missing or damaged, a matrix that fits another base model, a value that is no finite number.
-    """
-    layers, settings = _find(folder, config)
-    read = tuple({name: LowRank(_codes(pair.a), _codes(pair.b), pair.scale) for name, pair in layer.items()} for layer in layers)
-    return Adapter(read, settings.base_model)
+    """As :meth:`AdapterReader.read`, once."""
+    return AdapterReader(config).read(folder)
 
 
 def write_adapter(folder: Path, adapter: Adapter, kind: str = "BF16") -> None:
@@ -91,15 +149,15 @@ def write_adapter(folder: Path, adapter: Adapter, kind: str = "BF16") -> None:
     replace_file(folder / ADAPTER_CONFIG, json.dumps(_config_fields(adapter), indent=2).encode())
 
 
-def _find(folder: Path, config: ModelConfig) -> tuple[tuple[dict[str, _Pair], ...], AdapterConfig]:
-    """The tensors of every changed module, checked but for their values, and the settings."""
-    path = folder / ADAPTER_CONFIG
-    settings = parse_adapter_config(parse_json(read_limited(path, MAX_CONFIG_BYTES), ADAPTER_CONFIG))
-    if not (folder / ADAPTER_WEIGHTS).is_file() and (folder / "adapter_model.bin").exists():
-        raise refuse(
-            f"the adapter has no {ADAPTER_WEIGHTS}; adapter_model.bin is a pickle, which is never read: save it as safetensors"
-        )
-    tensors = _by_place(open_safetensors(folder / ADAPTER_WEIGHTS))
+def _make_plan(settings: AdapterConfig, file: RawBytes, config: ModelConfig) -> _Plan:
+    """Find the tensors of every changed module and check everything but their values."""
+    first = file.ctypes.data
+    tensors = _by_place(
+        {
+            name: _Slot(name, tensor.kind, tensor.shape, at := tensor.data.ctypes.data - first, at + tensor.data.size)
+            for name, tensor in parse_safetensors(file).items()
+        }
+    )
     sides = module_sides(config)
     changed = settings.changed(len(sides))
     _check_layers(tensors, settings, changed)
@@ -108,15 +166,17 @@ def _find(folder: Path, config: ModelConfig) -> tuple[tuple[dict[str, _Pair], ..
     )
     if not any(layers):
         raise refuse("the adapter changes no module of this model")
-    return layers, settings
+    ranks = tuple({name: pair.a.shape[0] for name, pair in layer.items()} for layer in layers)
+    numbers = sum(math.prod(slot.shape) for layer in layers for pair in layer.values() for slot in (pair.a, pair.b))
+    return _Plan(layers, AdapterOutline(ranks, numbers, settings.base_model))
 
 
 def _key(layer: int, name: str) -> str:
     return f"model.layers.{layer}.{MODULE_KEYS[name]}"
 
 
-def _by_place(tensors: Mapping[str, StoredTensor]) -> dict[_Place, StoredTensor]:
-    places: dict[_Place, StoredTensor] = {}
+def _by_place(tensors: Mapping[str, _Slot]) -> dict[_Place, _Slot]:
+    places: dict[_Place, _Slot] = {}
     for name, tensor in tensors.items():
         match = _TENSOR.fullmatch(name)
         if match is None or match[2] not in _SHORT_NAMES:
@@ -138,7 +198,7 @@ def _reason(name: str) -> str:
     return f"is none of the base model's {', '.join(MODULE_KEYS.values())} with lora_A or lora_B"
 
 
-def _check_layers(tensors: Mapping[_Place, StoredTensor], settings: AdapterConfig, changed: Sequence[Sequence[str]]) -> None:
+def _check_layers(tensors: Mapping[_Place, _Slot], settings: AdapterConfig, changed: Sequence[Sequence[str]]) -> None:
     for (layer, name, _), tensor in tensors.items():
         if layer >= len(changed):
             raise refuse(
@@ -150,7 +210,7 @@ def _check_layers(tensors: Mapping[_Place, StoredTensor], settings: AdapterConfi
 
 
 def _find_layer(
-    layer: int, sides: Mapping[str, Sides], settings: AdapterConfig, tensors: Mapping[_Place, StoredTensor]
+    layer: int, sides: Mapping[str, Sides], settings: AdapterConfig, tensors: Mapping[_Place, _Slot]
 ) -> dict[str, _Pair]:
     found: dict[str, _Pair] = {}
     for name, (inputs, outputs) in sides.items():
@@ -166,7 +226,7 @@ def _find_layer(
     return found
 
 
-def _check_tensor(tensor: StoredTensor, shape: Sides, settings: AdapterConfig) -> None:
+def _check_tensor(tensor: _Slot, shape: Sides, settings: AdapterConfig) -> None:
     if tensor.shape != shape:
         raise refuse(
             f"tensor {tensor.name[:128]!r} has shape {list(tensor.shape)}, this model and {ADAPTER_CONFIG} ask for {list(shape)}; "
@@ -176,21 +236,21 @@ def _check_tensor(tensor: StoredTensor, shape: Sides, settings: AdapterConfig) -
         raise refuse(f"tensor {tensor.name[:128]!r} is of kind {tensor.kind}, adapters are F32, F16 or BF16")
 
 
-def _codes(tensor: StoredTensor) -> Codes:
-    codes = _bf16(tensor).reshape(tensor.shape)
+def _codes(slot: _Slot, file: RawBytes) -> Codes:
+    codes = _bf16(slot.kind, file[slot.start : slot.end]).reshape(slot.shape)
     if ((codes & np.uint16(0x7F80)) == 0x7F80).any():
-        raise refuse(f"tensor {tensor.name[:128]!r} has a value that is infinite or not a number")
+        raise refuse(f"tensor {slot.name[:128]!r} has a value that is infinite or not a number")
     return codes
 
 
-def _bf16(tensor: StoredTensor) -> Codes:
+def _bf16(kind: str, data: RawBytes) -> Codes:
     """The values as codes of bfloat16: a view where the file has such. What is no number stays none."""
-    kind = {"BF16": "<u2", "F16": "<f2", "F32": "<f4"}[tensor.kind]
+    word = {"BF16": "<u2", "F16": "<f2", "F32": "<f4"}[kind]
     # A file may begin its words at an odd place.
-    data = tensor.data if tensor.data.ctypes.data % np.dtype(kind).itemsize == 0 else tensor.data.copy()
-    if tensor.kind == "BF16":
+    data = data if data.ctypes.data % np.dtype(word).itemsize == 0 else data.copy()
+    if kind == "BF16":
         return np.asarray(data.view(np.uint16))
-    values = data.view(kind)
+    values = data.view(word)
     if not np.isfinite(values).all():  # rounding would carry some NaN into finite codes
         return np.full(values.shape, 0x7FC0, np.uint16)
     return round_bf16(values)

@@ -52,7 +52,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The free texts of a file's header (``__metadata__``); ``model_file`` when they are no texts."""
-    header, _ = _split(map_file(path))
+    header = parse_json(header_of(map_file(path)), "header")
     metadata = header.get("__metadata__", {})
     if not isinstance(metadata, Mapping) or not all(isinstance(value, str) for value in metadata.values()):
         raise refuse(f"{path.name}: __metadata__ is no object of texts")
@@ -84,7 +84,8 @@ def open_folder(folder: Path) -> dict[str, StoredTensor]:
 
 def parse_safetensors(buffer: RawBytes) -> dict[str, StoredTensor]:
     """As :func:`open_safetensors`, of bytes in memory."""
-    header, body = _split(buffer)
+    stored = header_of(buffer)
+    header, body = parse_json(stored, "header"), buffer[8 + len(stored) :]
     header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:
         raise refuse(f"{len(header)} tensors, the limit is {MAX_TENSORS}")
@@ -115,14 +116,14 @@ def parse_json(data: bytes, what: str) -> dict[str, object]:
     return value
 
 
-def _split(buffer: RawBytes) -> tuple[dict[str, object], RawBytes]:
-    """The header and the bytes behind it."""
+def header_of(buffer: RawBytes) -> bytes:
+    """The header's JSON, not looked into. Raises ``model_file`` when it is longer than a header or the file may be."""
     if buffer.size < 8:
         raise refuse(f"{buffer.size} bytes are too few for a safetensors header")
     size = int.from_bytes(buffer[:8].tobytes(), "little")
     if size > min(MAX_HEADER_BYTES, buffer.size - 8):
         raise refuse(f"header of {size} bytes is over the limit of {MAX_HEADER_BYTES} or the file's {buffer.size} bytes")
-    return parse_json(buffer[8 : 8 + size].tobytes(), "header"), buffer[8 + size :]
+    return buffer[8 : 8 + size].tobytes()
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

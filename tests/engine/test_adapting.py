@@ -361,7 +361,7 @@ def test_the_client_of_an_engine_process(bench: Bench) -> None:
             assert [card.name for card in await client.list_adapters()] == [f"a{i}" for i in range(1, COUNT)]
             gauges = client.gauges.adapters
             assert gauges is not None
-            assert gauges.loads == 1
+            assert gauges.loads in (1, 2)  # the pinned one may have come in by now
         finally:
             await client.stop()
         with pytest.raises(HeadraceError, match="engine process has ended"):

@@ -16,7 +16,7 @@ from safetensors_bytes import safetensors
 from headrace.errors import HeadraceError
 from headrace.models.adapter import Adapter, LowRank, check_base, check_fits, decode_bf16, module_sides, round_bf16
 from headrace.models.adapter_config import MODULE_KEYS, compile_pattern, parse_adapter_config
-from headrace.models.adapter_file import read_adapter, write_adapter
+from headrace.models.adapter_file import MAX_PLANS, AdapterReader, read_adapter, write_adapter
 from headrace.models.config import AttentionSpec, MlpSpec, ModelConfig
 from headrace.models.quantised_folder import QuantisedWeights
 from headrace.models.quantised_matrix import QuantisationInfo
@@ -233,6 +233,7 @@ def test_refuses_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.bin").write_bytes(b"pickle")
     with pytest.raises(HeadraceError, match="never read"):
         read_adapter(tmp_path, CONFIG)
+    file.write_bytes(whole)
     (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(HeadraceError, match="not valid JSON"):
         read_adapter(tmp_path, CONFIG)
@@ -268,3 +269,57 @@ def test_bases_with_moved_axes_are_refused() -> None:
     check_base(quantised("8 bits per channel, 16-bit activations, steps: clip, gptq"))
     with pytest.raises(HeadraceError, match="step 'rotate'"):
         check_base(quantised("4-bit groups of 64, 8-bit activations, steps: clip, rotate, gptq"))
+
+
+def equal(one: Adapter, other: Adapter) -> bool:
+    return one.base_model == other.base_model and all(
+        mine.keys() == theirs.keys()
+        and all(
+            np.array_equal(mine[name].a, theirs[name].a)
+            and np.array_equal(mine[name].b, theirs[name].b)
+            and mine[name].scale == theirs[name].scale
+            for name in mine
+        )
+        for mine, theirs in zip(one.layers, other.layers, strict=True)
+    )
+
+
+def test_a_reader_that_remembers_headers_reads_what_a_fresh_one_reads(tmp_path: Path) -> None:
+    generator, reader, folders = np.random.default_rng(5), AdapterReader(CONFIG), []
+    for number in range(3 * MAX_PLANS):
+        path = tmp_path / str(number)
+        path.mkdir()
+        modules = "".join(generator.permutation(list("qkvo"))[: generator.integers(1, 5)])
+        made = small(modules, rank=int(generator.integers(1, 6)), lora_alpha=int(generator.integers(1, 4)))
+        made.tensors = {name: generator.standard_normal(values.shape, np.float32) for name, values in made.tensors.items()}
+        made.read(path)
+        folders.append(path)
+    for index in generator.integers(0, len(folders), 6 * len(folders)):
+        fresh = read_adapter(folders[index], CONFIG)
+        assert equal(reader.read(folders[index]), fresh)
+        assert reader.outline(folders[index]).parameters == fresh.parameters
+
+
+def test_a_remembered_header_excuses_nothing(tmp_path: Path) -> None:
+    reader, made = AdapterReader(CONFIG), small()
+    made.read(tmp_path)
+    first = reader.read(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    whole = file.read_bytes()
+    for data, message in (
+        (whole[:-1], "offsets"),  # the same header over fewer bytes
+        (whole.replace(b"layers.1", b"layers.7"), "layer 7"),
+        (whole[:-4] + b"\0\0\xc0\x7f", "infinite or not a number"),
+    ):
+        file.write_bytes(data)
+        with pytest.raises(HeadraceError, match=message):
+            reader.read(tmp_path)
+    file.write_bytes(whole)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(made.fields | {"lora_alpha": 4}))
+    halved = reader.read(tmp_path)
+    assert [part.scale for layer in halved.layers for part in layer.values()] == [
+        part.scale / 2 for layer in first.layers for part in layer.values()
+    ]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(made.fields | {"use_dora": True}))
+    with pytest.raises(HeadraceError, match="DoRA"):
+        reader.outline(tmp_path)
