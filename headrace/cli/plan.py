@@ -13,7 +13,7 @@ from headrace.cli.models import Loading
 from headrace.cli.output import number, progress_bar, stdout, table, write_json
 from headrace.engine.pool_size import context_length
 from headrace.engine.settings import EngineSettings
-from headrace.evaluation.layout_plans import Planned, Wish, make_plans, settings_of
+from headrace.evaluation.layout_plans import Margin, Planned, Wish, make_plans, settings_of
 from headrace.models.catalog import find_model, open_model
 from headrace.planning.search import Plan, Requests, run_at
 from headrace.planning.targets import attainment, interval
@@ -50,7 +50,7 @@ class PlanArguments:
 @click.option("--json", "json_file", type=_FILE, help="Write all plans to this file.")
 @arguments(PlanArguments)
 def plan(wanted: PlanArguments, trace: Path | None, json_file: Path | None) -> None:
-    """Find how to divide this machine: instances, threads and size of steps with the highest rate that keeps your promises.
+    """Find how to divide this machine: instances, roles, threads and size of steps with the highest rate that keeps your promises.
 
     Step times are measured on this machine, with all instances of a layout computing at once (seconds, then remembered). The
     scheduler that serves then runs in simulated time, and the rate is raised until too few requests keep both promises.
@@ -100,11 +100,19 @@ def _print(planned: Planned, rated: dict[str, float]) -> None:
     if best.goodput == 0:
         out.print("no layout keeps these promises at any rate; they are tighter than an unloaded machine", style="yellow")
         return
+    margin = planned.margin
+    if margin is not None:
+        rival = margin.rival.layout.name
+        out.print(f"\nmargin over the best other instances, {rival}: {margin.share:+.1%}{_doubt(margin)}", markup=False)
     out.print(f"\nrequests that keep both promises, by rate: {best.layout.name}", markup=False)
     for rate, share in best.tried:
         bar = "█" * round(share * _BAR)
         out.print(Text(f"{rate:9.2f}/s {bar:<{_BAR}} {share:6.1%}", "green" if share >= targets.share else "red"))
     out.print(f"\nheadrace serve {' '.join(settings_of(best.layout))}", style="bold", markup=False)
+
+
+def _doubt(margin: Margin) -> str:
+    return "" if margin.clear else " (less than the search can tell apart: the simplest is named first)"
 
 
 def _row(one: Plan, best: Plan, planned: Planned, rated: dict[str, float]) -> list[str]:
@@ -117,13 +125,15 @@ def _row(one: Plan, best: Plan, planned: Planned, rated: dict[str, float]) -> li
 
 
 def _document(wanted: PlanArguments, planned: Planned, rated: dict[str, float]) -> dict[str, object]:
-    targets = planned.targets
+    targets, margin = planned.targets, planned.margin
     return {
         "kind": "plan", "model": wanted.model, "requests": planned.sample.count, "seed": wanted.seed,
         "targets": {"ttft_seconds": targets.ttft, "tpot_seconds": targets.tpot, "share": targets.share},
+        "margin": None if margin is None else {"over": margin.rival.layout.name, "share": margin.share, "clear": margin.clear},
         "plans": [
             {
                 "layout": one.layout.name, "instances": len(one.layout.instances), "threads": one.layout.threads,
+                "roles": one.layout.roles,
                 "step_tokens": one.layout.step_tokens, "requests_per_second": one.goodput, "tried": one.tried,
                 "kept_at_rate": rated.get(one.layout.name),
             }

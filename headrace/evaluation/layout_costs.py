@@ -27,12 +27,13 @@ _SECONDS = 300.0
 
 @dataclass(frozen=True, slots=True)
 class LayoutCost:
-    """What one of ``instances`` with ``threads`` each does: its calibration, and the ``pages`` that it has."""
+    """What one of ``instances`` with ``threads`` each does: its calibration, and the ``pages`` of ``page_bytes`` that it has."""
 
     instances: int
     threads: int
     calibration: Calibration
     pages: int
+    page_bytes: int
 
 
 def thread_layouts(cores: int) -> list[tuple[int, int]]:
@@ -52,18 +53,19 @@ def measure_layout(model: str, instances: int, threads: int, cores: Sequence[int
     stored = load(path)
     pages = _pages(settings, instances)
     if stored is not None:
-        return LayoutCost(instances, threads, stored, pages)
+        return LayoutCost(instances, threads, stored, *pages)
     found = _measure_together(model, instances, threads, cores)
     calibration = _mean(found)
     save(path, calibration)
-    return LayoutCost(instances, threads, calibration, pages)
+    return LayoutCost(instances, threads, calibration, *pages)
 
 
-def _pages(settings: EngineSettings, instances: int) -> int:
-    """Pages of one of so many instances: what there is for one model is divided."""
+def _pages(settings: EngineSettings, instances: int) -> tuple[int, int]:
+    """Pages of one of so many instances, and bytes of each: what there is for one model is divided."""
     opened = open_model(find_model(settings.model), None)
     chain = make_chain(opened, "cpu", 1, kv_format(settings.kv, "cpu"))
-    return max(1, pool_pages(chain, context_length(opened.config, settings), settings) // instances)
+    pages = max(1, pool_pages(chain, context_length(opened.config, settings), settings) // instances)
+    return pages, chain.page_layout.page_bytes
 
 
 def _measure_together(model: str, instances: int, threads: int, cores: Sequence[int]) -> list[Calibration]:

@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 
 from headrace.engine.build import GAP_SLACK
 from headrace.evaluation.layout_costs import LayoutCost, measure_layout, thread_layouts
+from headrace.placement.roles import Role
 from headrace.planning.instance import InstanceModel
-from headrace.planning.search import Layout, Plan, Requests, Sample, run_at, search
+from headrace.planning.search import PRECISION, Layout, Plan, Requests, Sample, run_at, search
 from headrace.planning.targets import Targets, tail
 
 STEPS = (32, 64, 256)  # sizes of steps that are tried beside the knee
 _QUIET_RATE = 1e-3  # a rate at which requests don't meet
 _QUIET_REQUESTS = 200
+COPY_RATE = 1.5e9
+"""Bytes a second from one engine to another beside their steps, sums included."""
 TTFT_TIMES, TPOT_TIMES = 5.0, 2.0  # promises where none are given, as multiples of the unloaded median
 
 Report = Callable[[str, int, int], None]
@@ -42,6 +45,30 @@ class Planned:
     targets: Targets
     sample: Sample
 
+    @property
+    def margin(self) -> Margin | None:
+        """How much better the first plan is than the best one with other instances or roles; ``None``: there is no other."""
+        first = self.plans[0]
+        others = [one for one in self.plans if _kind(one.layout) != _kind(first.layout)]
+        rival = max(others, key=lambda one: one.goodput, default=None)
+        if rival is None or not rival.goodput:
+            return None
+        share = first.goodput / rival.goodput - 1
+        return Margin(rival, share, abs(share) > PRECISION)
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """``share`` by which a plan's goodput is above the ``rival``'s; ``clear``: more than the search can tell apart."""
+
+    rival: Plan
+    share: float
+    clear: bool
+
+
+def _kind(layout: Layout) -> tuple[int, tuple[Role, ...]]:
+    return len(layout.instances), layout.roles
+
 
 def make_plans(wish: Wish, report: Report) -> Planned:
     """Measure layouts, unless that is remembered, and search. Raises what opening the model raises."""
@@ -58,16 +85,23 @@ def make_plans(wish: Wish, report: Report) -> Planned:
 
 
 def layouts_of(cost: LayoutCost) -> list[Layout]:
-    """All layouts of one division of the cores: steps of the knee's size, smaller and larger."""
-    calibration = cost.calibration
+    """All layouts of one division of the cores: steps of the knee's size, smaller and larger, and all divisions into roles."""
+    calibration, count = cost.calibration, cost.instances
     found = []
     for tokens in sorted({calibration.knee, *STEPS}):
         seconds = GAP_SLACK * calibration.cost.predict(tokens, tokens * tokens // 2, 1)
-        model = InstanceModel(calibration.cost, cost.pages, tokens, seconds)
+        model = InstanceModel(calibration.cost, cost.pages, tokens, seconds, page_seconds=cost.page_bytes / COPY_RATE)
         threads = f"{cost.threads} thread{'s' * (cost.threads > 1)}"
-        name = f"{cost.instances} × {threads}, steps of {tokens}"
-        found.append(Layout(name, (model,) * cost.instances, cost.threads))
+        found.append(Layout(f"{count} × {threads}, steps of {tokens}", (model,) * count, cost.threads))
+        for prompts in range(1, count):
+            name = f"{prompts} prefill + {count - prompts} decode × {threads}, steps of {tokens}"
+            found.append(Layout(name, (model,) * count, cost.threads, roles=_split(prompts, count)))
     return found
+
+
+def _split(prompts: int, count: int) -> tuple[Role, ...]:
+    each: list[Role] = ["prefill" if number < prompts else "decode" for number in range(count)]
+    return tuple(each)
 
 
 def promised(layout: Layout, sample: Sample, wish: Wish) -> Targets:
@@ -88,4 +122,4 @@ def settings_of(layout: Layout) -> Sequence[str]:
     """The options of `headrace serve` that make the layout; its threads are those of all instances."""
     count = len(layout.instances)
     options = [f"--threads {count * layout.threads}", f"--step-tokens {layout.step_tokens}"]
-    return [f"--instances {count}", *options] if count > 1 else options
+    return [f"--instances {','.join(layout.roles) or count}", *options] if count > 1 else options

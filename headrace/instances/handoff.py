@@ -16,8 +16,6 @@ from headrace.placement.roles import PullRule, Role, check_roles, for_tokens, wh
 
 logger = logging.getLogger("headrace.instances.handoff")
 
-AT_ONCE = 2
-"""Requests that an instance gives at the same time."""
 PAUSE = 0.02
 """Seconds until somebody is asked again after nobody could take a request."""
 
@@ -70,7 +68,7 @@ class Handoff:
             holder = owned.holder if owned is not None else None
             if owned is None or self._ends(owned) or holder is None or self.roles[holder.number] != "prefill":
                 del self._queue[request_id]  # the next token from a wrong place enters it again
-            elif not owned.move and self._moving[holder.number] < AT_ONCE and not self._begin(owned, holder):
+            elif not owned.move and self._moving[holder.number] < self.rule.at_once and not self._begin(owned, holder):
                 break
         if self._queue and self._again is None:
             self._again = asyncio.get_running_loop().call_later(PAUSE, self._look_again)

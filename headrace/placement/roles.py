@@ -70,10 +70,14 @@ def for_tokens(places: Iterable[T], role: Mapping[T, Role]) -> list[T]:
 
 @dataclass(frozen=True, slots=True)
 class PullRule:
-    """When an instance takes a request over: at most ``waiting`` wait there already, and ``spare`` pages stay free behind it."""
+    """When an instance takes a request over: at most ``waiting`` wait there already, and ``spare`` pages stay free behind it.
+
+    ``at_once``: requests that one instance gives at the same time.
+    """
 
     waiting: int = 0
     spare: int = 4
+    at_once: int = 2
 
 
 def who_pulls(loads: Mapping[int, Load], pages: int, rule: PullRule | None = None) -> int | None:

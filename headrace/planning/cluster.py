@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from headrace.errors import HeadraceError
-from headrace.placement.load import Load
+from headrace.placement.roles import Role, for_prompts
 from headrace.planning.dispatch import Dispatcher
+from headrace.planning.handing import Handing
 from headrace.planning.instance import InstanceModel, Progress, SimulatedInstance
-from headrace.scheduling.item import Item, ItemKind, ItemState
+from headrace.scheduling.item import Item, ItemKind
 from headrace.scheduling.simulation import Arrival
+
+_EVERY: Role = "all"
 
 
 @dataclass(slots=True)
@@ -53,61 +56,103 @@ def simulate_cluster(
     dispatcher: Dispatcher,
     arrivals: Iterable[Arrival],
     report: Callable[[int], None] | None = None,
+    roles: Sequence[Role] = (),
 ) -> Outcome:
-    """Run all arrivals (in order of time) to their end on ``models``. ``report`` is told how many have been sent, now and then."""
-    instances = [SimulatedInstance(model) for model in models]
-    for index, instance in enumerate(instances):
-        dispatcher.note(index, _load(instance))
-    outcome = Outcome()
-    events: list[tuple[float, int, int]] = []  # time, instance, version
-    source = iter(arrivals)
-    coming = next(source, None)
-    while coming is not None or events:
-        outcome.events += 1
-        if coming is not None and (not events or coming.time <= events[0][0]):
-            _arrive(instances, dispatcher, coming, outcome, events)
-            coming = next(source, None)
-            if report is not None and len(outcome.served) % 1024 == 0:
-                report(len(outcome.served))
-            continue
-        _, index, version = heappop(events)
-        instance = instances[index]
-        if version != instance.version:
-            continue
-        _, following = instance.end()
-        if following is not None:
-            heappush(events, (following, index, instance.version))
-        dispatcher.note(index, _load(instance))
-    return outcome
+    """Run all arrivals (in order of time) to their end on ``models``. ``report`` is told how many have been sent, now and then.
+
+    ``roles``: of each; then ``dispatcher`` chooses among those that take prompts (:func:`headrace.placement.roles.for_prompts`).
+    """
+    return Cluster(models, dispatcher, roles).run(arrivals, report)
 
 
-def _arrive(
-    instances: list[SimulatedInstance],
-    dispatcher: Dispatcher,
-    arrival: Arrival,
-    outcome: Outcome,
-    events: list[tuple[float, int, int]],
-) -> None:
-    index = dispatcher.choose()
-    instance, number = instances[index], len(outcome.served)
-    limit = arrival.output if arrival.max_tokens is None else arrival.max_tokens
-    item = Item(number, ItemKind.GENERATE, [1] * arrival.prompt, arrival.prompt, limit, arrival.time, priority=arrival.priority)
-    progress = Progress(arrival.output)
-    try:
-        following = instance.add(item, progress, arrival.time)
-    except HeadraceError:
-        outcome.refused += 1
-        return
-    outcome.served.append(Served(arrival.time, arrival.output, index, progress))
-    if following is not None:
-        heappush(events, (following, index, instance.version))
-    dispatcher.note(index, _load(instance))
+class Cluster:
+    """Instances in simulated time, behind one dispatcher. Use once."""
 
+    def __init__(self, models: Sequence[InstanceModel], dispatcher: Dispatcher, roles: Sequence[Role] = ()) -> None:
+        self.instances = [SimulatedInstance(model) for model in models]
+        self.outcome = Outcome()
+        self._dispatcher = dispatcher
+        self._events: list[tuple[float, int, int]] = []  # time, instance, version; instance -1: the time of a number in _later
+        self._later: dict[int, Callable[[float], None]] = {}
+        self._borders: dict[int, list[Callable[[float], None]]] = {}
+        self._numbers = 0
+        role = dict(enumerate(roles)) if roles else dict.fromkeys(range(len(models)), _EVERY)
+        self._places = for_prompts(range(len(models)), role)
+        self._rank = {place: rank for rank, place in enumerate(self._places)}  # as the dispatcher names them
+        self.handing = Handing(self, role) if set(role.values()) != {"all"} else None
+        for place, instance in enumerate(self.instances):
+            self._note(place, instance)
 
-def _load(instance: SimulatedInstance) -> Load:
-    scheduler = instance.scheduler
-    pool, waiting = scheduler.pool, scheduler.waiting
-    queue = 0
-    if waiting:
-        queue = sum(pool.pages_for(len(item.tokens)) for item in scheduler.items if item.state is ItemState.WAITING)
-    return Load(pool.total, pool.held + pool.reserved, scheduler.running, waiting, queue=queue)
+    def run(self, arrivals: Iterable[Arrival], report: Callable[[int], None] | None) -> Outcome:
+        """Everything to its end."""
+        outcome, events, instances, handing = self.outcome, self._events, self.instances, self.handing
+        source = iter(arrivals)
+        coming = next(source, None)
+        while coming is not None or events:
+            outcome.events += 1
+            if coming is not None and (not events or coming.time <= events[0][0]):
+                self._arrive(coming)
+                coming = next(source, None)
+                if report is not None and len(outcome.served) % 1024 == 0:
+                    report(len(outcome.served))
+                continue
+            now, index, version = heappop(events)
+            if index < 0:
+                self._later.pop(version)(now)
+                continue
+            instance = instances[index]
+            if version != instance.version:
+                continue
+            begun, now = instance.end()
+            if handing is not None:
+                for action in self._borders.pop(index, ()):
+                    action(now)
+                handing.ended(index, begun, now)
+            self._go_on(index, now)
+        return outcome
+
+    def at_border(self, index: int, now: float, action: Callable[[float], None]) -> None:
+        """Do this between two steps of an instance: now, or when its step has ended."""
+        instance = self.instances[index]
+        if instance.idle:
+            action(now)
+            if instance.idle:
+                self._go_on(index, now)
+            return
+        self._borders.setdefault(index, []).append(action)
+        self._push(index, instance.hurry(now))
+
+    def later(self, time: float, action: Callable[[float], None]) -> None:
+        """Do this at that time."""
+        self._numbers += 1
+        self._later[self._numbers] = action
+        heappush(self._events, (time, -1, self._numbers))
+
+    def _go_on(self, index: int, now: float) -> None:
+        instance = self.instances[index]
+        self._push(index, instance.begin(now))
+        self._note(index, instance)
+
+    def _push(self, index: int, time: float | None) -> None:
+        if time is not None:
+            heappush(self._events, (time, index, self.instances[index].version))
+
+    def _note(self, index: int, instance: SimulatedInstance) -> None:
+        rank = self._rank.get(index)
+        if rank is not None:
+            self._dispatcher.note(rank, instance.load())
+
+    def _arrive(self, arrival: Arrival) -> None:
+        outcome, index = self.outcome, self._places[self._dispatcher.choose()]
+        instance, number = self.instances[index], len(outcome.served)
+        limit = arrival.output if arrival.max_tokens is None else arrival.max_tokens
+        item = Item(number, ItemKind.GENERATE, [1] * arrival.prompt, arrival.prompt, limit, arrival.time, priority=arrival.priority)
+        progress = Progress(arrival.output)
+        try:
+            following = instance.add(item, progress, arrival.time)
+        except HeadraceError:
+            outcome.refused += 1
+            return
+        outcome.served.append(Served(arrival.time, arrival.output, index, progress))
+        self._push(index, following)
+        self._note(index, instance)

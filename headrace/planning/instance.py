@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass, field
 
 from headrace.memory.page_pool import PagePool
+from headrace.placement.load import Load
 from headrace.scheduling.composer import POLICIES, Budget
 from headrace.scheduling.cost import Cost
-from headrace.scheduling.item import Item
+from headrace.scheduling.handover import Lease
+from headrace.scheduling.item import Item, ItemState
 from headrace.scheduling.repeating import repeat, repeatable
 from headrace.scheduling.scheduler import Scheduler
 from headrace.scheduling.settings import SchedulingSettings
@@ -20,7 +22,8 @@ _TOKEN = 0  # what is generated does not matter to scheduling
 @dataclass(frozen=True, slots=True)
 class InstanceModel:
     """What an instance is made of. ``cost``: the time of its steps; ``pages`` of ``page_tokens`` tokens; ``step_tokens``: rows a
-    step aims at; ``gap_seconds``: how long a step may take while streams wait (``None``: no bound)."""
+    step aims at; ``gap_seconds``: how long a step may take while streams wait (``None``: no bound); ``page_seconds``: to send a
+    page to another instance."""
 
     cost: Cost
     pages: int
@@ -29,6 +32,7 @@ class InstanceModel:
     page_tokens: int = 16
     policy: str = "fcfs"
     max_running: int = 256
+    page_seconds: float = 2.5e-4
 
 
 @dataclass(slots=True)
@@ -88,18 +92,50 @@ class SimulatedInstance:
         self.scheduler.add(item)
         self._under_way[item.item_id] = progress
         if self._stretch is None:
-            return self._begin(now)
+            return self.begin(now)
         return self._cut(self._stretch, now)
 
-    def end(self) -> tuple[list[int], float | None]:
-        """The stretch under way is over: the requests that have ended with it, and the time of the next event."""
+    def end(self) -> tuple[list[int], float]:
+        """The stretch under way is over: the requests that got their first token by it and go on, and the time.
+
+        :meth:`begin` goes on; in between requests may be let go and taken in.
+        """
         stretch, self._stretch = self._stretch, None
         assert stretch is not None, "something is under way"
-        done = self._commit(stretch)
-        now = stretch.begins + _length(stretch, stretch.count)
-        return done, self._begin(now)
+        begun = self._commit(stretch)
+        return begun, stretch.begins + _length(stretch, stretch.count)
 
-    def _begin(self, now: float) -> float | None:
+    @property
+    def idle(self) -> bool:
+        """True when no step is under way."""
+        return self._stretch is None
+
+    def hurry(self, now: float) -> float | None:
+        """Let the border of the step under way be an event; its time when that has changed."""
+        assert self._stretch is not None, "something is under way"
+        return self._cut(self._stretch, now)
+
+    def let_go(self, item: Item) -> tuple[Progress, Lease]:
+        """A request leaves, between two steps; its pages are the lease's until that is dropped."""
+        return self._under_way.pop(item.item_id), self.scheduler.handover.detach([item])
+
+    def take_in(self, item: Item, progress: Progress, lease: Lease) -> None:
+        """A request goes on here behind what it has computed, between two steps."""
+        item.pages = lease.pages[: len(item.pages)]
+        self._under_way[item.item_id] = progress
+        self.scheduler.handover.attach([item], lease)
+
+    def load(self) -> Load:
+        """The numbers that it would report."""
+        scheduler = self.scheduler
+        pool, waiting = scheduler.pool, scheduler.waiting
+        queue = 0
+        if waiting:
+            queue = sum(pool.pages_for(len(item.tokens)) for item in scheduler.items if item.state is ItemState.WAITING)
+        return Load(pool.total, pool.held + pool.reserved, scheduler.running, waiting, queue=queue)
+
+    def begin(self, now: float) -> float | None:
+        """Plan the next stretch; the time of its end, ``None`` when there is nothing to do."""
         step = self.scheduler.plan()
         if step is None:
             return None
@@ -131,13 +167,14 @@ class SimulatedInstance:
             repeat(scheduler, stretch.count - 1, _TOKEN)
         first, last = stretch.begins + stretch.seconds, stretch.begins + _length(stretch, stretch.count)
         longest = stretch.seconds + stretch.more * (stretch.count - 1)
-        done = []
+        begun = []
         for item in items:
             progress = self._under_way[item.item_id]
             if progress.count:
                 progress.longest_gap = max(progress.longest_gap, first - progress.last)
             else:
                 progress.first = first
+                begun.append(item.item_id)
             if stretch.count > 1:
                 progress.longest_gap = max(progress.longest_gap, longest)
             progress.last = last
@@ -145,8 +182,7 @@ class SimulatedInstance:
             if progress.count >= progress.output:
                 scheduler.finish(item)
                 del self._under_way[item.item_id]
-                done.append(item.item_id)
-        return done
+        return begun
 
 
 def _length(stretch: _Stretch, count: int) -> float:

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from headrace.placement.roles import Role, for_prompts
 from headrace.planning.cluster import Outcome, simulate_cluster
 from headrace.planning.dispatch import DISPATCHERS
 from headrace.planning.instance import InstanceModel
 from headrace.planning.targets import Targets, attainment
 from headrace.scheduling.simulation import Arrival
 
-_PRECISION = 0.03  # of the rate found
+PRECISION = 0.03
+"""Of the rate that is found."""
 _MOST_PROBES = 24
 
 
@@ -30,12 +32,13 @@ class Requests(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A way to use the machine: ``instances``, one model each, of which one has ``threads``."""
+    """A way to use the machine: ``instances``, one model each, of which one has ``threads``. ``roles``: of each; none: ``all``."""
 
     name: str
     instances: tuple[InstanceModel, ...]
     threads: int
     dispatch: str = "freest"
+    roles: tuple[Role, ...] = ()
 
     @property
     def step_tokens(self) -> int:
@@ -67,8 +70,11 @@ class Plan:
 
 def run_at(layout: Layout, sample: Sample, rate: float) -> Outcome:
     """Simulate one rate."""
-    dispatcher = DISPATCHERS.get(layout.dispatch)(len(layout.instances))
-    return simulate_cluster(layout.instances, dispatcher, sample.requests.arrivals(rate, sample.count, sample.seed))
+    count = len(layout.instances)
+    prompts = for_prompts(range(count), dict(enumerate(layout.roles))) if layout.roles else range(count)
+    dispatcher = DISPATCHERS.get(layout.dispatch)(len(prompts))
+    arrivals = sample.requests.arrivals(rate, sample.count, sample.seed)
+    return simulate_cluster(layout.instances, dispatcher, arrivals, roles=layout.roles)
 
 
 def goodput(layout: Layout, sample: Sample, targets: Targets, start: float) -> Plan:
@@ -83,7 +89,7 @@ def goodput(layout: Layout, sample: Sample, targets: Targets, start: float) -> P
         return tried[rate] >= targets.share
 
     low, high = _bracket(kept, start)
-    while high - low > _PRECISION * high and low > 0 and len(tried) < _MOST_PROBES:
+    while high - low > PRECISION * high and low > 0 and len(tried) < _MOST_PROBES:
         middle = (low + high) / 2
         low, high = (middle, high) if kept(middle) else (low, middle)
     return Plan(layout, low, tuple(sorted(tried.items())))
@@ -107,7 +113,7 @@ def _bracket(kept: Callable[[float], bool], start: float) -> tuple[float, float]
 def search(
     layouts: Sequence[Layout], sample: Sample, targets: Targets, start: float, report: Callable[[str, int, int], None]
 ) -> list[Plan]:
-    """Plans of all layouts, the highest goodput first; of equal ones (within the precision) that with the fewest instances."""
+    """Plans of all layouts, the highest goodput first; of equal ones (within the precision) the one with the fewest parts."""
     plans: list[Plan] = []
     for number, layout in enumerate(layouts):
         report(f"simulating {layout.name}", number, len(layouts))
@@ -116,5 +122,10 @@ def search(
     best = max(plan.goodput for plan in plans)
     return sorted(
         plans,
-        key=lambda plan: (plan.goodput < (1 - _PRECISION) * best, len(plan.layout.instances) if plan.goodput else 0, -plan.goodput),
+        key=lambda plan: (plan.goodput < (1 - PRECISION) * best, _parts(plan.layout) if plan.goodput else (0, 0), -plan.goodput),
     )
+
+
+def _parts(layout: Layout) -> tuple[int, int]:
+    """How much there is to understand in a layout: instances, and kinds of them."""
+    return len(layout.instances), len(set(layout.roles))

@@ -28,7 +28,12 @@ def repeatable(scheduler: Scheduler, step: Step, most: int) -> int:
 def repeat(scheduler: Scheduler, count: int, token: int) -> None:
     """Advance all streams by ``count`` times ``token`` at once; ``count`` is at most what :func:`repeatable` said."""
     pool = scheduler.pool
-    scheduler._turn += count * len(scheduler._roster.decodes)  # whose turn it is when they are more than fit a step
+    more_tokens = count * len(scheduler._roster.decodes)
+    scheduler._turn += more_tokens  # whose turn it is when they are more than fit a step
+    counters = scheduler.counters
+    counters.steps += count
+    counters.computed += more_tokens
+    counters.generated += more_tokens
     for item in scheduler._roster.decodes:
         missing = pool.pages_for(item.computed + count) - len(item.pages)
         promised = min(missing, item.reserved)

@@ -88,7 +88,8 @@ def test_integrity_after_stretches() -> None:
         at = fresh.add(item, Progress(40), 0.0)
         following = at if at is not None else following
     while following is not None:
-        _, following = fresh.end()
+        _, now = fresh.end()
         fresh.scheduler.check_integrity()
+        following = fresh.begin(now)
     assert fresh.live == 0
     assert fresh.scheduler.pool.held == 0
