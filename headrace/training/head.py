@@ -26,6 +26,7 @@ class Head:
         self._rows = PART_ROWS * crew.threads
         vocab, hidden = backbone.head.shape
         self._logits: Floats = np.empty((self._rows, vocab), backbone.dtype)
+        self._logits.fill(0.0)  # memory that is touched first beside a step would lengthen it
         self._back: Floats = np.empty((self._rows, hidden), backbone.dtype)
         self._normed: Floats = np.empty((self._rows, hidden), backbone.dtype)
         self._slices = [(first, min(first + SLICE, vocab)) for first in range(0, vocab, SLICE)]
