@@ -10,6 +10,7 @@ from headrace.instances.handoff import Handoff
 from headrace.instances.options import GroupOptions
 from headrace.instances.owners import Owned
 from headrace.instances.relocation import Relocation
+from headrace.instances.shared_training import SharedTraining
 from headrace.instances.slots import Slot, Slots
 from headrace.placement.dispatch import Newcomer, choose_instance
 from headrace.placement.roles import for_prompts, for_tokens
@@ -26,13 +27,15 @@ class Draining:
     """Takes instances of one group out of use and back into it, because somebody asks."""
 
     def __init__(
-        self, options: GroupOptions, slots: Slots, relocation: Relocation, owners: Mapping[int, Owned], handoff: Handoff
-    ) -> None:
+        self, options: GroupOptions, slots: Slots, relocation: Relocation, owners: Mapping[int, Owned], handoff: Handoff,
+        training: SharedTraining,
+    ) -> None:  # fmt: skip
         self._options = options
         self._slots = slots
         self._relocation = relocation
         self._owners = owners
         self._handoff = handoff
+        self._training = training
         self._tasks: dict[int, asyncio.Task[bool]] = {}
 
     def slot(self, number: int) -> Slot:
@@ -84,7 +87,8 @@ class Draining:
         member = slot.member
         while slot.state == "leaving" and slot.member is member:
             mine = [request_id for request_id, owned in self._owners.items() if owned.holder is member]
-            if not mine and not self._relocation.busy(member):
+            jobs_left = not self._training.leave(member)
+            if not mine and not jobs_left and not self._relocation.busy(member):
                 slot.state = "drained"
                 break
             moves = [self._move_away(slot, request_id) for request_id in mine[:AT_ONCE]]

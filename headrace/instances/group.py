@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
@@ -15,7 +16,7 @@ from headrace.engine.client import EngineClient, RequestStream
 from headrace.engine.gauge_sums import sum_of, without_present
 from headrace.engine.relocation_wire import Adopt, RelocationNews
 from headrace.engine.settings import EngineSettings
-from headrace.engine.training_wire import StartTraining
+from headrace.engine.training_wire import StartTraining, TrainingEvent
 from headrace.engine.watch_wire import StepReport
 from headrace.engine.wire import (
     AdapterAnswer,
@@ -39,6 +40,7 @@ from headrace.instances.options import GroupOptions
 from headrace.instances.owners import Owned
 from headrace.instances.relocation import Relocation
 from headrace.instances.shared_adapters import SharedAdapters
+from headrace.instances.shared_training import SharedTraining
 from headrace.instances.slots import Slot, Slots, SlotState
 from headrace.placement.dispatch import Newcomer, choose_instance
 from headrace.placement.roles import Role, check_roles, for_prompts
@@ -92,7 +94,8 @@ class InstanceGroup(EngineClient):
         self._prefixes = KnownPrefixes(16)
         self.handoff = Handoff(check_roles(options.each), self.slots, self.relocation, self._owners)
         self.balancing = Balancing(options, self.slots, self.relocation, self._owners, self.handoff)
-        self.draining = Draining(options, self.slots, self.relocation, self._owners, self.handoff)
+        self.training = SharedTraining(options, self.slots, self._tell_training, self.register_adapter)
+        self.draining = Draining(options, self.slots, self.relocation, self._owners, self.handoff, self.training)
         self._past = Gauges()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -140,6 +143,7 @@ class InstanceGroup(EngineClient):
     def _close(self) -> None:
         self.handoff.close()
         self.draining.close()
+        self.training.close()
         for task in self._tasks:
             task.cancel()
         self.slots.close()
@@ -303,6 +307,7 @@ class InstanceGroup(EngineClient):
         if not emptied:
             logger.warning("instance %d has ended; %d requests go on elsewhere", member.number, len(orphans))
             self.slots.start_again(slot, self._settle_homeless)
+        self.training.lost(member)
         for owned in orphans:
             owned.deaths += 1
             owned.give(None)
@@ -322,8 +327,22 @@ class InstanceGroup(EngineClient):
         return [report for slot in self.slots.all for report in slot.member.take_reports()]
 
     def start_training(self, start: StartTraining) -> None:
-        """Refused: jobs run in one engine, and would publish adapters that the others don't know."""
-        raise HeadraceError("unsupported_parameter", "fine-tuning jobs need --instances 1", param="instances")
+        """Start a job in one of the instances; what it publishes reaches all of them. As :meth:`EngineClient.start_training`."""
+        self._check_serving()
+        self.training.start(start)
+
+    def stop_training(self, job: str, how: Literal["pause", "cancel"]) -> None:
+        """As :meth:`EngineClient.stop_training`."""
+        self._check_serving()
+        self.training.stop(job, how)
+
+    def trained(self, member: Member, message: TrainingEvent) -> None:
+        """Something has become of a job."""
+        self.training.heard(member, message)
+
+    def _tell_training(self, event: TrainingEvent) -> None:
+        if self.on_training is not None:
+            self.on_training(event)
 
     async def _call(self, call: AdapterCall) -> AdapterAnswer | AdapterList:
         self._check_serving()
@@ -338,6 +357,7 @@ class InstanceGroup(EngineClient):
         for owned in homeless:
             if owned.submit.request_id in self._owners:
                 self._place(owned)
+        self.training.settle()
 
     def _end(self, error: HeadraceError) -> None:
         if self._dead is None:

@@ -22,6 +22,7 @@ from headrace.engine.relocation_wire import (
     RelocationNews,
     Stays,
 )
+from headrace.engine.training_wire import TrainingEvent
 from headrace.engine.wire import AdapterAnswer, AdapterCall, AdapterList, Refused, StepOutputs, Submit
 from headrace.placement.load import Load
 
@@ -37,6 +38,9 @@ class MemberEvents(Protocol):
 
     def news(self, member: Member, message: RelocationNews) -> None:
         """A request comes or goes."""
+
+    def trained(self, member: Member, message: TrainingEvent) -> None:
+        """Something has become of a job."""
 
     def lost(self, member: Member) -> None:
         """The process has ended, or its connection."""
@@ -132,6 +136,8 @@ class Member(EngineClient):
                 self._events.refused(self, message)
             case Leaving() | Stays() | Expected() | Departed() | Adopted():
                 self._events.news(self, message)
+            case _ if isinstance(message, TrainingEvent):
+                self._events.trained(self, message)
             case _:
                 super()._handle(message)
 

@@ -8,6 +8,7 @@ import json
 import resource
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -321,3 +322,21 @@ def test_a_job_is_taken_in_whole_or_not_at_all(launch: Launch) -> None:
         running.limit_files(resource.RLIM_INFINITY)
     assert kept == {path.stem for path in (Path(running.scratch) / "jobs").glob("*.json")} == {job.id for job in jobs.list()}
     assert kept == {path.name for path in (Path(running.scratch) / "job_data").iterdir()}
+
+
+def test_two_instances_serve_what_one_of_them_has_learnt(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "tiny", context=16384)  # pools are as large as a model's context is worth
+    running = wait_ready(launch_raw("real", {"instances": ["2"], "pool_mib": 128}, model=f"tiny={model}"))
+    try:
+        trained_by_one(running)
+    finally:
+        assert running.stop() == 0, "\n".join(running.lines)
+
+
+def trained_by_one(running: Running) -> None:
+    job = wait(running, create(running, suffix="wheels").id)
+    assert job.status == "succeeded", job.error
+    with ThreadPoolExecutor(4) as pool:  # so many at once that both instances get some
+        answers = list(pool.map(lambda _: say(running, job.fine_tuned_model), range(8)))
+    assert answers == ["the red wheel"] * 8
+    assert running.metric("headrace_training_steps_total") == 24
