@@ -108,7 +108,7 @@ void Chain::norm_rows(const Gains& gains, const PackedMatrix& next, int rows) {
 
 void Chain::quantise_wide(int width, const PackedMatrix& next, int rows) {
     activations_.reserve(rows, width);
-    if (!next.needs_planes() && !next.needs_bytes()) return;
+    if (!next.needs_integers()) return;
     for_rows(rows, [&](int row, int) { activations_.fill(*table_, next, wide_.data() + product(row, static_cast<std::size_t>(width)), row); });
 }
 

@@ -115,7 +115,7 @@ HEADRACE_INLINE F16 load_half(const std::uint8_t* p) {
 template <Format format>
 HEADRACE_INLINE void unpack(const std::uint8_t* record, Codes* w) {
     constexpr int operands = kFormatTraits[static_cast<int>(format)].group / 4;
-    if constexpr (format == Format::w4) {
+    if constexpr (kFormatTraits[static_cast<int>(format)].bits == 4) {
         for (int line = 0; line < 4; ++line) {
             const Codes both = load_codes(record + 64 * line);
             w[line] = low_nibbles(both);
@@ -128,7 +128,7 @@ HEADRACE_INLINE void unpack(const std::uint8_t* record, Codes* w) {
 
 template <Format format>
 HEADRACE_INLINE I16 dot(I16 acc, const Codes& w, const std::int8_t* x) {
-    if constexpr (format == Format::w4) return dot_nibbles(acc, w, x);
+    if constexpr (kFormatTraits[static_cast<int>(format)].bits == 4) return dot_nibbles(acc, w, x);
     else return dot_bytes(acc, w, x);
 }
 

@@ -22,6 +22,7 @@ struct Variant {
 void fill_portable(KernelTable& table) {
     portable::fill_matmul(table);
     portable::fill_integer(table);
+    portable::fill_groups(table);
     portable::fill_rows(table);
     portable::fill_scans(table);
     portable::fill_peaks(table);
@@ -32,6 +33,7 @@ void fill_portable(KernelTable& table) {
 void fill_avx2(KernelTable& table) {
     avx2::fill_matmul(table);
     avx2::fill_integer(table);
+    avx2::fill_groups(table);
     avx2::fill_rows(table);
     avx2::fill_scans(table);
     avx2::fill_peaks(table);
@@ -45,6 +47,7 @@ constexpr Fill fill_avx2 = nullptr;
 void fill_avx512(KernelTable& table) {
     avx512::fill_matmul(table);
     avx512::fill_integer(table);
+    avx512::fill_groups(table);
     avx512::fill_rows(table);
     avx512::fill_scans(table);
     avx512::fill_peaks(table);

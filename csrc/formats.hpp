@@ -9,6 +9,8 @@
 //   w8g16 [4 x 64 B codes][16 fp16 d]                  group 16   value = d*(q-128)         288 B
 //   bf16, f16, f32  [16 values]                        group 1                              32, 32, 64 B
 //
+// w4a8, w8a8, w8ma8, w8g16a8 are the same records for rows of 8 bits with a scale every 32 inputs.
+//
 // Integer formats have one float a channel and integer groups (QServe's progressive group quantisation), so that a product
 // is integer arithmetic up to one float step at its end:
 //
@@ -33,10 +35,11 @@
 namespace headrace {
 
 enum class Format : std::uint8_t {
-    w4, w8, w8m, w8g16, bf16, f16, f32, q8a8, q8a16, q4g32a8, q4g64a8, q4g128a8, q4g32a16, q4g64a16, q4g128a16
+    w4, w8, w8m, w8g16, bf16, f16, f32, q8a8, q8a16, q4g32a8, q4g64a8, q4g128a8, q4g32a16, q4g64a16, q4g128a16,
+    w4a8, w8a8, w8ma8, w8g16a8
 };
 
-inline constexpr int kFormats = 15;
+inline constexpr int kFormats = 19;
 inline constexpr int kPanelWidth = 16;   // output channels of one panel
 inline constexpr int kGroup = 32;        // inputs of quantised rows are padded to this
 inline constexpr int kRowBlock = 8;      // rows that share one pass over a panel
@@ -66,6 +69,8 @@ inline constexpr FormatTraits kFormatTraits[kFormats] = {
     {"q4g32a16", 4, 32, 304, true, true, 16, true},
     {"q4g64a16", 4, 64, 560, true, true, 16, true},
     {"q4g128a16", 4, 128, 1072, true, true, 16, true},
+    {"w4a8", 4, 32, 320, true, true, 8},  {"w8a8", 8, 32, 544, false, true, 8}, {"w8ma8", 8, 32, 576, true, true, 8},
+    {"w8g16a8", 8, 16, 288, false, true, 8},
 };
 
 // Activation rows of one product, in whichever forms the matrix's panels need (see PackedMatrix::needs_*).
@@ -79,6 +84,20 @@ inline constexpr FormatTraits kFormatTraits[kFormats] = {
 // Integer formats take bytes [rows][padded] (x = byte_scale * q, |q| <= 127) or the planes, and of either the sums of each
 // plane over groups: int16, first of all groups of 32, then of 64, then of 128, each run padded to an even count (SumLayout),
 // and over the whole row: int32. Planes have two such runs a row, hi then lo.
+//
+// Formats w…a8 take groups: x = scale * q for 32 inputs at a time, scale = amax/127 of these, |q| <= 127 (a row with a NaN
+// or an infinity has a NaN in its first scale):
+//   bytes    [rows][padded] int8
+//   scales   [rows][padded/32] float; weighted: each times the sum of its q
+//   offsets  -128 times the sums of q over 32 (offsets32) or 16 inputs (offsets16): int32
+struct GroupRows {
+    const std::int8_t* bytes = nullptr;
+    const float* scales = nullptr;
+    const float* weighted = nullptr;
+    const std::int32_t* offsets32 = nullptr;
+    const std::int32_t* offsets16 = nullptr;
+};
+
 struct Rows {
     int count = 0;
     int inputs = 0;
@@ -94,6 +113,7 @@ struct Rows {
     const std::int32_t* byte_totals = nullptr;   // [rows]
     const std::int16_t* plane_sums = nullptr;
     const std::int32_t* plane_totals = nullptr;  // [rows][2]
+    GroupRows groups = {};
 };
 
 // Where the sums over groups of 32, 64 and 128 inputs begin in a run, and its length.
@@ -112,7 +132,7 @@ struct PanelProduct {
     int rows;
     const std::int8_t* planes;     // first row
     std::size_t plane_stride;      // bytes from row to row
-    const std::int32_t* sums;      // sums16 or sums32 by the format's group
+    const std::int32_t* sums;      // sums16 or sums32 (of groups of 8 bits: the offsets) by the format's group
     std::size_t sum_stride;
     const float* scale;
     const float* values;
@@ -124,6 +144,9 @@ struct PanelProduct {
     std::size_t group_sum_stride;
     std::size_t group_sum_length;
     const std::int32_t* totals;    // one a plane
+    const float* group_scales;     // of groups of 8 bits, one every 32 inputs
+    const float* group_weighted;
+    std::size_t group_scale_stride;
 };
 
 // Places in a panel of 4-bit codes and integer groups.

@@ -61,6 +61,7 @@ struct IsaSupport {
 namespace portable {
 void fill_matmul(KernelTable&);
 void fill_integer(KernelTable&);
+void fill_groups(KernelTable&);
 void fill_rows(KernelTable&);
 void fill_scans(KernelTable&);
 void fill_peaks(KernelTable&);
@@ -69,6 +70,7 @@ void fill_adapters(KernelTable&);
 namespace avx2 {
 void fill_matmul(KernelTable&);
 void fill_integer(KernelTable&);
+void fill_groups(KernelTable&);
 void fill_rows(KernelTable&);
 void fill_scans(KernelTable&);
 void fill_peaks(KernelTable&);
@@ -77,6 +79,7 @@ void fill_adapters(KernelTable&);
 namespace avx512 {
 void fill_matmul(KernelTable&);
 void fill_integer(KernelTable&);
+void fill_groups(KernelTable&);
 void fill_rows(KernelTable&);
 void fill_scans(KernelTable&);
 void fill_peaks(KernelTable&);

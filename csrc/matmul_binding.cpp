@@ -97,9 +97,10 @@ double time_products(const std::vector<const PackedMatrix*>& matrices, const Mat
     if (matrices.empty() || repeat < 1) throw std::invalid_argument("nothing to time");
     for (const PackedMatrix* matrix : matrices) check_rows(*matrix, x);
     const auto columns = static_cast<std::size_t>(matrices.front()->columns());
-    const bool planes = matrices.front()->needs_planes(), bytes = matrices.front()->needs_bytes();
+    const PackedMatrix& first = *matrices.front();
     for (const PackedMatrix* matrix : matrices)
-        if (matrix->columns() != matrices.front()->columns() || matrix->needs_planes() != planes || matrix->needs_bytes() != bytes)
+        if (matrix->columns() != first.columns() || matrix->needs_planes() != first.needs_planes() ||
+            matrix->needs_bytes() != first.needs_bytes() || matrix->needs_groups() != first.needs_groups())
             throw std::invalid_argument("the matrices differ in shape or format");
     const std::vector<float> values(x.data(), x.data() + x.size());
     std::vector<float> out(x.shape(0) * columns);

@@ -72,7 +72,7 @@ void quantised_rows(const PanelProduct& p, int row) {
         unpack<format>(record, w);
         group_dots<format, R>(w, x + plane_offset<format>(g), p.plane_stride, dots);
         const F16 d = load_half(record + code_bytes);
-        if constexpr (format != Format::w4)  // codes are stored as q + 128; taken off as an integer, before any rounding
+        if constexpr (traits.bits == 8)  // codes are stored as q + 128; taken off as an integer, before any rounding
             for (int r = 0; r < R; ++r) dots[r] = dots[r] - shift_left<7>(splat_int(sums[r * p.sum_stride + g]));
         for (int r = 0; r < R; ++r) acc[r] = fma(d, to_float(dots[r]), acc[r]);
         if constexpr (traits.has_min) {

@@ -96,6 +96,29 @@ HEADRACE_INLINE void quantise_bytes_row(const float* x, int n, const ByteRow& to
     sum_wider_groups(n, to.sums);
 }
 
+// Codes of each 32 inputs by their own largest value. What is wrong anywhere in the row shows in its first scale.
+HEADRACE_INLINE void quantise_groups_row(const float* x, int n, const GroupedRow& to) {
+    F16 broken = splat(0.0f);
+    for (int i = 0; i < n; i += 32) {
+        const F16 a = load(x + i), b = load(x + i + 16);
+        const float peak = maximum(max(abs(a), abs(b)));
+        const bool live = peak > 1e-30f;
+        const F16 inverse = splat(live ? kBytePeak / peak : 0.0f);
+        const I16 first = to_int(a * inverse), second = to_int(b * inverse);
+        const float scale = live ? peak / kBytePeak : 0.0f;
+        const auto low = static_cast<std::uint32_t>(sum(first)), high = static_cast<std::uint32_t>(sum(second));
+        store_bytes(to.bytes + i, first);
+        store_bytes(to.bytes + i + 16, second);
+        to.scales[i / 32] = scale;
+        to.weighted[i / 32] = scale * static_cast<float>(static_cast<std::int32_t>(low + high));
+        to.offsets16[i / 16] = static_cast<std::int32_t>(0u - 128u * low);
+        to.offsets16[i / 16 + 1] = static_cast<std::int32_t>(0u - 128u * high);
+        to.offsets32[i / 32] = static_cast<std::int32_t>(0u - 128u * (low + high));
+        broken = fma(a, splat(0.0f), fma(b, splat(0.0f), broken));
+    }
+    to.scales[0] += sum(broken);
+}
+
 inline void sum_plane_groups(const std::int8_t* planes, int n, std::int16_t* sums, std::int32_t* totals) {
     const int length = sum_layout(n).length;
     for (int plane = 0; plane < 2; ++plane, sums += length) {

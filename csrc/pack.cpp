@@ -31,6 +31,13 @@ const Decoder kDecoders[] = {
     {{"Q5_1", 32, 24, Format::w8m}, decode_q5_1},
     {{"Q4_K", 256, 144, Format::w4}, decode_q4_k},
     {{"Q6_K", 256, 210, Format::w8g16}, decode_q6_k},
+    {{"Q8_0A8", 32, 34, Format::w8a8}, decode_q8_0},
+    {{"Q4_0A8", 32, 18, Format::w4a8}, decode_q4_0},
+    {{"Q4_1A8", 32, 20, Format::w4a8}, decode_q4_1},
+    {{"Q5_0A8", 32, 22, Format::w8a8}, decode_q5_0},
+    {{"Q5_1A8", 32, 24, Format::w8ma8}, decode_q5_1},
+    {{"Q4_KA8", 256, 144, Format::w4a8}, decode_q4_k},
+    {{"Q6_KA8", 256, 210, Format::w8g16a8}, decode_q6_k},
     {{"INT8A8", 32, 32, Format::q8a8}, nullptr},
     {{"INT8A16", 32, 32, Format::q8a16}, nullptr},
     {{"INT4G32A8", 32, 19, Format::q4g32a8}, nullptr},
@@ -80,7 +87,7 @@ void check_bytes(const PackSource& source) {
 template <Format format>
 void place_codes(const GroupCodes& codes, int lane, std::uint8_t* record) {
     constexpr FormatTraits traits = kFormatTraits[static_cast<int>(format)];
-    if constexpr (format == Format::w4) {
+    if constexpr (traits.bits == 4) {
         std::uint8_t both[16];
         for (int i = 0; i < 16; ++i) both[i] = static_cast<std::uint8_t>(codes.q[i] | codes.q[i + 16] << 4);
         for (int line = 0; line < 4; ++line) std::memcpy(record + 64 * line + 4 * lane, both + 4 * line, 4);
@@ -123,9 +130,13 @@ bool pack_values(const std::uint8_t* const* rows, int inputs, Word exponent, std
 
 bool pack_finite_panel(const Decoder& decoder, const std::uint8_t* const* rows, int inputs, std::uint8_t* panel) {
     switch (decoder.kind.format) {
+        case Format::w4a8:
         case Format::w4: return pack_quantised<Format::w4>(decoder, rows, inputs / 32, panel);
+        case Format::w8a8:
         case Format::w8: return pack_quantised<Format::w8>(decoder, rows, inputs / 32, panel);
+        case Format::w8ma8:
         case Format::w8m: return pack_quantised<Format::w8m>(decoder, rows, inputs / 32, panel);
+        case Format::w8g16a8:
         case Format::w8g16: return pack_quantised<Format::w8g16>(decoder, rows, inputs / 16, panel);
         case Format::bf16: return pack_values<std::uint16_t>(rows, inputs, 0x7f80, panel);
         case Format::f16: return pack_values<std::uint16_t>(rows, inputs, 0x7c00, panel);
@@ -225,7 +236,7 @@ class Packer {
             matrix.bytes_ += traits.integer ? integer_panel(format, matrix.inputs_).bytes
                                             : static_cast<std::size_t>(matrix.inputs_ / traits.group) * traits.record_bytes;
             matrix.integer_ &= traits.integer;
-            if (traits.activation_bits == 8) matrix.needs_bytes_ = true;
+            if (traits.activation_bits == 8) (traits.integer ? matrix.needs_bytes_ : matrix.needs_groups_) = true;
             else (traits.quantised ? matrix.needs_planes_ : matrix.needs_values_) = true;
             matrix.needs_plane_sums_ |= traits.integer && traits.activation_bits == 16;
         }

@@ -37,6 +37,18 @@ void give_integer_rows(const FormatTraits& traits, const Rows& x, int m0, PanelP
     product.totals = (one ? x.byte_totals : x.plane_totals) + planes * row;
 }
 
+// Rows from m0 on in 8 bits with a scale every 32 inputs.
+void give_group_rows(const FormatTraits& traits, const Rows& x, int m0, PanelProduct& product) {
+    const auto row = static_cast<std::size_t>(m0), padded = static_cast<std::size_t>((x.inputs + kGroup - 1) / kGroup * kGroup);
+    product.plane_stride = padded;
+    product.planes = x.groups.bytes + padded * row;
+    product.sum_stride = padded / static_cast<std::size_t>(traits.group);
+    product.sums = (traits.group == 16 ? x.groups.offsets16 : x.groups.offsets32) + product.sum_stride * row;
+    product.group_scale_stride = padded / kGroup;
+    product.group_scales = x.groups.scales + product.group_scale_stride * row;
+    product.group_weighted = x.groups.weighted + product.group_scale_stride * row;
+}
+
 // One panel times rows m0 … m1-1; `out` points at the first of them and the panel's first column.
 void panel_times_rows(PanelKernel kernel, const PackedMatrix& matrix, const Rows& x, int m0, int m1, int panel, float* out,
                       std::size_t out_stride) {
@@ -52,6 +64,8 @@ void panel_times_rows(PanelKernel kernel, const PackedMatrix& matrix, const Rows
     product.out_stride = out_stride;
     if (traits.integer) {
         give_integer_rows(traits, x, m0, product);
+    } else if (traits.quantised && traits.activation_bits == 8) {
+        give_group_rows(traits, x, m0, product);
     } else if (traits.quantised) {
         product.plane_stride = static_cast<std::size_t>(padded) * 2;
         product.planes = x.planes + product.plane_stride * static_cast<std::size_t>(m0);
@@ -119,7 +133,7 @@ void dequantize_group(Format format, const std::uint8_t* record, int lane, float
     const float d = float_of_half(half[0]), m = float_of_half(half[1]);
     for (int i = 0; i < traits.group; ++i) {
         int q;
-        if (format == Format::w4) q = record[64 * (i % 16 / 4) + 4 * lane + i % 4] >> (i / 16 * 4) & 15;
+        if (traits.bits == 4) q = record[64 * (i % 16 / 4) + 4 * lane + i % 4] >> (i / 16 * 4) & 15;
         else q = record[64 * (i / 4) + 4 * lane + i % 4] - 128;
         const float scaled = d * static_cast<float>(q);
         out[i] = scaled + m;

@@ -31,7 +31,9 @@ class PackedMatrix {
     bool interleaved() const { return interleaved_; }
     bool needs_planes() const { return needs_planes_; }
     bool needs_values() const { return needs_values_; }
-    bool needs_bytes() const { return needs_bytes_; }            // rows in 8 bits
+    bool needs_bytes() const { return needs_bytes_; }            // rows in 8 bits with one scale
+    bool needs_groups() const { return needs_groups_; }          // rows in 8 bits with a scale every 32 inputs
+    bool needs_integers() const { return needs_planes_ || needs_bytes_ || needs_groups_; }
     bool needs_plane_sums() const { return needs_plane_sums_; }  // group sums of the planes
     bool integer() const { return integer_; }                    // every panel is of an integer format
     const std::uint8_t* data() const { return data_.get(); }
@@ -48,6 +50,7 @@ class PackedMatrix {
     bool needs_planes_ = false;
     bool needs_values_ = false;
     bool needs_bytes_ = false;
+    bool needs_groups_ = false;
     bool needs_plane_sums_ = false;
     bool integer_ = true;
     std::vector<Panel> panels_;

@@ -31,6 +31,15 @@ struct ByteRow {
     std::int32_t* total;
 };
 
+// The same with a scale every 32 inputs; see GroupRows.
+struct GroupedRow {
+    std::int8_t* bytes;
+    float* scales;
+    float* weighted;
+    std::int32_t* offsets32;
+    std::int32_t* offsets16;
+};
+
 // What follows the Q/K/V product of one row: biases, per-head norms, rotation, and K and V going into their page.
 struct QkvRow {
     float* q;             // [heads][head_dim], finished in place (and multiplied by `scale`)
@@ -127,6 +136,7 @@ struct RowKernels {
     void (*norm)(const float* x, const float* gain, float eps, int n, float* out);
     void (*quantise)(const float* x, int n, const QuantisedRow& to);
     void (*quantise_bytes)(const float* x, int n, const ByteRow& to);
+    void (*quantise_groups)(const float* x, int n, const GroupedRow& to);
     // Group sums and totals of the two planes of a quantised row: sums [2][SumLayout], totals [2].
     void (*sum_planes)(const std::int8_t* planes, int n, std::int16_t* sums, std::int32_t* totals);
     void (*add)(const float* x, int n, float* to);  // to += x

@@ -17,6 +17,11 @@ void RowBuffer::reserve(int rows, int inputs) {
     byte_totals_.reserve(count);
     plane_sums_.reserve(count * 2 * sums_);
     plane_totals_.reserve(count * 2);
+    group_bytes_.reserve(count * n);
+    group_scales_.reserve(count * (n / 32));
+    group_weighted_.reserve(count * (n / 32));
+    offsets32_.reserve(count * (n / 32));
+    offsets16_.reserve(count * (n / 16));
 }
 
 // Every format that takes integers has inputs in multiples of 32.
@@ -28,6 +33,10 @@ void RowBuffer::fill(const KernelTable& table, const PackedMatrix& matrix, const
         if (matrix.needs_plane_sums())
             table.rows.sum_planes(planes, inputs_, plane_sums_.data() + i * 2 * sums_, plane_totals_.data() + i * 2);
     }
+    if (matrix.needs_groups())
+        table.rows.quantise_groups(values, inputs_, {group_bytes_.data() + i * n, group_scales_.data() + i * (n / 32),
+                                                     group_weighted_.data() + i * (n / 32), offsets32_.data() + i * (n / 32),
+                                                     offsets16_.data() + i * (n / 16)});
     if (matrix.needs_bytes())
         table.rows.quantise_bytes(values, inputs_, {bytes_.data() + i * n, byte_scale_.data() + i, byte_sums_.data() + i * sums_,
                                                     byte_totals_.data() + i});
@@ -43,6 +52,8 @@ Rows RowBuffer::rows(int first, int count, const float* values) const {
     view.byte_totals = byte_totals_.data() + i;
     view.plane_sums = plane_sums_.data() + i * 2 * sums_;
     view.plane_totals = plane_totals_.data() + i * 2;
+    view.groups = {group_bytes_.data() + i * n, group_scales_.data() + i * (n / 32), group_weighted_.data() + i * (n / 32),
+                   offsets32_.data() + i * (n / 32), offsets16_.data() + i * (n / 16)};
     return view;
 }
 

@@ -26,6 +26,9 @@ class RowBuffer {
     Buffer<float> scale_, byte_scale_;
     Buffer<std::int32_t> sums32_, sums16_, byte_totals_, plane_totals_;
     Buffer<std::int16_t> byte_sums_, plane_sums_;
+    Buffer<std::int8_t> group_bytes_;
+    Buffer<float> group_scales_, group_weighted_;
+    Buffer<std::int32_t> offsets32_, offsets16_;
 };
 
 }  // namespace headrace

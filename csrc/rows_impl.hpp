@@ -12,6 +12,7 @@ void fill_rows(KernelTable& table) {
     rows.norm = [](const float* x, const float* gain, float eps, int n, float* out) { norm_row(x, gain, eps, n, out); };
     rows.quantise = [](const float* x, int n, const QuantisedRow& to) { quantise_row(x, n, to); };
     rows.quantise_bytes = [](const float* x, int n, const ByteRow& to) { quantise_bytes_row(x, n, to); };
+    rows.quantise_groups = [](const float* x, int n, const GroupedRow& to) { quantise_groups_row(x, n, to); };
     rows.sum_planes = sum_plane_groups;
     rows.add = [](const float* x, int n, float* to) { add_row(x, n, to); };
     rows.scale = [](float factor, int n, float* x) { scale_row(factor, n, x); };

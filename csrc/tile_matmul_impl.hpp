@@ -22,11 +22,13 @@ namespace {
 inline constexpr TileConfigs kConfigs32 = tile_configs(32);
 inline constexpr TileConfigs kConfigs16 = tile_configs(16);
 
-constexpr int kPlaneCount = 2;  // hi, lo
+constexpr int kMostPlanes = 2;  // hi, lo; rows of groups of 8 bits have one
+template <Format format>
+constexpr int kPlaneCount = kFormatTraits[static_cast<int>(format)].activation_bits / 8;
 constexpr std::size_t kSumsStride = kPanelWidth * sizeof(std::int32_t);
 
 struct alignas(64) TileScratch {
-    std::int32_t sums[2][kPlaneCount][kTileRowLimit * kPanelWidth];  // of groups g and g-1
+    std::int32_t sums[2][kMostPlanes][kTileRowLimit * kPanelWidth];  // of groups g and g-1
     std::uint8_t codes[2][kGroup * kPanelWidth];                     // of groups g and g+1, for packed formats
 };
 
@@ -47,13 +49,13 @@ HEADRACE_INLINE void multiply(const std::uint8_t* record, const std::int8_t* pla
     tile_load<kRowPlanes>(planes, stride);
     tile_zero<kSums + 2 * odd>();
     tile_dot<kSums + 2 * odd, kRowPlanes, kCodeLines + odd>();
-    if constexpr (kPlaneCount == 2) {
+    if constexpr (kPlaneCount<format> == 2) {
         tile_load<kRowPlanes + 1>(planes + kGroup, stride);
         tile_zero<kSums + 2 * odd + 1>();
         tile_dot<kSums + 2 * odd + 1, kRowPlanes + 1, kCodeLines + odd>();
     }
     tile_store<kSums + 2 * odd>(scratch.sums[odd][0], kSumsStride);
-    if constexpr (kPlaneCount == 2) tile_store<kSums + 2 * odd + 1>(scratch.sums[odd][1], kSumsStride);
+    if constexpr (kPlaneCount<format> == 2) tile_store<kSums + 2 * odd + 1>(scratch.sums[odd][1], kSumsStride);
 }
 
 // body(r) for every row: written out when their number is known here, so that what it indexes by r stays in registers.
@@ -67,10 +69,10 @@ HEADRACE_INLINE void each_row(int rows, Body&& body) {
     }
 }
 
-// The float steps of one group, as in quantised_rows.
+// The float steps of group g, as in quantised_rows and grouped_rows.
 template <Format format, int Rows>
-HEADRACE_INLINE void fold_group(const std::int32_t (*dots)[kTileRowLimit * kPanelWidth], const std::uint8_t* record,
-                                const std::int32_t* sums, std::size_t sum_stride, int rows, F16* acc) {
+HEADRACE_INLINE void fold_group(const std::int32_t (*dots)[kTileRowLimit * kPanelWidth], const std::uint8_t* record, const PanelProduct& p,
+                                int g, int rows, F16* acc) {
     constexpr FormatTraits traits = kFormatTraits[static_cast<int>(format)];
     constexpr int code_bytes = traits.record_bytes - (traits.has_min ? 64 : 32);
     const F16 d = load_half(record + code_bytes);
@@ -78,12 +80,25 @@ HEADRACE_INLINE void fold_group(const std::int32_t (*dots)[kTileRowLimit * kPane
     if constexpr (traits.has_min) m = load_half(record + code_bytes + 32);
     each_row<Rows>(rows, [&](int r) __attribute__((always_inline)) {
         I16 dot = load(dots[0] + r * kPanelWidth);
-        if constexpr (kPlaneCount == 2) dot = shift_left<8>(dot) + load(dots[1] + r * kPanelWidth);
-        const I16 sum = splat_int(sums[static_cast<std::size_t>(r) * sum_stride]);
-        if constexpr (format != Format::w4) dot = dot - shift_left<7>(sum);
-        acc[r] = fma(d, to_float(dot), acc[r]);
-        if constexpr (traits.has_min) acc[r] = fma(m, to_float(sum), acc[r]);
+        const I16 sum = splat_int(p.sums[static_cast<std::size_t>(r) * p.sum_stride + static_cast<std::size_t>(g)]);
+        if constexpr (kPlaneCount<format> == 2) {
+            dot = shift_left<8>(dot) + load(dots[1] + r * kPanelWidth);
+            if constexpr (traits.bits == 8) dot = dot - shift_left<7>(sum);
+            acc[r] = fma(d, to_float(dot), acc[r]);
+            if constexpr (traits.has_min) acc[r] = fma(m, to_float(sum), acc[r]);
+        } else {
+            const std::size_t at = static_cast<std::size_t>(r) * p.group_scale_stride + static_cast<std::size_t>(g * traits.group / kGroup);
+            if constexpr (traits.bits == 8) dot = dot + sum;
+            acc[r] = fma(d, to_float(dot) * splat(p.group_scales[at]), acc[r]);
+            if constexpr (traits.has_min) acc[r] = fma(m, splat(p.group_weighted[at]), acc[r]);
+        }
     });
+}
+
+template <Format format>
+HEADRACE_INLINE std::size_t tile_offset(int g) {
+    if constexpr (kPlaneCount<format> == 2) return plane_offset<format>(g);
+    else return static_cast<std::size_t>(g) * kFormatTraits[static_cast<int>(format)].group;
 }
 
 // `Rows` is the number of rows when it is known here (the accumulators then stay in registers), otherwise 0.
@@ -97,16 +112,18 @@ HEADRACE_INLINE void tile_rows(const PanelProduct& p) {
     const std::uint8_t* record = p.panel;
     unpack_lines<format>(record, scratch.codes[0]);
     for (int g = 0; g < p.groups; ++g, record += record_bytes) {
-        const std::int8_t* planes = p.planes + plane_offset<format>(g);
+        const std::int8_t* planes = p.planes + tile_offset<format>(g);
         if (g % 2 == 0) multiply<format, 0>(record, planes, p.plane_stride, scratch);
         else multiply<format, 1>(record, planes, p.plane_stride, scratch);
         if (g + 1 < p.groups) unpack_lines<format>(record + record_bytes, scratch.codes[(g + 1) % 2]);
-        if (g > 0) fold_group<format, Rows>(scratch.sums[(g - 1) % 2], record - record_bytes, p.sums + g - 1, p.sum_stride, rows, acc);
+        if (g > 0) fold_group<format, Rows>(scratch.sums[(g - 1) % 2], record - record_bytes, p, g - 1, rows, acc);
     }
     const int last = p.groups - 1;
-    fold_group<format, Rows>(scratch.sums[last % 2], record - record_bytes, p.sums + last, p.sum_stride, rows, acc);
+    fold_group<format, Rows>(scratch.sums[last % 2], record - record_bytes, p, last, rows, acc);
     each_row<Rows>(rows, [&](int r) __attribute__((always_inline)) {
-        store(p.out + static_cast<std::size_t>(r) * p.out_stride, acc[r] * splat(p.scale[r]));
+        F16 whole = acc[r];
+        if constexpr (kPlaneCount<format> == 2) whole = whole * splat(p.scale[r]);
+        store(p.out + static_cast<std::size_t>(r) * p.out_stride, whole);
     });
 }
 
@@ -150,6 +167,10 @@ void fill_tiles(KernelTable& table) {
     table.tiles.panel[static_cast<int>(Format::w8)] = tile_product<Format::w8>;
     table.tiles.panel[static_cast<int>(Format::w8m)] = tile_product<Format::w8m>;
     table.tiles.panel[static_cast<int>(Format::w8g16)] = tile_product<Format::w8g16>;
+    table.tiles.panel[static_cast<int>(Format::w4a8)] = tile_product<Format::w4a8>;
+    table.tiles.panel[static_cast<int>(Format::w8a8)] = tile_product<Format::w8a8>;
+    table.tiles.panel[static_cast<int>(Format::w8ma8)] = tile_product<Format::w8ma8>;
+    table.tiles.panel[static_cast<int>(Format::w8g16a8)] = tile_product<Format::w8g16a8>;
 }
 
 }  // namespace headrace::HEADRACE_ISA

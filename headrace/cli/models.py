@@ -21,7 +21,9 @@ def list_models() -> None:
 
 @click.command()
 @click.argument("model")
-@click.option("--weights", type=click.Choice(("auto", "w4", "w8", "bf16")), default="auto", help="As for `headrace serve`.")
+@click.option(
+    "--weights", type=click.Choice(("auto", "a16", "a8", "w4", "w8", "bf16")), default="auto", help="As for `headrace serve`."
+)
 def show(model: str, weights: str) -> None:
     """Describe one model: a name from `headrace list`, a GGUF file or a folder.
 

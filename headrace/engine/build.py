@@ -44,7 +44,7 @@ from headrace.memory.views import Views, plan_views
 from headrace.models.adapter import check_base
 from headrace.models.catalog import OpenModel, find_model, open_model
 from headrace.models.packages import Progress, cache_dir
-from headrace.models.recoding import recode
+from headrace.models.recoding import ROW_CHOICES, recode
 from headrace.scheduling.composer import POLICIES
 from headrace.scheduling.cost import Cost
 from headrace.scheduling.keeping import KeepOptions
@@ -106,6 +106,9 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
     began = time.perf_counter()
     options = options or BuildOptions()
     model = original = open_model(find_model(settings.model), options.progress)
+    if settings.device != "cpu" and settings.weights in ROW_CHOICES:
+        message = f"weights {settings.weights} says how native kernels round rows, device {settings.device} does not; use auto"
+        raise HeadraceError("invalid_setting", message, param="weights")
     model = dataclasses.replace(model, weights=recode(model.weights, settings.weights))
     threads = settings.threads or usable_cores()
     kv = kv_format(settings.kv, settings.device)

@@ -14,7 +14,7 @@ from headrace.kernels.formats import runnable_instruction_sets, source_kinds
 from headrace.kernels.packing import pack
 from headrace.models.catalog import OpenModel
 from headrace.models.integer_rows import GROUP_OF_KIND, sample_rows
-from headrace.models.weights import RawTensor
+from headrace.models.weights import BYTE_ROWS, RawTensor
 
 ROWS = (1, 3, 4, 15, 16, 17, 64, 257)
 THREADS = (1, 2)
@@ -99,8 +99,9 @@ def _of_kind(kind: str, width: int, panels: int, pool: _native.ThreadPool) -> It
     # One bit of each byte is cleared: then no bit pattern is an infinite scale, in any encoding.
     data = rng.integers(0, 256, (outputs * blocks, source.block_bytes), dtype=np.uint8) & np.uint8(0xBF)
     yield _Case(f"{kind}, random", pack([RawTensor(kind, shape, data.reshape(-1))], pool), ROWS)
-    if kind in _SCALES:
-        yield _Case(f"{kind}, extreme", pack([RawTensor(kind, shape, _extremes(kind, data).reshape(-1))], pool), ROWS)
+    encoding = kind.removesuffix(BYTE_ROWS)
+    if encoding in _SCALES:
+        yield _Case(f"{kind}, extreme", pack([RawTensor(kind, shape, _extremes(encoding, data).reshape(-1))], pool), ROWS)
 
 
 def _extremes(kind: str, blocks: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

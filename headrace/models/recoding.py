@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from headrace.errors import HeadraceError
 from headrace.models.integer_rows import GROUP_OF_KIND
-from headrace.models.weights import RawBytes, RawTensor, WeightSource, dequantise
+from headrace.models.weights import BYTE_ROWS, RawBytes, RawTensor, WeightSource, dequantise
 
-WEIGHTS = ("auto", "w4", "w8", "bf16")
+ROW_CHOICES = ("a16", "a8")
+WEIGHTS = ("auto", *ROW_CHOICES, "w4", "w8", "bf16")
 GROUP = 32
 
 Float32 = npt.NDArray[np.float32]
@@ -21,6 +22,9 @@ _FLOATS = ("F32", "F16", "BF16")
 _KINDS = {"w4": "Q4_1", "w8": "Q8_0", "bf16": "BF16"}
 # Already what is asked for: their codes run as they are, and rounding them onto another grid would only lose.
 _KEPT = {"w4": ("Q4_0", "Q4_1", "Q4_K"), "w8": ("Q8_0",), "bf16": ("BF16",)}
+# Encodings whose products can take rows of 8 bits as well.
+_WITH_BYTE_ROWS = ("Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q6_K", "Q8_0")
+_OWN_CODES = ("auto", *ROW_CHOICES)
 _PIECE = 1 << 22  # weights encoded together
 
 
@@ -87,6 +91,39 @@ class RecodedWeights:
         self.source.release()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ByteRowWeights:
+    """A source whose quantised matrices meet rows of 8 bits with a scale every 32 inputs (a
+    :class:`~headrace.models.weights.WeightSource`): the same bytes under the kinds that say so."""
+
+    source: WeightSource
+
+    @property
+    def size_bytes(self) -> int:
+        """Encoded bytes of all tensors of the source."""
+        return self.source.size_bytes
+
+    def names(self) -> Iterable[str]:
+        """Canonical names, in file order."""
+        return self.source.names()
+
+    def outline(self, name: str) -> RawTensor:
+        """Kind and shape of a tensor without its bytes."""
+        return _with_byte_rows(self.source.outline(name))
+
+    def tensor(self, name: str) -> RawTensor:
+        """The tensor of that name, its bytes as they are."""
+        return _with_byte_rows(self.source.tensor(name))
+
+    def release(self) -> None:
+        """Let the source's files go."""
+        self.source.release()
+
+
+def _with_byte_rows(raw: RawTensor) -> RawTensor:
+    return replace(raw, kind=raw.kind + BYTE_ROWS) if raw.kind in _WITH_BYTE_ROWS else raw
+
+
 def recode_tensor(raw: RawTensor, kind: str) -> RawTensor:
     """The same matrix in another kind, rounded to nearest; rows in canonical order."""
     rows, inputs = raw.shape
@@ -105,23 +142,25 @@ def recode_tensor(raw: RawTensor, kind: str) -> RawTensor:
 def recode(source: WeightSource, weights: str) -> WeightSource:
     """The source as the option ``weights`` wants its matrices.
 
-    ``auto``: as they are, but floats of inputs in whole groups become w8 (half the bytes, several times the speed, and a loss
-    that real text hardly shows). ``w8``, ``w4``: 8 or 4 bits in groups of 32; under w4 a matrix that has such codes keeps them.
-    ``bf16``: dequantised. Raises ``invalid_setting`` for what can't be or would undo a calibration.
+    ``auto``, ``a16``: as they are, but floats of inputs in whole groups become w8 (half the bytes, several times the speed, and
+    a loss that real text hardly shows). ``a8``: the same codes, but rows of 8 bits with a scale every 32 inputs. ``w8``,
+    ``w4``: 8 or 4 bits in groups of 32; under w4 a matrix that has such codes keeps them. ``bf16``: dequantised. Raises
+    ``invalid_setting`` for what can't be or would undo a calibration.
     """
     kinds: dict[str, str] = {}
     for name in source.names():
         outline = source.outline(name)
         if len(outline.shape) != 2:
             continue
-        if weights == "auto":
+        if weights in _OWN_CODES:
             if outline.kind in _FLOATS and outline.shape[1] % GROUP == 0:
                 kinds[name] = _KINDS["w8"]
             continue
         _check(name, outline, weights)
         if outline.kind not in _KEPT[weights]:
             kinds[name] = _KINDS[weights]
-    return RecodedWeights(source, kinds) if kinds else source
+    recoded = RecodedWeights(source, kinds) if kinds else source
+    return ByteRowWeights(recoded) if weights == "a8" else recoded
 
 
 def _check(name: str, outline: RawTensor, weights: str) -> None:

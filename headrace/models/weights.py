@@ -15,13 +15,16 @@ from headrace.models.integer_rows import GROUP_OF_KIND, decode_rows
 RawBytes = npt.NDArray[np.uint8]
 RowOrder = npt.NDArray[np.int32]
 NO_BYTES: RawBytes = np.zeros(0, np.uint8)
+BYTE_ROWS = "A8"
+"""Ends the name of an encoding whose matrix is to meet rows of 8 bits; its bytes are those of the encoding without it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawTensor:
     """One tensor in its source encoding, not copied: ``data`` is a view into the mapped file wherever possible.
 
-    ``kind``: name of the encoding in the GGUF tables (``"F32"``, ``"F16"``, ``"BF16"``, ``"Q4_1"``, ``"Q8_0"``, …).
+    ``kind``: name of the encoding in the GGUF tables (``"F32"``, ``"F16"``, ``"BF16"``, ``"Q4_1"``, ``"Q8_0"``, …), perhaps with
+    :data:`BYTE_ROWS` behind it.
     ``shape``: ``(outputs, inputs)`` or ``(n,)``, row-major, one row's codes consecutive.
     ``data``: 1-D bytes of exactly the encoded size; read-only when it maps a file.
     ``row_order``: output row *i* comes from stored row ``row_order[i]`` (``None``: as stored).
@@ -95,7 +98,8 @@ def _decoded(kind: str, stored: RawBytes) -> npt.NDArray[np.float32]:
     import gguf  # 0.1 s to import, and a server that starts from packed weights needs none of it
 
     try:
-        values: npt.NDArray[np.float32] = gguf.quants.dequantize(stored, gguf.GGMLQuantizationType[kind])
+        encoding = gguf.GGMLQuantizationType[kind.removesuffix(BYTE_ROWS)]
+        values: npt.NDArray[np.float32] = gguf.quants.dequantize(stored, encoding)
     except (KeyError, NotImplementedError) as error:
         raise HeadraceError("model_file", f"weights of kind {kind!r} can't be decoded") from error
     return values

@@ -13,6 +13,7 @@ import pytest
 
 import headrace
 from headrace import LLM, SamplingParams
+from headrace.engine.build import build_engine
 from headrace.engine.sampling_params import GrammarSpec
 from headrace.engine.settings import EngineSettings
 from headrace.errors import HeadraceError
@@ -156,3 +157,10 @@ def test_a_folder_with_safetensors_and_its_own_tokenizer_generates(tmp_path: Pat
         assert llm.tokenizer.encode("the water") == ids
     expected = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=1)
     assert list(found.tokens) == expected[0, len(ids) :].tolist()
+
+
+@pytest.mark.torch
+def test_row_forms_of_the_native_kernels_are_refused_on_torch() -> None:
+    with pytest.raises(HeadraceError, match="weights a8 says how native kernels round rows") as caught:
+        build_engine(EngineSettings(device="torch", weights="a8", threads=1))
+    assert (caught.value.code, caught.value.param) == ("invalid_setting", "weights")

@@ -107,13 +107,13 @@ def fma(a: Float32, b: Float32, c: Float32) -> Float32:
     return bits.view(np.float64).astype(np.float32)
 
 
-def quantise_rows(x: Float32) -> tuple[Int64, Float32]:
-    """16-bit codes and scale of each row, as the kernels define them."""
+def quantise_rows(x: Float32, top: int = 32512) -> tuple[Int64, Float32]:
+    """Codes up to ``top`` (16 bits) and scale of each row, as the kernels define them."""
     peak = np.abs(x).max(axis=1, keepdims=True)
     live = peak > 1e-30
     safe = np.where(live, peak, np.float32(1))
-    codes = np.where(live, np.rint(x * (np.float32(32512) / safe)), 0).astype(np.int64)
-    return codes, np.where(live, peak / np.float32(32512), 0).astype(np.float32)
+    codes = np.where(live, np.rint(x * (np.float32(top) / safe)), 0).astype(np.int64)
+    return codes, np.where(live, peak / np.float32(top), 0).astype(np.float32)
 
 
 def product(x: Float32, meaning: Meaning) -> Float32:
@@ -129,6 +129,26 @@ def product(x: Float32, meaning: Meaning) -> Float32:
             sums = np.broadcast_to(codes[:, span].sum(axis=1, keepdims=True).astype(np.float32), acc.shape)
             acc = fma(np.broadcast_to(meaning.m[:, g], acc.shape), sums, acc)
     return acc * scale
+
+
+def quantise_groups(x: Float32) -> tuple[Int64, Float32]:
+    """8-bit codes [rows, inputs] and the scale of every 32 inputs [rows, inputs / 32], as the kernels define them."""
+    codes, scales = quantise_rows(x.reshape(-1, 32), 127)
+    return codes.reshape(x.shape), scales.reshape(len(x), -1)
+
+
+def grouped_product(x: Float32, meaning: Meaning) -> Float32:
+    """:func:`product` for rows of 8 bits: the scale of a row's group goes in before the group's own."""
+    codes, scales = quantise_groups(x)
+    acc = np.zeros((x.shape[0], meaning.codes.shape[0]), np.float32)
+    for g in range(meaning.codes.shape[1] // meaning.group):
+        span, place = slice(g * meaning.group, (g + 1) * meaning.group), g * meaning.group // 32
+        dots, scale = codes[:, span] @ meaning.codes[:, span].T, scales[:, place : place + 1]
+        acc = fma(np.broadcast_to(meaning.d[:, g], acc.shape), dots.astype(np.float32) * scale, acc)
+        if meaning.m is not None:
+            sums = scale * codes[:, span].sum(axis=1, keepdims=True).astype(np.float32)
+            acc = fma(np.broadcast_to(meaning.m[:, g], acc.shape), np.broadcast_to(sums, acc.shape), acc)
+    return acc
 
 
 def float_product(x: Float32, weights: Float32) -> Float32:

@@ -6,24 +6,44 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quantised_blocks import FLOATS, LAYOUT, Bytes, Float32, dequantise, float_product, fma, product, random_blocks, take_apart
+from quantised_blocks import (
+    FLOATS,
+    LAYOUT,
+    Bytes,
+    Float32,
+    dequantise,
+    float_product,
+    fma,
+    grouped_product,
+    product,
+    random_blocks,
+    take_apart,
+)
 
 from headrace.evaluation.kernel_conformance import rows_of_every_kind
 from headrace.kernels._native import PackedMatrix, ThreadPool, set_isa
 from headrace.kernels.formats import runnable_instruction_sets
+from headrace.models.weights import BYTE_ROWS
 
 Pools = tuple[ThreadPool, ThreadPool]
 ROW_COUNTS = (1, 3, 4, 15, 16, 17, 64, 257)
+GROUPED = [kind + BYTE_ROWS for kind in LAYOUT]
 
 
 def shapes(kind: str) -> list[tuple[int, int]]:
     if kind in FLOATS:
         return [(1, 1), (17, 37), (130, 64)]
-    block = LAYOUT[kind][0]
+    block = LAYOUT[kind.removesuffix(BYTE_ROWS)][0]
     return [(1, block), (17, 3 * block), (130, 2 * block)]
 
 
+def blocks(kind: str, outputs: int, inputs: int, rng: np.random.Generator) -> Bytes:
+    return random_blocks(kind.removesuffix(BYTE_ROWS), outputs, inputs, rng)
+
+
 def oracle(x: Float32, raw: Bytes, kind: str, outputs: int) -> Float32:
+    if kind in GROUPED:
+        return grouped_product(x, take_apart(raw, kind.removesuffix(BYTE_ROWS), outputs))
     if kind in FLOATS:
         return float_product(x, dequantise(raw, kind, outputs))
     return product(x, take_apart(raw, kind, outputs))
@@ -33,11 +53,11 @@ def assert_same_bits(got: Float32, wanted: Float32) -> None:
     np.testing.assert_array_equal(np.ascontiguousarray(got).view(np.uint32), np.ascontiguousarray(wanted).view(np.uint32))
 
 
-@pytest.mark.parametrize("kind", [*LAYOUT, *FLOATS])
+@pytest.mark.parametrize("kind", [*LAYOUT, *GROUPED, *FLOATS])
 def test_equals_oracle_for_every_row_count(kind: str, isa: str, pools: Pools) -> None:
     rng = np.random.default_rng(11)
     for outputs, inputs in shapes(kind):
-        raw = random_blocks(kind, outputs, inputs, rng)
+        raw = blocks(kind, outputs, inputs, rng)
         matrix = PackedMatrix.pack([(raw, kind, outputs, inputs, None)], pools[1])
         x = rows_of_every_kind(max(ROW_COUNTS), inputs, rng)
         wanted = oracle(x, raw, kind, outputs) + np.float32(0)
@@ -47,12 +67,12 @@ def test_equals_oracle_for_every_row_count(kind: str, isa: str, pools: Pools) ->
                 assert_same_bits(got, wanted[:count])
 
 
-@pytest.mark.parametrize("kind", list(LAYOUT))
+@pytest.mark.parametrize("kind", [*LAYOUT, *GROUPED])
 @pytest.mark.parametrize("code", [0x00, 0x7F, 0x80, 0xFF])
 def test_extreme_codes_do_not_saturate(kind: str, code: int, isa: str, pools: Pools) -> None:
     """All weights at an end of their range against rows at ±peak: the largest integers that can occur."""
-    block, size, _, at_d, at_m = LAYOUT[kind]
-    raw = random_blocks(kind, 16, 2 * block, np.random.default_rng(1)).reshape(16, 2, size)
+    block, size, _, at_d, at_m = LAYOUT[kind.removesuffix(BYTE_ROWS)]
+    raw = blocks(kind, 16, 2 * block, np.random.default_rng(1)).reshape(16, 2, size)
     kept = raw[..., at_d : at_d + 2].copy(), raw[..., at_m : at_m + 2].copy() if at_m is not None else None
     raw[...] = code
     raw[..., at_d : at_d + 2] = kept[0]
@@ -71,16 +91,17 @@ def test_extreme_codes_do_not_saturate(kind: str, code: int, isa: str, pools: Po
 
 @settings(max_examples=40, deadline=None)
 @given(
-    kind=st.sampled_from([*LAYOUT, *FLOATS]),
+    kind=st.sampled_from([*LAYOUT, *GROUPED, *FLOATS]),
     outputs=st.integers(1, 70),
-    blocks=st.integers(1, 4),
+    count_of_blocks=st.integers(1, 4),
     count=st.integers(1, 40),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_instruction_sets_and_threads_agree(kind: str, outputs: int, blocks: int, count: int, seed: int) -> None:
+def test_instruction_sets_and_threads_agree(kind: str, outputs: int, count_of_blocks: int, count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    inputs = blocks * LAYOUT[kind][0] if kind in LAYOUT else int(rng.integers(1, 100))
-    raw = random_blocks(kind, outputs, inputs, rng)
+    encoding = kind.removesuffix(BYTE_ROWS)
+    inputs = count_of_blocks * LAYOUT[encoding][0] if encoding in LAYOUT else int(rng.integers(1, 100))
+    raw = blocks(kind, outputs, inputs, rng)
     pool = ThreadPool(2)
     matrix = PackedMatrix.pack([(raw, kind, outputs, inputs, None)], pool)
     x = rng.normal(size=(count, inputs)).astype(np.float32)
@@ -105,6 +126,29 @@ def test_close_to_the_exact_product(isa: str, pools: Pools) -> None:
     exact = x.astype(np.float64) @ dequantise(raw, "Q4_1", 64).astype(np.float64).T
     got = PackedMatrix.pack([(raw, "Q4_1", 64, 576, None)], pools[0]).matmul(x, pools[0])
     assert np.abs(got - exact).max() < 1e-4 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_a_broken_value_breaks_its_whole_row_and_no_other(broken: float, isa: str, pools: Pools) -> None:
+    x = np.ones((9, 96), np.float32)
+    x[3, 70] = broken
+    for kind in ("Q4_1A8", "Q8_0A8"):
+        raw = blocks(kind, 40, 96, np.random.default_rng(2))
+        got = PackedMatrix.pack([(raw, kind, 40, 96, None)], pools[0]).matmul(x, pools[1])[:, :40]
+        assert np.isnan(got[3]).all()
+        assert np.isfinite(np.delete(got, 3, 0)).all()
+
+
+def test_scales_of_groups_keep_outliers_to_themselves(pools: Pools) -> None:
+    """What rows of 8 bits gain by a scale every 32 inputs: beside one large input the others keep their precision."""
+    rng = np.random.default_rng(5)
+    raw = random_blocks("Q4_1", 64, 576, rng)
+    x = rng.normal(size=(32, 576)).astype(np.float32)
+    x[:, 7] = 100
+    exact = x.astype(np.float64) @ dequantise(raw, "Q4_1", 64).astype(np.float64).T
+    got = PackedMatrix.pack([(raw, "Q4_1A8", 64, 576, None)], pools[0]).matmul(x, pools[0])
+    whole = np.rint(x * (127 / 100)) * (100 / 127) @ dequantise(raw, "Q4_1", 64).astype(np.float64).T
+    assert np.abs(got - exact).mean() < 0.3 * np.abs(whole - exact).mean()
 
 
 def test_wrong_width_and_unknown_instruction_set_are_refused(pools: Pools) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from headrace.kernels._native import PackedMatrix, ThreadPool
 from headrace.kernels.formats import source_kinds, weight_formats
 from headrace.kernels.packing import pack
 from headrace.models.integer_rows import GROUP_OF_KIND
-from headrace.models.weights import RawTensor
+from headrace.models.weights import BYTE_ROWS, RawTensor
 
 Pools = tuple[ThreadPool, ThreadPool]
 EVERY_KIND = [*LAYOUT, *FLOATS]
@@ -44,7 +46,18 @@ def test_values_are_the_files_values(kind: str, pools: Pools) -> None:
 
 
 def test_every_declared_kind_is_tested() -> None:
-    assert sorted(source_kinds()) == sorted([*EVERY_KIND, *GROUP_OF_KIND])  # the latter by test_integer_matmul.py
+    grouped = [kind + BYTE_ROWS for kind in LAYOUT]
+    assert sorted(source_kinds()) == sorted([*EVERY_KIND, *grouped, *GROUP_OF_KIND])  # the last by test_integer_matmul.py
+
+
+@pytest.mark.parametrize("kind", list(LAYOUT))
+def test_rows_of_8_bits_take_the_same_panels(kind: str, pools: Pools) -> None:
+    source = tensor(kind, 50, 512, seed=3)
+    usual, grouped = pack([source], pools[1]), pack([dataclasses.replace(source, kind=kind + BYTE_ROWS)], pools[1])
+    np.testing.assert_array_equal(usual.panels, grouped.panels)
+    where = np.arange(50, dtype=np.int32)
+    np.testing.assert_array_equal(usual.dequantize(where), grouped.dequantize(where))
+    assert {weight_formats()[name].activation_bits for name in grouped.formats} == {8}
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)

@@ -70,6 +70,19 @@ def test_rows_come_in_canonical_order() -> None:
     assert np.array_equal(dequantise(recode_tensor(turned, "BF16")), dequantise(recode_tensor(raw, "BF16"))[[2, 0, 3, 1]])
 
 
+def test_rows_of_8_bits_change_only_what_kinds_say() -> None:
+    turned = np.array([1, 0], np.int32)
+    whole = recode_tensor(floats(2, 64), "Q4_1")
+    source = Source(a=RawTensor("Q4_1", whole.shape, whole.data, turned), b=floats(2, 64), c=floats(2, 40))
+    usual, grouped = recode(source, "a16"), recode(source, "a8")
+    assert [grouped.outline(name).kind for name in grouped.names()] == ["Q4_1A8", "Q8_0A8", "F32"]
+    assert [usual.outline(name).kind for name in usual.names()] == ["Q4_1", "Q8_0", "F32"]
+    for name in source.names():
+        assert grouped.tensor(name).kind == grouped.outline(name).kind
+        assert np.array_equal(grouped.tensor(name).data, usual.tensor(name).data)
+        assert np.array_equal(dequantise(grouped.tensor(name)), dequantise(usual.tensor(name)))
+
+
 def test_every_choice_says_what_it_does() -> None:
     vector = RawTensor("F32", (32,), np.zeros(128, np.uint8))
     source = Source(a=recode_tensor(floats(2, 64), "Q4_1"), b=recode_tensor(floats(2, 64), "BF16"), c=floats(2, 40), norm=vector)
