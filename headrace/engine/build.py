@@ -18,6 +18,7 @@ from headrace import __version__
 from headrace.engine.adapters import Adapters
 from headrace.engine.adapting import Adapting
 from headrace.engine.calibration import Calibration, calibrate, load, save, store_path
+from headrace.engine.drafting_model import Draft, Openers, Served, open_draft
 from headrace.engine.grammars import LazyGrammars
 from headrace.engine.keeping import DiskKeeping
 from headrace.engine.loop import Engine, EngineParts
@@ -51,7 +52,8 @@ from headrace.scheduling.keeping import KeepOptions
 from headrace.scheduling.scheduler import Scheduler
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.scheduling.swapping import SwapOptions, Swapping
-from headrace.speculation.proposers import open_proposers
+from headrace.speculation.proposer import Proposer
+from headrace.speculation.proposers import choose_proposers, open_proposers
 from headrace.text.open_tokenizer import open_tokenizer
 from headrace.training.backbone import Backbone
 
@@ -73,6 +75,7 @@ class BuiltEngine:
     threads: int
     calibration: Calibration
     load_seconds: float
+    draft: Draft | None = None
 
     @property
     def ready(self) -> Ready:
@@ -87,6 +90,8 @@ class BuiltEngine:
         """Stop threads and unmap the pool."""
         self.engine.close()
         self.arena.close()
+        if self.draft is not None:
+            self.draft.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +129,7 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
     adapting = make_adapting(scheduler, arena, original)
     training = make_training(scheduler, arena, model, threads, context)
     training.adapting = adapting
+    draft = make_draft(settings, Served(model, scheduler.cost, arena.pages), chain, threads, options.progress)
     parts = EngineParts(
         chain=chain, pages=arena.rows, scheduler=scheduler, sampler=make_sampler(chain, threads),
         limits=Limits(
@@ -133,9 +139,9 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
         touch_ahead=arena.touch_ahead,
         moving=make_moving(scheduler, arena, swap_folder(settings)) if swap is not None else None, viewing=viewing,
         keeping=make_keeping(scheduler, arena, keep_folder(), page_identity(model, settings)) if keep is not None else None,
-        adapting=adapting, training=training, speculating=make_speculating(settings.speculation, scheduler),
+        adapting=adapting, training=training, speculating=make_speculating(settings.speculation, scheduler, draft),
     )  # fmt: skip
-    return BuiltEngine(Engine(parts), model, chain, arena, threads, calibration, time.perf_counter() - began)
+    return BuiltEngine(Engine(parts), model, chain, arena, threads, calibration, time.perf_counter() - began, draft)
 
 
 def make_pool(chain: ChainRunner, pages: int, context: int, options: BuildOptions) -> tuple[Arena, Viewing | None]:
@@ -148,8 +154,8 @@ def make_pool(chain: ChainRunner, pages: int, context: int, options: BuildOption
     return arena, Viewing(Views(arena, plan))
 
 
-def make_chain(model: OpenModel, device: str, threads: int, kv: TorchKv = "bf16") -> ChainRunner:
-    """The chain of blocks: native kernels, or torch; ``kv`` is the format of its pages.
+def make_chain(model: OpenModel, device: str, threads: int | ThreadPool, kv: TorchKv = "bf16") -> ChainRunner:
+    """The chain of blocks: native kernels, or torch; ``kv`` is the format of its pages, ``threads`` how many, or another chain's.
 
     Raises ``invalid_setting`` when torch is asked for and not installed, and for fp32 pages on the CPU.
     """
@@ -170,7 +176,7 @@ def make_chain(model: OpenModel, device: str, threads: int, kv: TorchKv = "bf16"
         from headrace.kernels.torch_chain import TorchChain
     except ImportError as error:
         raise HeadraceError("invalid_setting", "device torch needs the extra `torch`", param="device") from error
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads if isinstance(threads, int) else threads.threads)
     return TorchChain(model.config, model.weights, kv=kv)
 
 
@@ -257,10 +263,33 @@ def page_checksum() -> Checksum:
     return partial(checksum, pool=ThreadPool(1))
 
 
-def make_speculating(choice: str, scheduler: Scheduler) -> Speculating | None:
-    """Proposers as the option names them; ``None`` for none. Raises ``invalid_setting``."""
-    proposers = open_proposers(choice)
+def make_speculating(choice: str, scheduler: Scheduler, draft: Draft | None = None) -> Speculating | None:
+    """Proposers as the option names them, and the draft model; ``None`` for none. Raises ``invalid_setting``."""
+    proposers: list[Proposer] = [*open_proposers(choice)]
+    if draft is not None:
+        proposers.append(draft.proposer)
     return Speculating(proposers, scheduler) if proposers else None
+
+
+def make_draft(
+    settings: EngineSettings, served: Served, chain: ChainRunner, threads: int, progress: Progress | None = None
+) -> Draft | None:
+    """The draft model that the option names, on the threads of the served one; ``None`` for none. Raises ``invalid_setting``."""
+    name = choose_proposers(settings.speculation).draft
+    if not name:
+        return None
+    kv = kv_format("auto", settings.device)
+
+    def make(model: OpenModel) -> ChainRunner:
+        from headrace.kernels.native_chain import NativeChain
+
+        return make_chain(model, settings.device, chain.pool if isinstance(chain, NativeChain) else threads, kv)
+
+    def measure(model: OpenModel, own: ChainRunner, arena: Arena) -> Calibration:
+        identity = {"model": model.name, "device": settings.device, "weights": "auto", "threads": threads, "kv": kv}
+        return _calibration(own, arena, identity)
+
+    return open_draft(name, served, Openers(make, measure, partial(make_sampler, threads=threads), progress))
 
 
 def make_adapting(scheduler: Scheduler, arena: Arena, model: OpenModel) -> Adapting:

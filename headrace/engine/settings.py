@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from headrace.models.recoding import WEIGHTS
 from headrace.scheduling.swapping import PREEMPTION
 from headrace.settings.declaration import option, validate
-from headrace.speculation.proposers import PROPOSERS, open_proposers
+from headrace.speculation.proposers import PROPOSERS, choose_proposers
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +66,10 @@ class EngineSettings:
     )  # fmt: skip
     speculation: str = option(
         "auto", help="Guess tokens and verify several in one step. auto: where it pays. off. Or proposers, with commas between: "
-        f"{', '.join(PROPOSERS.names)}.",
+        f"{', '.join(PROPOSERS.names)}, and draft:MODEL, a smaller model of the same vocabulary, which may stand beside auto.",
     )  # fmt: skip
     seed: int = option(0, minimum=0, maximum=2**63 - 1, help="Base mixed into the seed of every request.")
 
     def __post_init__(self) -> None:
         validate(self)
-        open_proposers(self.speculation)
+        choose_proposers(self.speculation)

@@ -21,6 +21,7 @@ _PATIENCE = 8  # steps without a right guess after which a stream is asked for e
 _MOST_REST = 7
 _BUCKETS = (0, 1, 2, 4, 8, 16, 32)
 PROBING = 0.01  # of the time of steps: what proposers that cost time may take to find out whether they are worth it
+FIRST_CREDIT = 0.1  # seconds that they may take of an engine's first steps, when nothing is known of them
 
 
 class Speculating:
@@ -36,7 +37,7 @@ class Speculating:
         self._acceptance = [Acceptance(proposer.grades) for proposer in proposers]
         self._proposed = self._drafted = self._accepted = 0
         self._foreseen = self._seconds = 0.0
-        self._credit = 0.0  # seconds that may be spent to find out what proposers with a price are worth
+        self._credit = FIRST_CREDIT  # seconds that may be spent to find out what proposers with a price are worth
         self._lengths = [0] * (MOST_DRAFTED + 1)  # streams by the tokens that were verified for them in one step
         self.last_seconds = 0.0
 
@@ -49,7 +50,7 @@ class Speculating:
         item, matcher = choice.item, choice.matcher
         stream = Stream(
             item.item_id, item.tokens, item.prompt_length, submit.tenant, item.root, submit.prediction,
-            matcher.forced if matcher is not None else None,
+            matcher.forced if matcher is not None else None, choice.record if choice.request.params.temperature > 0.0 else b"",
         )  # fmt: skip
         authors = [author for author, proposer in enumerate(self._proposers) if proposer.serves(stream)]
         choice.drafting = Drafting(stream, most, [OwnRecord() for _ in self._proposers], authors)
@@ -190,7 +191,8 @@ class Speculating:
         if not poor:
             return []
         margin = Margin(self._load(asked), float(len(asked)), self._scheduler.budget.logit_rows)
-        offer = Offer(len(poor), max(drafting.most for drafting in poor), chance, price)
+        most = min(self._proposers[author].depth, max(drafting.most for drafting in poor))
+        offer = Offer(len(poor), most, chance, price)
         if is_worth_asking(offer, margin, self._scheduler.cost):
             return poor
         alone = self._proposers[author].price([_ask_of(poor[0])])

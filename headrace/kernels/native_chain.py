@@ -34,15 +34,21 @@ class NativeChain:
     """A :class:`~headrace.kernels.interface.ChainRunner` on the CPU.
 
     ``weights`` is read once (its codes are kept; the source may be closed afterwards). ``pack`` makes the packed matrices
-    (``None``: in memory, :func:`~headrace.kernels.packing.pack_all`); ``kv``: how keys and values rest in pages. Raises
+    (``None``: in memory, :func:`~headrace.kernels.packing.pack_all`); ``kv``: how keys and values rest in pages; ``threads``: how
+    many, or those of another chain, with which it takes turns. Raises
     ``model_file`` for weights that don't fit the config. Not for concurrent use: calls on one chain wait for each other.
     """
 
     def __init__(
-        self, config: ModelConfig, weights: WeightSource, threads: int, pack: Packer | None = None, kv: KvFormat = "bf16"
+        self,
+        config: ModelConfig,
+        weights: WeightSource,
+        threads: int | ThreadPool,
+        pack: Packer | None = None,
+        kv: KvFormat = "bf16",
     ) -> None:
         self.config = config
-        self._pool = ThreadPool(_checked_threads(threads))
+        self._pool = ThreadPool(_checked_threads(threads)) if isinstance(threads, int) else threads
         self._weights = weights
         self._matrices = (pack or _pack_in_memory)(config, weights, self._pool)
         try:

@@ -346,14 +346,19 @@ class ModelTable:
 
 def _look_at(entry: Entry, settings: EngineSettings, instances: int) -> tuple[Need, int]:
     """What a model would take with a pool of the size it wants, and its context length. Blocks."""
+    from headrace.engine.drafting_model import draft_bytes
     from headrace.engine.pool_size import context_length, kv_format, page_bytes, wanted_pages
     from headrace.models.catalog import find_model, open_model
 
     card = find_model(entry.source)
     opened = open_model(card)
     context = context_length(opened.config, settings)
-    pages = wanted_pages(context) * page_bytes(opened.config, kv_format(settings.kv, settings.device))
-    return Need(card.size_bytes, pages, instances * PROCESS_BYTES), context  # instances map the same weights
+    wanted = wanted_pages(context)
+    pages = wanted * page_bytes(opened.config, kv_format(settings.kv, settings.device))
+    weights = card.size_bytes
+    if drafted := draft_bytes(settings, wanted):
+        weights, pages = weights + drafted[0], pages + drafted[1]
+    return Need(weights, pages, instances * PROCESS_BYTES), context  # instances map the same weights
 
 
 def printable(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headrace.speculation.occurrences import GRAM, Match, Occurrences
-from headrace.speculation.proposer import Accepted, Ask, Proposal, Stream
+from headrace.speculation.proposer import MOST_DRAFTED, Accepted, Ask, Proposal, Stream
 
 GRADES: tuple[float, ...] = (0.30, 0.40, 0.50, 0.62, 0.74, 0.84, 0.92)
 """By the length of the match: 3, 4, 5 and 6, 7 to 10, 11 to 18, 19 to 31, 32 and more."""
@@ -67,6 +67,7 @@ class OwnRepeats:
     name = "lookup"
     grades: tuple[float, ...] = GRADES
     light = True
+    depth = MOST_DRAFTED
 
     def __init__(self) -> None:
         self._followers: dict[int, tuple[Follower, int]] = {}

@@ -24,7 +24,8 @@ class Stream:
     ``stream_id`` is unique while the engine lives. ``tokens``: the prompt and all accepted tokens; the list only grows, one or
     more tokens a step, and belongs to the scheduler. ``tenant``: nobody else may learn from what this stream says. ``root``: who
     and with which adapters. ``prediction``: what the caller expects to get. ``forced``: asks the stream's grammar for the tokens
-    that must come next (``None``: it has no grammar).
+    that must come next (``None``: it has no grammar). ``record``: how its tokens are drawn (one of
+    :data:`headrace.kernels.sampler.REQUEST_DTYPE`); empty: the likeliest is taken.
     """
 
     stream_id: int
@@ -34,6 +35,7 @@ class Stream:
     root: Root = ""
     prediction: Sequence[int] = field(default=())
     forced: Callable[[], Sequence[int]] | None = None
+    record: bytes = b""
 
 
 class Ask(NamedTuple):
@@ -84,12 +86,14 @@ class Proposer(Protocol):
     """Guesses tokens. All calls come from the engine's thread, between two executions of the model.
 
     ``grades``: for each grade, the chance that its tokens are right before anything was seen; from the least to the most certain.
-    ``light``: it only looks things up, so that its price is never asked for and steps are not told to it.
+    ``light``: it only looks things up, so that its price is never asked for and steps are not told to it. ``depth``: most tokens
+    that it guesses for a stream at once.
     """
 
     name: str
     grades: tuple[float, ...]
     light: bool
+    depth: int
 
     def serves(self, stream: Stream) -> bool:
         """Whether it may ever have something to say about this stream; asked once, when the stream starts."""

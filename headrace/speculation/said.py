@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 
 from headrace.speculation.lookup import END, GRADES, Follower
 from headrace.speculation.occurrences import Match, Occurrences
-from headrace.speculation.proposer import Accepted, Ask, Proposal, Stream
+from headrace.speculation.proposer import MOST_DRAFTED, Accepted, Ask, Proposal, Stream
 
 LOG_TOKENS = 8192  # of one tenant's answers to one template
 MOST_LOGS = 32  # which together take some 10 MiB
@@ -24,6 +24,7 @@ class RecentAnswers:
     name = "answers"
     grades: tuple[float, ...] = GRADES
     light = True
+    depth = MOST_DRAFTED
 
     def __init__(self) -> None:
         self._logs: OrderedDict[Hashable, Occurrences] = OrderedDict()
@@ -87,6 +88,7 @@ class ExpectedAnswer:
     name = "prediction"
     grades: tuple[float, ...] = (0.80, 0.82, 0.85, 0.90, 0.93, 0.95, 0.96)
     light = True
+    depth = MOST_DRAFTED
 
     def __init__(self) -> None:
         self._followers: dict[int, tuple[Follower, int]] = {}
@@ -127,6 +129,7 @@ class ForcedTokens:
     name = "grammar"
     grades: tuple[float, ...] = (0.85,)
     light = True
+    depth = MOST_DRAFTED
 
     def serves(self, stream: Stream) -> bool:
         """Those with a grammar."""

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from headrace.scheduling.cost import Cost
-from headrace.speculation.proposer import Accepted, Ask, Proposal, Stream
+from headrace.speculation.proposer import MOST_DRAFTED, Accepted, Ask, Proposal, Stream
 
 
 class FreeRows(Cost):
@@ -26,6 +26,7 @@ class Knowing:
     name = "knowing"
     grades: tuple[float, ...] = (0.9,)
     light = False
+    depth = MOST_DRAFTED
 
     def __init__(self, wrong: float = 0.2, seed: int = 0, vocab: int = 97) -> None:
         self.sequences: list[list[int]] = []

@@ -68,7 +68,7 @@ def test_the_trunk_of_a_tree_takes_the_first_branches() -> None:
     assert Proposal([1, 2], [0, 0]).trunk.tokens == [1, 2]
 
 
-@pytest.mark.parametrize("choice", ["lokup", "", "lookup,lookup", "auto,lookup", "lookup,off"])
+@pytest.mark.parametrize("choice", ["lokup", "", "lookup,lookup", "auto,lookup", "lookup,off", "draft:", "auto,draft:a,draft:b"])
 def test_unknown_proposers_are_refused_by_name(choice: str) -> None:
     with pytest.raises(HeadraceError) as refused:
         open_proposers(choice)

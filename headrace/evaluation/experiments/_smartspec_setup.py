@@ -11,9 +11,11 @@ from headrace.engine.loop import Engine
 from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.wire import Submit
 from headrace.evaluation.trials import Bench
+from headrace.models.catalog import OpenModel
 from headrace.scheduling.cost import Cost
-from headrace.speculation.proposer import Accepted, Ask, Proposal, Stream
+from headrace.speculation.proposer import MOST_DRAFTED, Accepted, Ask, Proposal, Stream
 from headrace.text.chat_template import ChatTemplate, Conversation
+from headrace.text.open_tokenizer import open_tokenizer
 
 _STORY = (
     "The mill stood at the end of the valley, where the river narrowed between two walls of grey stone. In spring the water came "
@@ -62,6 +64,7 @@ class Forced:
     name = "forced"
     grades: tuple[float, ...] = tuple(step / 10 for step in range(10))
     light = False
+    depth = MOST_DRAFTED
 
     def __init__(self, answers: Mapping[tuple[int, ...], Sequence[int]], chances: Sequence[float], seed: int) -> None:
         self._answers = answers
@@ -130,10 +133,16 @@ def together(engine: Engine, submits: Sequence[Submit]) -> Spell:
 
 def tasks(bench: Bench, texts: Mapping[str, str], tokens: int) -> dict[str, Submit]:
     """Greedy requests for so many tokens at most, as users of a chat would ask."""
-    template = ChatTemplate(bench.built.model.chat_template, bench.tokenizer)
+    return rendered(bench.built.model, texts, tokens)
+
+
+def rendered(model: OpenModel, texts: Mapping[str, str], tokens: int) -> dict[str, Submit]:
+    """The same for any model."""
+    tokenizer = open_tokenizer(model.tokenizer_source)
+    template = ChatTemplate(model.chat_template, tokenizer)
     try:
         params = SamplingParams(max_tokens=tokens, temperature=0.0)
-        rendered = {name: template.render(Conversation([{"role": "user", "content": text}])) for name, text in texts.items()}
-        return {name: Submit(1, bench.tokenizer.encode_template(marked), params) for name, marked in rendered.items()}
+        marked = {name: template.render(Conversation([{"role": "user", "content": text}])) for name, text in texts.items()}
+        return {name: Submit(1, tokenizer.encode_template(one), params) for name, one in marked.items()}
     finally:
         template.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from headrace.evaluation.experiment import Conditions, Experiment, Findings
+from headrace.evaluation.experiments._smartspec_drafts import drafts
 from headrace.evaluation.experiments._smartspec_runs import beyond, cost, exact, foreseen, grid, single, swing
 from headrace.evaluation.trials import Bench
 
@@ -14,6 +15,7 @@ def run(conditions: Conditions) -> Findings:
         cells, series = grid(bench, conditions)
         claims += cells + foreseen(bench, conditions) + swing(bench, conditions)
         claims += cost(bench, conditions) + beyond(bench, conditions)
+    claims += drafts(conditions)
     return Findings(tuple(claims), tuple(series))
 
 
