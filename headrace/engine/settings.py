@@ -33,7 +33,7 @@ class EngineSettings:
     )
     weights: str = option(
         "auto", choices=WEIGHTS,
-        help="What matrices become. auto: own codes, floats as w8; a16, a8: by rows of 16 or 8 bits. w8, w4: 8, 4 bits. bf16.",
+        help="What matrices become. a16, a8: own codes (floats: w8) by rows of 16 or 8 bits. auto: a16. w8, w4: 8, 4 bits. bf16.",
     )  # fmt: skip
     threads: int | None = option(None, minimum=1, maximum=256, help="Compute threads. Default: the cores this process may use.")
     pool_mib: int | None = option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headrace.kernels.formats import source_kinds, weight_formats
-from headrace.models.weights import RawTensor, WeightSource
+from headrace.models.weights import BYTE_ROWS, RawTensor, WeightSource
 
 PANEL = 16  # output channels of one panel
 
@@ -42,5 +42,5 @@ def weight_uses(source: WeightSource) -> list[WeightUse]:
             -(-rows // PANEL) * -(-inputs // style.group) * style.record_bytes for rows, inputs in (o.shape for o in outlines)
         )
         weights = sum(rows * inputs for rows, inputs in (o.shape for o in outlines))
-        uses.append(WeightUse(kind, style.name, style.activation_bits, len(outlines), weights, size))
+        uses.append(WeightUse(kind.removesuffix(BYTE_ROWS), style.name, style.activation_bits, len(outlines), weights, size))
     return sorted(uses, key=lambda use: -use.bytes)

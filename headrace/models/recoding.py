@@ -13,6 +13,8 @@ from headrace.models.integer_rows import GROUP_OF_KIND
 from headrace.models.weights import BYTE_ROWS, RawBytes, RawTensor, WeightSource, dequantise
 
 ROW_CHOICES = ("a16", "a8")
+AUTO_ROWS = "a16"
+"""What ``auto`` means: no loss that real text shows. ``a8`` is 1.4 to 1.5 times as fast for 0.003 nats (docs/weights.md)."""
 WEIGHTS = ("auto", *ROW_CHOICES, "w4", "w8", "bf16")
 GROUP = 32
 
@@ -24,7 +26,6 @@ _KINDS = {"w4": "Q4_1", "w8": "Q8_0", "bf16": "BF16"}
 _KEPT = {"w4": ("Q4_0", "Q4_1", "Q4_K"), "w8": ("Q8_0",), "bf16": ("BF16",)}
 # Encodings whose products can take rows of 8 bits as well.
 _WITH_BYTE_ROWS = ("Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q6_K", "Q8_0")
-_OWN_CODES = ("auto", *ROW_CHOICES)
 _PIECE = 1 << 22  # weights encoded together
 
 
@@ -142,17 +143,19 @@ def recode_tensor(raw: RawTensor, kind: str) -> RawTensor:
 def recode(source: WeightSource, weights: str) -> WeightSource:
     """The source as the option ``weights`` wants its matrices.
 
-    ``auto``, ``a16``: as they are, but floats of inputs in whole groups become w8 (half the bytes, several times the speed, and
-    a loss that real text hardly shows). ``a8``: the same codes, but rows of 8 bits with a scale every 32 inputs. ``w8``,
-    ``w4``: 8 or 4 bits in groups of 32; under w4 a matrix that has such codes keeps them. ``bf16``: dequantised. Raises
-    ``invalid_setting`` for what can't be or would undo a calibration.
+    ``a16``: as they are, but floats of inputs in whole groups become w8 (half the bytes, several times the speed, and a loss
+    that real text hardly shows). ``a8``: the same codes, but rows of 8 bits with a scale every 32 inputs. ``auto``:
+    :data:`AUTO_ROWS`; a runner in floats sees no difference. ``w8``, ``w4``: 8 or 4 bits in groups of 32; under w4 a matrix
+    that has such codes keeps them. ``bf16``: dequantised. Raises ``invalid_setting`` for what can't be or would undo a
+    calibration.
     """
+    weights = AUTO_ROWS if weights == "auto" else weights
     kinds: dict[str, str] = {}
     for name in source.names():
         outline = source.outline(name)
         if len(outline.shape) != 2:
             continue
-        if weights in _OWN_CODES:
+        if weights in ROW_CHOICES:
             if outline.kind in _FLOATS and outline.shape[1] % GROUP == 0:
                 kinds[name] = _KINDS["w8"]
             continue
@@ -160,7 +163,8 @@ def recode(source: WeightSource, weights: str) -> WeightSource:
         if outline.kind not in _KEPT[weights]:
             kinds[name] = _KINDS[weights]
     recoded = RecodedWeights(source, kinds) if kinds else source
-    return ByteRowWeights(recoded) if weights == "a8" else recoded
+    byte_rows = weights == "a8" and any(recoded.outline(name).kind in _WITH_BYTE_ROWS for name in recoded.names())
+    return ByteRowWeights(recoded) if byte_rows else recoded
 
 
 def _check(name: str, outline: RawTensor, weights: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from quantised_models import random_matrix
 
 from headrace.errors import HeadraceError
-from headrace.models.recoding import RecodedWeights, encode_q4, encode_q8, recode, recode_tensor
+from headrace.models.recoding import AUTO_ROWS, RecodedWeights, encode_q4, encode_q8, recode, recode_tensor
 from headrace.models.weights import NO_BYTES, RawTensor, dequantise
 
 
@@ -86,11 +86,12 @@ def test_rows_of_8_bits_change_only_what_kinds_say() -> None:
 def test_every_choice_says_what_it_does() -> None:
     vector = RawTensor("F32", (32,), np.zeros(128, np.uint8))
     source = Source(a=recode_tensor(floats(2, 64), "Q4_1"), b=recode_tensor(floats(2, 64), "BF16"), c=floats(2, 40), norm=vector)
-    auto = recode(source, "auto")
-    assert [auto.outline(name).kind for name in auto.names()] == ["Q4_1", "Q8_0", "F32", "F32"]
-    assert auto.tensor("b").kind == "Q8_0"
+    auto, sixteen = recode(source, "auto"), recode(source, "a16")
+    assert [sixteen.outline(name).kind for name in sixteen.names()] == ["Q4_1", "Q8_0", "F32", "F32"]
+    assert sixteen.tensor("b").kind == "Q8_0"
+    assert [auto.outline(name).kind for name in auto.names()] == [recode(source, AUTO_ROWS).outline(n).kind for n in auto.names()]
     assert recode(source, "bf16").tensor("c").kind == "BF16"
-    assert recode(Source(a=source.tensor("a")), "auto").tensor("a") is source.tensor("a")
+    assert recode(Source(a=source.tensor("a")), "a16").tensor("a") is source.tensor("a")
     with pytest.raises(HeadraceError, match="w8 needs groups of 32 inputs, c has 40") as caught:
         recode(source, "w8")
     assert (caught.value.code, caught.value.param) == ("invalid_setting", "weights")

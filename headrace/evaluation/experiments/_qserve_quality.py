@@ -11,12 +11,13 @@ from headrace.evaluation.rounded_weights import plain
 from headrace.kernels.interface import ChainRunner, KvFormat
 from headrace.kernels.native_chain import NativeChain
 from headrace.models.catalog import OpenModel, find_model, open_model
+from headrace.models.recoding import recode
 from headrace.text.open_tokenizer import open_tokenizer
 
 _WINDOW = 512
 _WINDOWS = 100  # 51,200 tokens, for the default format
 _SPARSE = 4  # the other formats read each so manieth window: their limits are wider than what that leaves uncertain
-_LIMITS: dict[str, tuple[float, float]] = {"bf16": (0.01, 1.02), "kv8": (0.01, 1.02), "kv4": (0.02, 1.05)}
+_LIMITS: dict[str, tuple[float, float]] = {"bf16": (0.01, 1.02), "a8": (0.01, 1.02), "kv8": (0.01, 1.02), "kv4": (0.02, 1.05)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +33,14 @@ SUBJECTS = (Subject("smollm2-135m-instruct", ("bf16", "kv8", "kv4"), 8), Subject
 
 
 def quality(conditions: Conditions, subject: Subject) -> list[Claim]:
-    """KL and perplexity of the model's own codes with 16-bit rows, keys and values in each form, against fp32."""
+    """KL and perplexity of the model's own codes with 16-bit rows, keys and values in each form, and with 8-bit rows."""
     opened = open_model(find_model(subject.model))
     found = _measure(conditions, opened, subject)
     claims = []
     for kv, one in found.items():
         most_kl, most_ratio = _LIMITS[kv]
-        name = f"{subject.model}, weights as the file has them, {kv}"
+        form = "bf16, rows of 8 bits" if kv == "a8" else kv
+        name = f"{subject.model}, weights as the file has them, {form}"
         tokens = one.positions * subject.every
         note = f"about {tokens:,} tokens read, {one.positions:,} positions scored, "
         note += f"top-1 {100 * one.top1_agreement:.2f} %, p99 {one.p99_kl:.2g}"
@@ -58,7 +60,8 @@ def _measure(conditions: Conditions, opened: OpenModel, subject: Subject) -> dic
     # The reference keeps keys and values in bf16, as the default does: attention has no fp32 pages.
     reference = NativeChain(opened.config, plain(opened.weights), threads)
     chains: dict[str, ChainRunner] = {kv: NativeChain(opened.config, opened.weights, threads, kv=kv) for kv in subject.forms}
-    sparse: dict[str, int] = {kv: 1 if kv == "bf16" or conditions.quick else _SPARSE for kv in subject.forms}
+    chains["a8"] = NativeChain(opened.config, recode(opened.weights, "a8"), threads)
+    sparse: dict[str, int] = {form: 1 if form == "bf16" or conditions.quick else _SPARSE for form in chains}
     text = Text(windows, tokenizer.bos_id if tokenizer.add_bos else None, subject.every, sparse)
     report = partial(conditions.report, f"quality of {subject.model}")
     return compare_many(reference, chains, text, report)

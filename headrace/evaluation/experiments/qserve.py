@@ -5,6 +5,7 @@ from __future__ import annotations
 from headrace.evaluation.experiment import Conditions, Experiment, Findings
 from headrace.evaluation.experiments._qserve_exact import integer_products, protective_range, same_requests
 from headrace.evaluation.experiments._qserve_quality import SUBJECTS, quality
+from headrace.evaluation.experiments._qserve_rows import grouped_rows
 from headrace.evaluation.experiments._qserve_speed import attention, resident
 from headrace.evaluation.experiments._qserve_weights import blocks_of_rows, one_stream
 from headrace.models.catalog import find_model, open_model
@@ -19,7 +20,7 @@ def run(conditions: Conditions) -> Findings:
     opened = open_model(find_model(conditions.model))
     faster = one_stream(conditions, opened)
     products, series = blocks_of_rows(conditions, opened)
-    faster += [*products, *attention(conditions, opened), *resident(conditions)]
+    faster += [*products, *grouped_rows(conditions, opened), *attention(conditions, opened), *resident(conditions)]
     costs = [claim for subject in SUBJECTS for claim in quality(conditions, subject)]
     return Findings((*exact, *faster, *costs), tuple(series))
 
