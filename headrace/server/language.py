@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from headrace.errors import HeadraceError
-from headrace.models.catalog import OpenModel, find_model, open_model
+from headrace.models.catalog import find_model, open_model
+from headrace.server.language_process import LanguageProcess, distant_tokenizer
 from headrace.text.chat_template import ChatTemplate, Conversation
 from headrace.text.marking import MarkedText
 from headrace.text.open_tokenizer import open_tokenizer
@@ -34,23 +35,29 @@ class Prompt:
 
 
 class Language:
-    """Tokenizer, template and their worker threads. ``context_length`` in tokens is set when the engine is ready."""
+    """Tokenizer, template and their worker threads. ``context_length`` in tokens is set when the engine is ready.
 
-    def __init__(self, model: OpenModel, tokenizer: Tokenizer, template: ChatTemplate, threads: int) -> None:
+    ``process``: holds the tokenizer, where that is not in this process; then all work with it is done on the worker threads.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, threads: int, process: LanguageProcess | None = None) -> None:
         self.tokenizer = tokenizer
         self.template = template
-        self.context_length = model.config.context_length
+        self.context_length = 0
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="headrace-text")
-        self._longest = max((len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)), default=1)
+        self._process = process
+        self._longest = tokenizer.longest_token() if process is None else process.facts.longest
 
     def close(self) -> None:
         """Give the worker threads back."""
         self.template.close()
+        if self._process is not None:
+            self._process.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def aside(self, work: Callable[[], Result], size: int) -> Result:
         """Run ``work`` here when it is small, on a worker thread when it is not. ``size`` in characters or the like."""
-        if size <= ASIDE_CHARS:
+        if size <= ASIDE_CHARS and self._process is None:
             return work()
         return await self.on_thread(work)
 
@@ -176,7 +183,25 @@ class Language:
 
 
 def open_language(model: str, threads: int) -> Language:
-    """Open the text side of a model by name or path. Raises ``model_not_found`` or ``model_file``."""
+    """Open the text side of a model by name or path. Raises ``model_not_found`` or ``model_file``.
+
+    Other threads of this process hardly run while a large tokenizer is made: see :func:`open_language_apart`.
+    """
     opened = open_model(find_model(model))
     tokenizer = open_tokenizer(opened.tokenizer_source)
-    return Language(opened, tokenizer, ChatTemplate(opened.chat_template, tokenizer), threads)
+    language = Language(tokenizer, ChatTemplate(opened.chat_template, tokenizer), threads)
+    language.context_length = opened.config.context_length
+    return language
+
+
+def open_language_apart(model: str, threads: int) -> Language:
+    """The same with the tokenizer in a process of its own, so that streams of other models go on meanwhile."""
+    process = LanguageProcess(model)
+    try:
+        tokenizer = distant_tokenizer(process)
+        language = Language(tokenizer, ChatTemplate(process.facts.chat_template, tokenizer), threads, process)
+    except BaseException:
+        process.close()
+        raise
+    language.context_length = process.facts.context_length
+    return language

@@ -47,7 +47,8 @@ class ModelTable:
         self._engine, self._scheduling = engine
         self._by_name: dict[str, ServedModel] = {}
         maker = engine_maker(options.roles, client)
-        self.models = [ServedModel(entry, maker, pinned=False, keep=options.unload_after) for entry in entries]
+        apart = len(entries) > 1
+        self.models = [ServedModel(entry, maker, pinned=False, keep=options.unload_after, apart=apart) for entry in entries]
         for model in self.models:
             self._by_name |= dict.fromkeys(model.entry.names, model)
         for name in options.pin:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 _PROC = Path("/proc")
-_NAMES = {"headrace.engine.process": "engine", "headrace.text.template_worker": "template"}
+_NAMES = {
+    "headrace.engine.process": "engine",
+    "headrace.text.template_worker": "template",
+    "headrace.server.language_worker": "tokenizer",
+}
 
 
 def process_memory(root: str = "self") -> dict[str, int]:

@@ -54,9 +54,10 @@ class ServedModel:
     """The state of one model. Its table alone changes it, and only between awaits, so that what is read is never half true.
 
     Whoever uses the model is counted in ``users``; whoever waits for it has a future in ``queue``, in order of arrival.
+    ``apart``: it shares the server with others, so its tokenizer is made in another process.
     """
 
-    def __init__(self, entry: Entry, maker: EngineMaker, *, pinned: bool, keep: float) -> None:
+    def __init__(self, entry: Entry, maker: EngineMaker, *, pinned: bool, keep: float, apart: bool) -> None:
         self.entry = entry
         self.pinned = pinned
         self.keep = keep
@@ -77,6 +78,7 @@ class ServedModel:
         self.loaded: Loaded | None = None
         self.launched = asyncio.Event()
         self._maker = maker
+        self._apart = apart
         self._engine: EngineClient | None = None
         self._totals = EngineTotals()
 
@@ -146,11 +148,11 @@ class ServedModel:
         self.counts.load_seconds += time.monotonic() - began
 
     async def _both(self, engine: EngineClient, model: str) -> tuple[Ready | BaseException, Language | BaseException]:
-        from headrace.server.language import open_language
+        from headrace.server.language import open_language, open_language_apart
 
         if self.loaded is not None:  # after a crash: the text side is as it was
             return (await asyncio.gather(engine.started(), return_exceptions=True))[0], self.loaded.language
-        opening = asyncio.to_thread(open_language, model, 1)
+        opening = asyncio.to_thread(open_language_apart if self._apart else open_language, model, 1)
         ready, language = await asyncio.gather(engine.started(), opening, return_exceptions=True)
         return ready, language
 

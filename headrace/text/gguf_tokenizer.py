@@ -15,6 +15,7 @@ from tokenizers.models import BPE
 
 from headrace.errors import HeadraceError
 from headrace.settings.nearest import suggestion
+from headrace.text.encoder import LibraryEncoder
 from headrace.text.marking import SpecialToken
 from headrace.text.merges import merges_from_scores
 from headrace.text.tokenizer import MAX_TOKENS, SPACE_MARK, Tokenizer, TokenizerParts, first_ids
@@ -110,7 +111,7 @@ def _parts(metadata: Mapping[str, Any], vocabulary: _Vocabulary, fast: FastToken
     template = metadata.get("tokenizer.chat_template")
     default_prefix = not byte_level
     return TokenizerParts(
-        fast=fast,
+        encoder=LibraryEncoder(fast),
         tokens=vocabulary.tokens,
         specials=tuple(SpecialToken(vocabulary.tokens[index], index) for index in specials),
         literals=frozenset(literals),

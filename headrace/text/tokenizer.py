@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-from tokenizers import Tokenizer as FastTokenizer
+from typing import TypeVar
 
 from headrace.errors import HeadraceError
 from headrace.text.byte_level import byte_level_bytes
+from headrace.text.encoder import Encoder, Encoding
 from headrace.text.marking import MarkedText, Marker, SpecialToken
+from headrace.text.packed_tokens import PackedTokens
 
 SPACE_MARK = "\u2581"
-LONG_TEXT = 2048
 MAX_TOKENS = 2_000_000
 _T = TypeVar("_T", str, str | None)
 
@@ -25,11 +24,11 @@ class TokenizerParts:
     ``tokens`` is indexed by id, ``None`` where an id is unused. ``specials`` are matched only where a template (or the
     caller, by id) put them; ``literals`` are added tokens that ordinary text may hit (runs of spaces, HTML tags).
     ``byte_level``: pieces are spelt in GPT-2's printable byte alphabet; else SentencePiece's, where ``<0x41>`` is a byte.
-    ``fast_inner``: for the pieces of a template that don't begin the text, where that makes a difference.
+    ``inner_encoder``: for the pieces of a template that don't begin the text, where that makes a difference.
     ``space_mark_is_space``: U+2581 in text is the same as a space, as in SentencePiece itself.
     """
 
-    fast: FastTokenizer
+    encoder: Encoder
     tokens: Sequence[str | None]
     specials: tuple[SpecialToken, ...]
     literals: frozenset[int]
@@ -40,16 +39,8 @@ class TokenizerParts:
     add_bos: bool = False
     add_space_prefix: bool = False
     chat_template: str | None = None
-    fast_inner: FastTokenizer | None = None
+    inner_encoder: Encoder | None = None
     space_mark_is_space: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """Token ids with the character range [start, end) of the text that each one covers."""
-
-    ids: list[int]
-    offsets: list[tuple[int, int]]
 
 
 class Tokenizer:
@@ -59,13 +50,12 @@ class Tokenizer:
     """
 
     def __init__(self, parts: TokenizerParts) -> None:
-        self._fast = parts.fast
-        self._inner = parts.fast_inner or parts.fast
-        for fast in (self._fast, self._inner):
-            fast.encode_special_tokens = True
+        self.parts = parts
+        self._encoder = parts.encoder
+        self._inner = parts.inner_encoder or parts.encoder
         self._tokens = parts.tokens
         self._specials = {special.token_id: special for special in parts.specials}
-        self._ids = first_ids(parts.tokens)
+        self._find = parts.tokens.find if isinstance(parts.tokens, PackedTokens) else first_ids(parts.tokens).get
         self._literals = parts.literals
         self._byte_level = parts.byte_level
         self._byte_pieces = parts.byte_pieces
@@ -103,24 +93,12 @@ class Tokenizer:
 
         ``bos``: put the model's beginning-of-sequence id first if the model asks for one (a raw completion prompt).
         """
-        ids: list[int] = self._encode(self._fast, text).ids
+        ids = self._encoder.ids(self._checked(text))
         return [self.bos_id, *ids] if bos and self.add_bos and self.bos_id is not None else ids
 
     def encode_with_offsets(self, text: str) -> Encoding:
         """Like :meth:`encode`, with the characters that each token came from (tokens inside one character share it)."""
-        encoding = self._encode(self._fast, text, offsets=True)
-        if len(text) <= LONG_TEXT:
-            return Encoding(encoding.ids, [(start, end) for start, end in encoding.offsets])
-        # One by one, so that no single call holds the interpreter for long.
-        return Encoding(encoding.ids, [encoding.token_to_chars(at) or (0, 0) for at in range(len(encoding))])
-
-    def _encode(self, fast: FastTokenizer, text: str, *, offsets: bool = False) -> Any:
-        """Encode; a long text as a batch of one, since only batches let other Python threads run meanwhile."""
-        text = self._checked(text)
-        if len(text) <= LONG_TEXT:
-            return fast.encode(text, add_special_tokens=False)
-        encode = fast.encode_batch if offsets else fast.encode_batch_fast
-        return encode([text], add_special_tokens=False)[0]
+        return self._encoder.spans(self._checked(text))
 
     def encode_template(self, rendered: MarkedText | str) -> list[int]:
         """Token ids of a rendered template: its own special tokens become ids, those in user strings don't.
@@ -141,7 +119,7 @@ class Tokenizer:
                 if isinstance(piece, int):
                     ids.append(piece)
                 else:
-                    ids.extend(self._encode(self._inner if begun else self._fast, piece).ids)
+                    ids.extend((self._inner if begun else self._encoder).ids(self._checked(piece)))
                 begun = True
             found.append(ids)
         if self.add_bos and self.bos_id is not None and found[0][:1] != [self.bos_id]:
@@ -172,9 +150,13 @@ class Tokenizer:
         """A token as text for people: its bytes, with U+FFFD where they are part of a character."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
+    def longest_token(self) -> int:
+        """Most bytes that a token stands for. Looks at every token."""
+        return max((len(self.token_bytes(token)) for token in range(self.vocab_size)), default=1)
+
     def id_of(self, token: str) -> int | None:
         """The id whose vocabulary entry is spelt ``token``, or ``None``."""
-        return self._ids.get(token)
+        return self._find(token)
 
     def is_special(self, token_id: int) -> bool:
         """True for ids that only a template or the model itself can produce."""

@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer as FastTokenizer
 
 from headrace.errors import HeadraceError
+from headrace.text.encoder import LibraryEncoder
 from headrace.text.marking import SpecialToken
 from headrace.text.tokenizer import MAX_TOKENS, Tokenizer, TokenizerParts
 
@@ -83,7 +84,7 @@ def _parts(description: Mapping[str, Any], fast: FastTokenizer, named: _Named, c
         tokens[index] = token
     byte_pieces = frozenset(index for index, token in enumerate(tokens) if token and not byte_level and _is_byte(token))
     return TokenizerParts(
-        fast=fast,
+        encoder=LibraryEncoder(fast),
         tokens=tokens,
         specials=tuple(
             SpecialToken(tokens[index] or "", index, *(bool(special.get(index, {}).get(side)) for side in ("lstrip", "rstrip")))
@@ -96,7 +97,7 @@ def _parts(description: Mapping[str, Any], fast: FastTokenizer, named: _Named, c
         eos_ids=named.eos_ids,
         add_bos=named.bos_id is not None and fast.encode("", add_special_tokens=True).ids[:1] == [named.bos_id],
         add_space_prefix=scheme != "never",
-        fast_inner=_without_prefix(description) if scheme == "first" else None,
+        inner_encoder=LibraryEncoder(_without_prefix(description)) if scheme == "first" else None,
         chat_template=chat_template,
     )
 

@@ -70,6 +70,8 @@ def test_models_come_when_they_are_wanted_and_go_when_they_are_told_to(serving: 
     assert "'one', 'two'" in missing.json()["error"]["message"]
     assert ask(running, "two").json()["model"] == "two"
     assert (state(running, "one"), state(running, "two")) == ("cold", "hot")
+    tokenizers = 'headrace_process_memory_bytes{process="tokenizer"}'
+    assert running.metric(tokenizers) > 0, "made apart: streams of other models go on while one is loaded"
     assert ask(running, None).json()["model"] == "one", "the first model answers when none is named"
     assert card(running, "two")["memory_bytes"] > 0
     with ThreadPoolExecutor(8) as pool:
