@@ -71,8 +71,8 @@ class KeptCounters:
 class KeptPages:
     """The disk tier of a prefix index: accounting only, one thread; :class:`headrace.memory.kept_file.KeptFile` has the bytes.
 
-    A sequence that ends is put in line; when the disk is idle its pages that are not kept yet are written, in runs. The pages
-    of the sequence stay in the pool meanwhile, at most half of what is free. A page is found again by its name and its tokens. The
+    A sequence that ends or has grown is put in line; when the disk is idle its pages that are not kept yet are written, in runs.
+    These pages stay in the pool meanwhile, at most half of what is free. A page is found again by its name and its tokens. The
     slots are a page pool of their own: what was used longest ago goes first, ends before beginnings.
     """
 
@@ -178,6 +178,11 @@ class KeptPages:
         elif pages:
             self._line.append((tenant, pages[-1], self.pool.epoch(pages[-1])))
 
+    def grown(self, tenant: str, page: int) -> None:
+        """A sequence that goes on has filled pages up to ``page``, which is known. They are written like those of one that ends."""
+        if not self._patience:
+            self._line.append((tenant, page, self.pool.epoch(page)))
+
     def issue(self, most_pages: int, *, writes: bool = True) -> list[KeptPiece]:
         """Pieces to carry now, at most ``most_pages`` under way (but at least one piece); writes only while nothing is read."""
         issued: list[KeptPiece] = []
@@ -254,26 +259,32 @@ class KeptPages:
             if self.pool.epoch(last) != epoch or self._index.known[last] is None:
                 continue
             pages, tokens = self._index.spell(last)
-            pinned = sum(self.pool.references(page) == 0 for page in pages)
-            excess = pinned - self.pool.total // _PINNED_SHARE
-            if excess > 0:
-                pages, pinned = pages[:-excess], pinned - excess
-            if pinned > self.pool.available // _PINNED_SHARE:  # whoever runs may need them
-                self._line.appendleft((tenant, last, epoch))
-                return
             names = name_pages(tenant, tokens, self.pool.page_tokens)[: len(pages)]
             self._renew(names)
-            missing = [index for index, name in enumerate(names) if name.name not in self._by_name]
+            first = next((index for index, name in enumerate(names) if name.name not in self._by_name), len(names))
+            held, names = self._affordable(pages[first:]), names[first:]
+            if held is None:  # whoever runs may need them
+                self._line.appendleft((tenant, last, epoch))
+                return
+            missing = [index for index, name in enumerate(names[: len(held)]) if name.name not in self._by_name]
             slots = self.slots.allocate(len(missing)) if missing else None
             if not slots:
                 continue
-            self.pool.share(pages)
-            job = KeptJob(-1, pages)
+            self.pool.share(held)
+            job = KeptJob(-1, held)
             pieces = list(self._pieces(job, missing, slots, writes=True))
             for piece in pieces:
                 wanted = names[piece.index : piece.index + piece.count]
                 piece.entries = [KeptEntry(slot, one.name, one.tokens) for slot, one in zip(piece.slots, wanted, strict=True)]
             self._begin(job, pieces)
+
+    def _affordable(self, pages: list[int]) -> list[int] | None:
+        """As many of the pages as may stay in the pool till they are written; ``None``: not now."""
+        pinned = sum(self.pool.references(page) == 0 for page in pages)
+        excess = pinned - self.pool.total // _PINNED_SHARE
+        if excess > 0:
+            pages, pinned = pages[:-excess], pinned - excess
+        return pages if pinned <= self.pool.available // _PINNED_SHARE else None
 
     def _renew(self, names: list[KeptEntry]) -> None:
         """What a sequence that ends began with was used just now."""

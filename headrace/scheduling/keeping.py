@@ -19,6 +19,10 @@ class KeepOptions:
     run_pages: int = 16
 
 
+GROWN_PAGES = 16
+"""A sequence that goes on is written in pieces of so many pages, the longest that moves at once."""
+
+
 @dataclass(slots=True)
 class Keeping:
     """The policy over one ledger of kept pages. ``rates`` are measured by whoever carries."""
@@ -27,6 +31,11 @@ class Keeping:
     cost: Cost
     page_bytes: int
     rates: Rates = field(default_factory=Rates)
+
+    def grown(self, item: Item, before: int) -> None:
+        """A running item has more known pages than ``before``: what it computed outlives a server that is killed meanwhile."""
+        if item.known // GROWN_PAGES > before // GROWN_PAGES and not item.adapters:
+            self.pages.grown(item.tenant, item.pages[item.known - 1])
 
     def slots_for(self, item: Item, known: int, most: int) -> list[int]:
         """Slots to read the item's pages ``known`` … from, in a row; none when computing them is foreseen to be quicker."""

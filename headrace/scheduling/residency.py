@@ -99,8 +99,10 @@ class Residency:
         assert self.index is not None, "nothing is remembered without an index"
         full = item.computed // self.pool.page_tokens
         self.index.add(item.root, item.tokens, item.pages, item.known, full)
-        item.known = full
+        before, item.known = item.known, full
         item.remember_at = (full + 1) * self.pool.page_tokens
+        if self.keeping is not None:
+            self.keeping.grown(item, before)
 
     def extend(self, item: Item, end: int) -> None:
         """Take the pages for a prompt's next chunk, up to position ``end``, from the item's reservation."""
@@ -369,9 +371,7 @@ class Residency:
 
     def _one_page(self, item: Item) -> int | None:
         taken = self._free_page(item)
-        if taken is None and self.adapters.make_page():
-            taken = self._free_page(item)
-        return taken
+        return self._free_page(item) if taken is None and self.adapters.make_page() else taken
 
     def _free_page(self, item: Item) -> int | None:
         """A page that is free, or was promised to the item."""

@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from headrace.memory.kept_file import KeptFile
 from headrace.memory.page_pool import PagePool
 from headrace.scheduling.composer import POLICIES
 from headrace.scheduling.cost import Cost
-from headrace.scheduling.keeping import Keeping, KeepOptions
+from headrace.scheduling.keeping import GROWN_PAGES, Keeping, KeepOptions
 from headrace.scheduling.scheduler import Scheduler
 from headrace.scheduling.settings import SchedulingSettings
 
@@ -282,6 +283,29 @@ def test_a_cancelled_reader_leaves_nothing_behind(tmp_path: Path) -> None:
             engine.check_integrity()
         settle(engine)
         assert engine.scheduler.pool.held == 0
+
+
+def test_a_killed_server_loses_little_of_a_request_that_was_still_running(tmp_path: Path) -> None:
+    """What the files hold at some moment is what a kill at that moment leaves."""
+    ask = Submit(1, prompt_of(1, 20), SamplingParams(max_tokens=150, temperature=0.0, ignore_eos=True))
+    before, after = tmp_path / "before", tmp_path / "after"
+    with keeping_engine(before) as engine:
+        engine.submit(ask)
+        told: list[int] = []
+        while len(told) < 140:
+            outputs = engine.step()
+            assert outputs is not None
+            told += [token for one in outputs.outputs for token in one.tokens]
+        assert engine._keeping is not None
+        engine._keeping.settle(10.0)
+        engine.check_integrity()
+        shutil.copytree(before, after)
+        assert engine.live == 1
+    with keeping_engine(after) as engine:
+        later = Submit(2, [*ask.prompt, *told], SamplingParams(max_tokens=5, temperature=0.0, ignore_eos=True))
+        answer = run(engine, [later])[2, 0].tokens
+        assert engine.gauges().prefix_found_tokens >= (160 // PAGE_TOKENS - GROWN_PAGES) * PAGE_TOKENS > 80
+    assert answer == run(toy_engine(), [later])[2, 0].tokens
 
 
 _CHILD = """
