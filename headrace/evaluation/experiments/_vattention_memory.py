@@ -119,7 +119,7 @@ def fault_claims() -> list[Claim]:
 
 def soak_claims(conditions: Conditions) -> list[Claim]:
     """Random births, growth, changes and deaths on real mappings."""
-    operations = 8_000 if conditions.quick else 100_000
+    operations = 8_000 if conditions.quick else 60_000
     rng = random.Random(conditions.seed)
     pages, plan = 300, ViewPlan(48, 64)
     wrong = over = 0

@@ -55,7 +55,7 @@ def run(conditions: Conditions) -> Findings:
     models = (conditions.model, _OTHER)
     scale = _QUICK if conditions.quick else _FULL
     with ExitStack() as stack:
-        urls = []
+        urls: list[str] = []
         for wanted in (models, models[:1], models[1:]):
             conditions.report("starting servers", len(urls), 3)
             port = free_port()

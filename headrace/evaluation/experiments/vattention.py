@@ -31,7 +31,7 @@ def run(conditions: Conditions) -> Findings:
 
 
 def _exact(bench: Bench, conditions: Conditions) -> list[Claim]:
-    count, longest = (10, 60) if conditions.quick else (64, 400)
+    count, longest = (10, 60) if conditions.quick else (64, 240)
     submits = mixed_requests(bench, count, longest, conditions.seed)
     alone: dict[tuple[int, int], Trace] = {}
     for number, submit in enumerate(submits):
