@@ -61,6 +61,7 @@ constexpr Fill fill_avx512 = nullptr;
 void fill_amx(KernelTable& table) {
     fill_avx512(table);
     amx::fill_tiles(table);
+    amx::fill_integer_tiles(table);
 }
 #else
 constexpr Fill fill_amx = nullptr;
@@ -70,6 +71,7 @@ constexpr Fill fill_amx = nullptr;
 void fill_amx_emulated(KernelTable& table) {
     fill_avx512(table);
     amx_emulated::fill_tiles(table);
+    amx_emulated::fill_integer_tiles(table);
 }
 #else
 constexpr Fill fill_amx_emulated = nullptr;

@@ -6,6 +6,8 @@
 namespace headrace::HEADRACE_ISA {
 namespace {
 
+constexpr int kByteProductScale = 17;  // 15 * 17 = 255: larger group scales don't fit the byte products
+
 #if defined(HEADRACE_LANES_512)
 
 HEADRACE_INLINE I16 dot_pairs(I16 acc, const std::uint8_t* pairs, const std::int16_t* x) {
@@ -29,6 +31,27 @@ HEADRACE_INLINE F16 scaled_planes(I16 high, I16 low, F16 scale) {
                                            _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(low.v, 1)));
     const __m512 whole = _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(first)), _mm512_cvtpd_ps(second), 1);
     return F16{whole} * scale;
+}
+
+template <Format format>
+HEADRACE_INLINE const std::uint8_t* block_at(const PanelProduct& p, int block) {
+    constexpr std::size_t lines = kFormatTraits[static_cast<int>(format)].group * kBlockGroups * kPanelWidth / 2;
+    return p.panel + 64 + static_cast<std::size_t>(block) * (kBlockHead + lines);
+}
+
+template <Format format>
+HEADRACE_INLINE int block_count(const PanelProduct& p) {
+    constexpr int inputs = kFormatTraits[static_cast<int>(format)].group * kBlockGroups;
+    return (p.inputs + inputs - 1) / inputs;
+}
+
+// Whether every q*s1 is a byte (scales of groups and channels that don't exist are zero).
+template <Format format>
+HEADRACE_INLINE bool fits_byte_products(const PanelProduct& p) {
+    __m512i top = _mm512_setzero_si512();
+    for (int block = 0; block < block_count<format>(p); ++block)
+        top = _mm512_max_epu8(top, _mm512_loadu_si512(block_at<format>(p, block)));
+    return _mm512_cmpgt_epu8_mask(top, _mm512_set1_epi8(kByteProductScale)) == 0;
 }
 
 #elif defined(HEADRACE_LANES_256)

@@ -18,7 +18,6 @@ namespace {
 
 constexpr int kExpandRows = 64;    // rows that share an expanded panel
 constexpr int kExpandInputs = 1024;  // of a panel expanded at a time: 16 KiB
-constexpr int kByteProductScale = 17;  // 15 * 17 = 255: larger group scales don't fit the byte products
 constexpr int kWorthExpanding = 24;    // rows from which expanding a panel first pays
 
 // A row's planes: 32 bytes of hi and 32 of lo in turn, or (one plane) bytes only.
@@ -183,27 +182,6 @@ void integer_rows(const PanelProduct& p, int row) {
 }
 
 #if defined(HEADRACE_LANES_512)
-
-template <Format format>
-HEADRACE_INLINE const std::uint8_t* block_at(const PanelProduct& p, int block) {
-    constexpr std::size_t lines = kFormatTraits[static_cast<int>(format)].group * kBlockGroups * kPanelWidth / 2;
-    return p.panel + 64 + static_cast<std::size_t>(block) * (kBlockHead + lines);
-}
-
-template <Format format>
-HEADRACE_INLINE int block_count(const PanelProduct& p) {
-    constexpr int inputs = kFormatTraits[static_cast<int>(format)].group * kBlockGroups;
-    return (p.inputs + inputs - 1) / inputs;
-}
-
-// Whether every q*s1 is a byte (scales of groups and channels that don't exist are zero).
-template <Format format>
-HEADRACE_INLINE bool fits_byte_products(const PanelProduct& p) {
-    __m512i top = _mm512_setzero_si512();
-    for (int block = 0; block < block_count<format>(p); ++block)
-        top = _mm512_max_epu8(top, _mm512_loadu_si512(block_at<format>(p, block)));
-    return _mm512_cmpgt_epu8_mask(top, _mm512_set1_epi8(kByteProductScale)) == 0;
-}
 
 // q * s1 of the groups of one block, as lines of bytes.
 template <Format format>

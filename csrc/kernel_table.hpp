@@ -85,8 +85,14 @@ void fill_scans(KernelTable&);
 void fill_peaks(KernelTable&);
 void fill_adapters(KernelTable&);
 }
-namespace amx { void fill_tiles(KernelTable&); }
-namespace amx_emulated { void fill_tiles(KernelTable&); }
+namespace amx {
+void fill_tiles(KernelTable&);
+void fill_integer_tiles(KernelTable&);
+}
+namespace amx_emulated {
+void fill_tiles(KernelTable&);
+void fill_integer_tiles(KernelTable&);
+}
 
 std::vector<IsaSupport> isa_support();       // best first
 const KernelTable& best_kernels();           // by cpuid

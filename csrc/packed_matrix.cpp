@@ -107,13 +107,13 @@ class TileSession {
 };
 
 // One row block at a time meets all panels of the tile, so that rows and panels both stay in the innermost cache. Panels
-// of integer formats are expanded for many rows: they meet all of the tile's rows at once.
+// of integer formats are expanded for many rows: without a tile unit they meet all of the tile's rows at once.
 void panels_times_rows(const KernelTable& table, const PackedMatrix& matrix, const Rows& x, int m0, int m1, int panel0, int panel1,
                        float* out, std::size_t out_stride) {
     TileSession tiles(table.tiles);
     for (int row = m0, count = 0; row < m1; row += count) {
         const int block = m1 - row >= table.tiles.least && table.tiles.rows > 0 ? table.tiles.rows : kRowBlock;
-        count = matrix.integer() ? m1 - row : std::min(m1 - row, block);
+        count = matrix.integer() && block == kRowBlock ? m1 - row : std::min(m1 - row, block);
         for (int panel = panel0; panel < panel1; ++panel) {
             const Format format = matrix.panels()[static_cast<std::size_t>(panel)].format;
             const PanelKernel kernel = tiles.takes(format, count) ? tiles.kernel(format, count) : table.panel[static_cast<int>(format)];

@@ -13,6 +13,7 @@ from quantised_blocks import random_blocks
 
 from headrace.kernels import _native
 from headrace.kernels.formats import instruction_sets
+from headrace.models.integer_rows import GROUP_OF_KIND, sample_rows
 
 Bytes = npt.NDArray[np.uint8]
 SIGNS = {"ss": (np.int8, np.int8), "su": (np.int8, np.uint8), "us": (np.uint8, np.int8), "uu": (np.uint8, np.uint8)}
@@ -122,6 +123,19 @@ def test_every_thread_configures_for_itself_and_releases(rows: int, tiled: bool)
     assert held == 0
     assert _native.tile_model_use()[0] == 0
     assert (_native.tile_model_use()[1] > before) is tiled
+
+
+@pytest.mark.parametrize("kind", ["Q4_1A8", "INT8A16", "INT4G64A8"])
+def test_other_rows_and_integer_formats_run_on_tiles_too(kind: str) -> None:
+    rng, pool = np.random.default_rng(0), _native.ThreadPool(1)
+    data = sample_rows(kind, 32, 96, rng) if kind in GROUP_OF_KIND else random_blocks("Q4_1", 32, 96, rng)
+    matrix, before = _native.PackedMatrix.pack([(data, kind, 32, 96, None)], pool), _native.tile_model_use()[1]
+    try:
+        _native.set_isa("amx-emulated")
+        matrix.matmul(np.ones((16, 96), np.float32), pool)
+    finally:
+        _native.set_isa("auto")
+    assert _native.tile_model_use()[1] > before
 
 
 def test_the_model_is_never_chosen_by_itself() -> None:

@@ -2,3 +2,5 @@
 #include "tile_unit.hpp"
 // The kernels, on the names above.
 #include "tile_matmul_impl.hpp"
+// on its names:
+#include "tile_integer_impl.hpp"
