@@ -13,6 +13,8 @@ _FORGETTING = 0.997  # half of what is known is from the last 230 tokens of a ki
 _PRIOR = 12.0  # tokens that the first guess counts for
 _OWN_FORGETTING = 0.95
 _OWN_PRIOR = 0.5  # wrong tokens foreseen before a stream's own record counts as much as everybody's
+_DOUBT = 0.5  # wrong tokens that are held against a stream of which nothing is known yet
+_DOUBT_LEFT = 0.7  # of it, behind each right one
 _SUREST = 0.995
 
 
@@ -47,23 +49,30 @@ class Acceptance:
 
 
 class OwnRecord:
-    """How one stream fares with one proposer beside all others: wrong tokens over those that were foreseen."""
+    """How one stream fares with one proposer beside all others: wrong tokens over those that were foreseen.
 
-    __slots__ = ("_foreseen", "_wrong")
+    A stream begins in doubt. What others did says little of whether this one repeats itself, and guesses that are not verified
+    are observed all the same: text that repeats itself is believed a step later, and a conversation pays for no wrong guess first.
+    """
+
+    __slots__ = ("_doubt", "_foreseen", "_wrong")
 
     def __init__(self) -> None:
+        self._doubt = _DOUBT
         self._wrong = 0.0
         self._foreseen = 0.0
 
     @property
     def factor(self) -> float:
         """What the chance of being wrong is multiplied by."""
-        return (self._wrong + _OWN_PRIOR) / (self._foreseen + _OWN_PRIOR)
+        return (self._wrong + self._doubt + _OWN_PRIOR) / (self._foreseen + _OWN_PRIOR)
 
     def observe(self, foreseen: float, *, right: bool) -> None:
         """A token, foreseen right with that chance, was right or wrong."""
         self._wrong = _OWN_FORGETTING * self._wrong + (not right)
         self._foreseen = _OWN_FORGETTING * self._foreseen + (1.0 - foreseen)
+        if right:
+            self._doubt *= _DOUBT_LEFT
 
 
 def survival(acceptance: Acceptance, own: OwnRecord, grades: Sequence[int], least: float) -> list[float]:

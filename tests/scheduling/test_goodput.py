@@ -75,10 +75,29 @@ def test_rates_of_right_guesses_are_unbiased_whatever_is_verified() -> None:
 
 def test_a_stream_that_fares_worse_than_others_is_trusted_less_and_again_when_it_fares_better() -> None:
     acceptance, own = Acceptance((0.9,)), OwnRecord()
-    fresh = survival(acceptance, own, [0] * 5, 0.01)
+    usual = sum(0.9**length for length in range(1, 6))
     for _ in range(20):
         own.observe(0.9, right=False)
-    assert sum(survival(acceptance, own, [0] * 5, 0.01)) < 0.1 * sum(fresh)
+    assert sum(survival(acceptance, own, [0] * 5, 0.01)) < 0.1 * usual
     for _ in range(100):
         own.observe(0.9, right=True)
-    assert sum(survival(acceptance, own, [0] * 5, 0.01)) > 0.9 * sum(fresh)
+    assert sum(survival(acceptance, own, [0] * 5, 0.01)) > 0.9 * usual
+
+
+def test_a_stream_begins_in_doubt_which_right_guesses_take_from_it() -> None:
+    acceptance, own = Acceptance((0.3, 0.6)), OwnRecord()
+    assert survival(acceptance, own, [0], 0.05) == []
+    assert survival(acceptance, own, [1], 0.05) == pytest.approx([0.2])
+    factors = [own.factor]
+    for _ in range(3):
+        own.observe(0.6, right=True)
+        factors.append(own.factor)
+    assert factors == sorted(factors, reverse=True)
+    assert factors[0] == 2.0
+    assert factors[-1] < 0.6
+    lucky, unlucky = OwnRecord(), OwnRecord()
+    for _ in range(40):
+        lucky.observe(0.6, right=True)
+        unlucky.observe(0.6, right=True)
+    unlucky.observe(0.6, right=False)
+    assert lucky.factor < unlucky.factor < 0.2

@@ -12,7 +12,7 @@ from headrace.engine.build import BuildOptions, BuiltEngine, build_engine
 from headrace.engine.settings import EngineSettings
 from headrace.engine.wire import Submit
 from headrace.evaluation.experiment import Claim, Conditions, interleave
-from headrace.evaluation.experiments._smartspec_setup import TALKS, Spell, rendered, together
+from headrace.evaluation.experiments._smartspec_setup import TALKS, Spell, rendered, together, undisturbed
 from headrace.evaluation.trials import run_all
 from headrace.scheduling.settings import SchedulingSettings
 
@@ -55,7 +55,7 @@ def _claims(pair: _Pair, temperature: float, conditions: Conditions) -> list[Cla
         asked = msgspec.structs.replace(submit, params=msgspec.structs.replace(submit.params, temperature=temperature, seed=1))
         same += run_all(pair.plain.engine, [asked]) == run_all(pair.drafted.engine, [asked])
         off, on = interleave([functools.partial(_spell, one, asked) for one in (pair.plain, pair.drafted)], rounds)
-        ratios.append(max(spell.rate for spell in on) / max(spell.rate for spell in off))
+        ratios.append(undisturbed(on) / undisturbed(off))
         steps += on[0].steps
     kind = f"drawn at {temperature}" if temperature else "greedy"
     name = "drawn" if temperature else "greedy"

@@ -6,10 +6,14 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
 
 from headrace.engine.loop import Engine
 from headrace.engine.sampling_params import SamplingParams
-from headrace.engine.wire import Submit
+from headrace.engine.wire import Gauges, Submit
 from headrace.evaluation.trials import Bench
 from headrace.models.catalog import OpenModel
 from headrace.scheduling.cost import Cost
@@ -42,6 +46,8 @@ TALKS: Mapping[str, str] = {
     "story": "Tell me a short story about a lighthouse keeper who finds a letter.",
     "advice": "How should I prepare for a long walk in the mountains?",
 }
+
+_PIECE = 8  # tokens that are timed as one
 
 
 class FixedTimes(Cost):
@@ -99,18 +105,67 @@ class Forced:
         return Proposal(tokens, [int(10 * chance)] * len(tokens)) if tokens else None
 
 
-@dataclass(frozen=True, slots=True)
-class Spell:
-    """A stretch of an engine's life: tokens sampled in so many seconds and steps."""
+class Mark(NamedTuple):
+    """After a step: tokens sampled, drafted tokens verified and seconds since the spell began."""
 
     tokens: int
+    drafted: int
     seconds: float
-    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spell:
+    """A stretch of an engine's life with so many streams, step by step."""
+
+    streams: int
+    marks: tuple[Mark, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Sampled in it."""
+        return self.marks[-1].tokens
+
+    @property
+    def steps(self) -> int:
+        """Run in it."""
+        return len(self.marks) - 1
 
     @property
     def rate(self) -> float:
         """Tokens a second."""
-        return self.tokens / self.seconds
+        return self.tokens / self.marks[-1].seconds
+
+
+def undisturbed(spells: Sequence[Spell]) -> float:
+    """Tokens a second of an answer that was made several times: of every few of its tokens the fastest time counts.
+
+    What else the machine does in a moment of one round is no part of any mechanism, and hits other tokens in the next.
+    """
+    count = min(spell.tokens for spell in spells)
+    ends = [*range(_PIECE, count, _PIECE), count]
+    reached = [np.interp(ends, [mark.tokens for mark in one.marks], [mark.seconds for mark in one.marks]) for one in spells]
+    return count / float(np.diff(np.array(reached), axis=1, prepend=0.0).min(axis=0).sum())
+
+
+def priced(variants: Sequence[Sequence[Spell]]) -> list[float]:
+    """Tokens a second of each variant, where a step takes what steps of as many rows take in all of them: their lower quartile.
+
+    For drafts of other lengths on the same streams, which differ in nothing but rows.
+    """
+    seconds: dict[int, list[float]] = {}
+    for spell in (spell for spells in variants for spell in spells):
+        for rows, took in _steps(spell):
+            seconds.setdefault(rows, []).append(took)
+    price = {rows: float(np.quantile(times, 0.25)) for rows, times in seconds.items()}
+    return [
+        sum(spell.tokens for spell in spells) / sum(price[rows] for spell in spells for rows, _ in _steps(spell))
+        for spells in variants
+    ]
+
+
+def _steps(spell: Spell) -> list[tuple[int, float]]:
+    """Rows and seconds of each."""
+    return [(spell.streams + now.drafted - last.drafted, now.seconds - last.seconds) for last, now in pairwise(spell.marks)]
 
 
 def together(engine: Engine, submits: Sequence[Submit]) -> Spell:
@@ -121,14 +176,21 @@ def together(engine: Engine, submits: Sequence[Submit]) -> Spell:
     while len(seen) < len(submits):
         outputs = engine.step()
         seen |= {output.request_id for output in outputs.outputs} if outputs is not None else set()
-    before, began = engine.gauges(), time.perf_counter()
+    before, began = _counts(engine.gauges()), time.perf_counter()
+    marks = [Mark(0, 0, 0.0)]
     while engine.live == len(submits):
-        engine.step()
-    seconds, after = time.perf_counter() - began, engine.gauges()
+        outputs = engine.step()
+        seconds = time.perf_counter() - began
+        tokens, drafted = _counts(outputs.gauges if outputs is not None else engine.gauges())
+        marks.append(Mark(tokens - before[0], drafted - before[1], seconds))
     for submit in submits:
         engine.cancel(submit.request_id)
     engine.step()
-    return Spell(after.generated_tokens - before.generated_tokens, seconds, after.steps - before.steps)
+    return Spell(len(submits), tuple(marks))
+
+
+def _counts(gauges: Gauges) -> tuple[int, int]:
+    return gauges.generated_tokens, gauges.speculation.drafted if gauges.speculation is not None else 0
 
 
 def tasks(bench: Bench, texts: Mapping[str, str], tokens: int) -> dict[str, Submit]:
