@@ -14,7 +14,7 @@ SERVE_STAMP := $(VENV)/.stamp-serve
 MODEL_STAMP := $(VENV)/.stamp-model
 DEV_STAMP := $(VENV)/.stamp-dev
 
-.PHONY: help setup serve test check wheel sanitize races format bench docs native size clean
+.PHONY: help setup serve test check wheel sanitize races soak format bench docs native size clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -42,6 +42,9 @@ sanitize: $(DEV_STAMP)  ## the kernel tests with address and undefined-behaviour
 
 races: $(DEV_STAMP)  ## threads, chain and sampler under the thread sanitizer, in a build folder of its own
 	tools/sanitize.sh thread $(BIN)/python $(or $(ARGS),tests/kernels/test_threads.py tests/kernels/test_native_chain.py tests/kernels/test_sampler.py)
+
+soak: $(SERVE_STAMP) $(MODEL_STAMP)  ## a server under a mixed load for long, each answer compared; options: make soak ARGS="--minutes 30"
+	$(BIN)/python -m headrace bench soak $(ARGS)
 
 format: $(DEV_STAMP)  ## apply the formatter and the safe fixes
 	$(BIN)/ruff check --fix headrace tests tools

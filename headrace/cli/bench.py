@@ -12,6 +12,7 @@ from rich.progress import Progress
 from headrace.cli.arguments import arguments
 from headrace.cli.bench_kernels import kernels
 from headrace.cli.bench_peers import peers
+from headrace.cli.bench_soak import soak
 from headrace.cli.local import one_engine, prepare
 from headrace.cli.models import Loading
 from headrace.cli.options import LOCAL_SETTINGS, settings_options
@@ -35,11 +36,13 @@ def bench() -> None:
     headrace bench engine                    speed without HTTP
     headrace bench kernels                   matrix products alone, and whether all kernels agree
     headrace bench peers --peer NAME=WHERE   beside other servers, in turns
+    headrace bench soak                      a server under a mixed load for long, each answer compared
     """
 
 
 bench.add_command(kernels)
 bench.add_command(peers)
+bench.add_command(soak)
 
 
 @bench.command("serve")

@@ -61,7 +61,7 @@ class EngineServer:
         self._connection = connection
         self._draining = False
         self._checked_steps = -1
-        self._untold = False  # adapters have changed since the last gauges
+        self._untold = False  # adapters or jobs have changed since the last gauges
 
     def run(self) -> None:
         """Messages at the border of steps, steps while there is work, sleep else. Returns when drained; raises PeerGone."""
@@ -100,7 +100,7 @@ class EngineServer:
             self._connection.wait(WRITING_WAIT)
         elif engine.live == 0:
             self._check_integrity()
-            if self._untold:  # without a step, metrics would go on showing the adapters of the last one
+            if self._untold:  # without a step, metrics would go on showing the adapters and jobs of the last one
                 self._untold = False
                 self._connection.send(StepOutputs([], engine.gauges()))
             idle = FILE_WAIT if engine.training is not None and engine.training.active else None
@@ -114,6 +114,7 @@ class EngineServer:
         trained = not self._draining and self._engine.train(self._connection.readable)
         for event in self._engine.training.take_events() if self._engine.training is not None else ():
             self._connection.send(event)
+            self._untold = True
         return trained
 
     def _relocate(self) -> bool:

@@ -1,12 +1,14 @@
 """The real server process: ``run_server.py ENGINE '{"port": 0, ...}' [MODEL]``.
 
-ENGINE is ``real``, or the echo engine's seconds a token.
+ENGINE is ``real``, or the echo engine's seconds a token. SIGUSR1 sets the process's clock an hour on, SIGUSR2 a day back.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,7 +44,16 @@ class Given:
         return self._objects[kind]
 
 
+def jump(number: int, _: object) -> None:
+    """Move the wall clock, as a machine does that finds out what time it is."""
+    shift, told = (3600.0 if number == signal.SIGUSR1 else -86_400.0), time.time
+    time.time = lambda: told() + shift
+    print(f"the clock jumps by {shift:.0f} s", file=sys.stderr, flush=True)
+
+
 if __name__ == "__main__":
+    for one in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(one, jump)
     kind = EngineClient if sys.argv[1] == "real" else EchoClient
     default = "smollm2" if kind is EngineClient else "echo=smollm2"
     sys.exit(serve(Given(json.loads(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else default), kind))

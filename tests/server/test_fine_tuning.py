@@ -248,6 +248,22 @@ def test_pause_resume_and_cancel_in_every_state(launch: Launch) -> None:
     assert jobs.cancel(fresh.id).status == "cancelled"
 
 
+def test_metrics_know_that_a_job_has_ended(launch: Launch) -> None:
+    """Gauges came with steps only: those of the last one showed a job and its pages until somebody asked for tokens again."""
+    running = launch()
+    job = create(running, hyper=SLOW)
+    wait(running, job.id, "running")
+
+    def seen() -> bool:
+        running.post("/v1/completions", {"model": "tiny", "prompt": "red", "max_tokens": 1})
+        return running.metric("headrace_training_jobs") == 1
+
+    running.eventually(seen, 30)
+    assert running.client().fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    running.eventually(lambda: running.metric("headrace_training_jobs") == 0, 30)
+    running.eventually(lambda: running.metric("headrace_pages_free") == running.metric("headrace_pages_total"), 30)
+
+
 def test_a_killed_server_ends_with_the_same_adapter(launch: Launch, tmp_path: Path) -> None:
     states = tmp_path / "whole", tmp_path / "killed"
     hyper = {**QUICK, "n_epochs": 20, "lora_rank": 4}
