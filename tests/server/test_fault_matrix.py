@@ -229,26 +229,26 @@ def test_an_engine_killed_while_it_loads() -> None:
         running.stop()
 
 
-def test_an_engine_killed_in_a_prompt_and_in_a_drain() -> None:
-    for moment in ("prompt", "drain"):
-        running = launch_server("real")
-        try:
-            with wire(running) as sock:
-                sock.sendall(request({**LONG, "prompt": "word and another " * 1200} if moment == "prompt" else LONG))
-                running.eventually(lambda running=running: running.metric("headrace_requests_live") == 1)  # type: ignore[misc]
-                if moment == "drain":
-                    sock.recv(100)
-                    running.process.send_signal(signal.SIGTERM)
-                    running.eventually(lambda running=running: running.get("/readyz").status_code == 503)  # type: ignore[misc]
-                os.kill(running.engine_pid(), signal.SIGKILL)
-                rest = b""
-                while piece := sock.recv(65536):
-                    rest += piece
-            assert b"engine_dead" in rest, rest[-300:]
-            running.process.wait(30)
-            assert not [line for line in running.lines if "Traceback" in line], "\n".join(running.lines)
-        finally:
-            running.stop()
+@pytest.mark.parametrize(("moment", "engine"), [("prompt", "real"), ("drain", 0.02)])
+def test_an_engine_killed_in_a_prompt_and_in_a_drain(moment: str, engine: str | float) -> None:
+    running = launch_server(engine)
+    try:
+        with wire(running) as sock:
+            sock.sendall(request({**LONG, "prompt": "word and another " * 1200} if moment == "prompt" else LONG))
+            running.eventually(lambda: running.metric("headrace_requests_live") == 1)
+            if moment == "drain":
+                sock.recv(100)
+                running.process.send_signal(signal.SIGTERM)
+                running.eventually(lambda: running.get("/readyz").status_code == 503)
+            os.kill(running.engine_pid(), signal.SIGKILL)
+            rest = b""
+            while piece := sock.recv(65536):
+                rest += piece
+        assert b"engine_dead" in rest, rest[-300:]
+        running.process.wait(30)
+        assert not [line for line in running.lines if "Traceback" in line], "\n".join(running.lines)
+    finally:
+        running.stop()
 
 
 def engine_of(running: Running) -> int | None:
