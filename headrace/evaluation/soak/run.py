@@ -21,7 +21,7 @@ from headrace.settings.declaration import option, validate
 _ROUND_SECONDS = 45.0
 _SAMPLES = 240
 _CROWD_EVERY = 3  # rounds
-_REST_SECONDS = 60.0
+_REST_SECONDS = 240.0
 _MOST_TOLD = 20
 
 
@@ -126,19 +126,25 @@ class Soak:
     async def _round(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         picks = [random.Random(self._random.getrandbits(64)) for _ in range(2 * self._settings.people + 10)]
-        people = [self._asker(picks.pop(), until) for _ in range(self._settings.people)]
-        people += [self._disturber(picks.pop(), until) for _ in range((self._settings.people + 1) // 2)]
-        people += [self._repeat(act, picks.pop(), until) for act in self._disturbers.heavy]
+        over = asyncio.Event()
+        people = [self._asker(picks.pop(), over) for _ in range(self._settings.people)]
+        people += [self._disturber(picks.pop(), over) for _ in range((self._settings.people + 1) // 2)]
+        slow = [self._repeat(act, picks.pop(), until) for act in self._disturbers.heavy]
         if self.result.rests % _CROWD_EVERY == 0:
-            people.append(self._act(self._disturbers.crowd, self._random))
-        await asyncio.gather(*people)
+            slow.append(self._act(self._disturbers.crowd, self._random))
+        asking = asyncio.gather(*people)
+        try:
+            await asyncio.gather(*slow)  # what takes long ends among the others, not after them
+        finally:
+            over.set()
+            await asking
 
-    async def _asker(self, pick: random.Random, until: float) -> None:
-        while time.monotonic() < until:
+    async def _asker(self, pick: random.Random, over: asyncio.Event) -> None:
+        while not over.is_set():
             await self._ask(pick.randrange(len(self._asks)))
 
-    async def _disturber(self, pick: random.Random, until: float) -> None:
-        while time.monotonic() < until:
+    async def _disturber(self, pick: random.Random, over: asyncio.Event) -> None:
+        while not over.is_set():
             await self._act(pick.choice(self._disturbers.light), pick)
             await asyncio.sleep(pick.random() / 4)
 
