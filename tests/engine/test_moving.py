@@ -8,7 +8,7 @@ import mmap
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,10 +101,10 @@ def submits() -> list[Submit]:
     ]  # fmt: skip
 
 
-def run(engine: Engine, arena: Arena, disturb: Callable[[int], None] | None = None) -> Results:
-    """All requests to their ends; pages that nobody holds are poisoned after every step."""
+def run(engine: Engine, arena: Arena, disturb: Callable[[int], None] | None = None, before: Sequence[Submit] = ()) -> Results:
+    """All requests to their ends, those of ``before`` first; pages that nobody holds are poisoned after every step."""
     results: Results = {}
-    coming, steps = submits(), 0
+    coming, steps = [*before, *submits()], 0
     while coming or engine.live:
         if coming:
             engine.submit(coming.pop(0))
@@ -123,10 +123,10 @@ def run(engine: Engine, arena: Arena, disturb: Callable[[int], None] | None = No
     return results
 
 
-def undisturbed() -> Results:
+def undisturbed(before: Sequence[Submit] = ()) -> Results:
     engine = toy_engine()
     results: Results = {}
-    for submit in submits():
+    for submit in (*before, *submits()):
         engine.submit(submit)
         while engine.live:
             outputs = engine.step()
@@ -179,6 +179,19 @@ def test_a_bad_disk_costs_time_and_nothing_else(faults: Faults, tmp_path: Path) 
         moves = engine.gauges().moves
         assert moves is not None
         assert (moves.failures > 0) == bool(faults.every_write or faults.every_read)
+
+
+@pytest.mark.parametrize("mode", ["swap", "recompute"])
+def test_a_request_of_more_forks_than_there_are_pages_harms_nobody(mode: str, tmp_path: Path) -> None:
+    bomb = Submit(
+        99, [5, 6, 7, 8, 9], SamplingParams(max_tokens=30, temperature=0.9, seed=1, ignore_eos=True, n=24, top_logprobs=1)
+    )
+    assert PAGES * PAGE_TOKENS < 24 * 30, "all of it does not fit"
+    with swapping_engine(tmp_path, Faults(), mode=mode) as (engine, arena):
+        assert run(engine, arena, before=[bomb]) == undisturbed([bomb])
+        while engine.moving:
+            engine.step()
+        assert engine.scheduler.pool.held == 0
 
 
 def test_a_flipped_bit_on_the_disk_costs_one_request_its_pages(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

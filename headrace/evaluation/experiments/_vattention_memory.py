@@ -35,10 +35,10 @@ arena.rows[2, 0] = 8
 
 def trace_claims(bench: Bench, conditions: Conditions) -> list[Claim]:
     """A trace of short and long requests on a pool of two full contexts."""
-    count, longest = (60, 120) if conditions.quick else (200, 300)
+    count, longest = (60, 120) if conditions.quick else (200, 200)
     rng = random.Random(conditions.seed)
     lengths = [min(longest, round(rng.lognormvariate(3.7, 0.9)) + 1) for _ in range(count)]
-    submits = greedy_requests(bench, lengths, (8, 16, 24), conditions.seed)
+    submits = greedy_requests(bench, lengths, (4, 8, 12), conditions.seed)
     layout, limits = bench.built.chain.page_layout, bench.built.engine.limits
     whole = -(-limits.context_length // layout.tokens)
     views = bench.views()

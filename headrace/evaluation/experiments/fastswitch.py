@@ -25,6 +25,7 @@ from headrace.scheduling.settings import SchedulingSettings
 _RUNS = SwapVariant()
 _AUTO = SwapVariant("auto")
 _EVERY, _QUICK_EVERY = 25, 16  # steps between changes of priority
+_STEP_TOKENS = 64  # else the longest gaps are steps with much of another prompt, however pages move
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class _Load:
         policy: str = "priority",
     ) -> Run:
         """One run on a pool that holds ``share`` of what the conversations need."""
-        engine = self.bench.engine(SchedulingSettings(policy=policy), int(self.needed * share), swap)
+        engine = self.bench.engine(SchedulingSettings(policy=policy, step_tokens=_STEP_TOKENS), int(self.needed * share), swap)
         return runs.run(engine, self.talks, pattern, every or self.every, self.conditions.seed)
 
 
