@@ -51,13 +51,17 @@ def measure_layout(model: str, instances: int, threads: int, cores: Sequence[int
         cache_dir(), {"layout": instances, "threads": threads, "cpu": cpu_name(), "version": __version__, "model": model}
     )
     stored = load(path)
-    pages = _pages(settings, instances)
     if stored is not None:
-        return LayoutCost(instances, threads, stored, *pages)
-    found = _measure_together(model, instances, threads, cores)
-    calibration = _mean(found)
-    save(path, calibration)
-    return LayoutCost(instances, threads, calibration, *pages)
+        return LayoutCost(instances, threads, stored, *_pages(settings, instances))
+    found = measure_now(model, instances, threads, cores)
+    save(path, found.calibration)
+    return found
+
+
+def measure_now(model: str, instances: int, threads: int, cores: Sequence[int]) -> LayoutCost:
+    """As :func:`measure_layout`, whatever was measured before, and remembering nothing."""
+    calibration = _mean(_measure_together(model, instances, threads, cores))
+    return LayoutCost(instances, threads, calibration, *_pages(EngineSettings(model=model, threads=threads), instances))
 
 
 def _pages(settings: EngineSettings, instances: int) -> tuple[int, int]:

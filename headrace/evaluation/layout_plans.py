@@ -16,6 +16,8 @@ from headrace.planning.targets import Targets, tail
 STEPS = (32, 64, 256)  # sizes of steps that are tried beside the knee
 _QUIET_RATE = 1e-3  # a rate at which requests don't meet
 _QUIET_REQUESTS = 200
+STEP_OVERHEAD = 3.5e-4
+"""Seconds of a step beside its model's: planning, sampling, sending; what calibration does not see."""
 COPY_RATE = 1.5e9
 """Bytes a second from one engine to another beside their steps, sums included."""
 TTFT_TIMES, TPOT_TIMES = 5.0, 2.0  # promises where none are given, as multiples of the unloaded median
@@ -89,8 +91,10 @@ def layouts_of(cost: LayoutCost) -> list[Layout]:
     calibration, count = cost.calibration, cost.instances
     found = []
     for tokens in sorted({calibration.knee, *STEPS}):
-        seconds = GAP_SLACK * calibration.cost.predict(tokens, tokens * tokens // 2, 1)
-        model = InstanceModel(calibration.cost, cost.pages, tokens, seconds, page_seconds=cost.page_bytes / COPY_RATE)
+        seconds = GAP_SLACK * calibration.knee_seconds  # the server's own bound, whatever --step-tokens says
+        model = InstanceModel(
+            calibration.cost, cost.pages, tokens, seconds, page_seconds=cost.page_bytes / COPY_RATE, overhead=STEP_OVERHEAD
+        )
         threads = f"{cost.threads} thread{'s' * (cost.threads > 1)}"
         found.append(Layout(f"{count} × {threads}, steps of {tokens}", (model,) * count, cost.threads))
         for prompts in range(1, count):

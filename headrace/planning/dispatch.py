@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
-from headrace.placement.load import Load, freeness
+from headrace.placement.load import Load
 from headrace.scheduling.registry import Registry
 
 
@@ -69,7 +68,9 @@ class Least:
 
 
 def _freeness_with_one_more(load: Load) -> float:
-    return freeness(replace(load, running=load.running + 1), whole_queue=True)
+    """As :func:`headrace.placement.load.freeness` of the whole queue, without a copy: this is asked for after each step."""
+    used = load.held + min(load.queue, load.pages)
+    return (load.pages - used) / (load.running + load.waiting + 1)
 
 
 DISPATCHERS: Registry[Callable[[int], Dispatcher]] = Registry(

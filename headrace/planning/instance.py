@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from headrace.memory.page_pool import PagePool
 from headrace.placement.load import Load
+from headrace.planning.numbered_pages import NumberedPages
 from headrace.scheduling.composer import POLICIES, Budget
 from headrace.scheduling.cost import Cost
 from headrace.scheduling.handover import Lease
@@ -23,7 +23,7 @@ _TOKEN = 0  # what is generated does not matter to scheduling
 class InstanceModel:
     """What an instance is made of. ``cost``: the time of its steps; ``pages`` of ``page_tokens`` tokens; ``step_tokens``: rows a
     step aims at; ``gap_seconds``: how long a step may take while streams wait (``None``: no bound); ``page_seconds``: to send a
-    page to another instance."""
+    page to another instance; ``overhead``: seconds of each step beside its model's."""
 
     cost: Cost
     pages: int
@@ -33,6 +33,7 @@ class InstanceModel:
     policy: str = "fcfs"
     max_running: int = 256
     page_seconds: float = 2.5e-4
+    overhead: float = 0.0
 
 
 @dataclass(slots=True)
@@ -52,7 +53,6 @@ class _Stretch:
 
     step: Step
     begins: float
-    load: tuple[int, int, int]
     count: int = 1
     seconds: float = 0.0  # of the first one
     more: float = 0.0  # by which each is longer than the one before
@@ -77,7 +77,7 @@ class SimulatedInstance:
         settings = SchedulingSettings(
             step_tokens=max(16, model.step_tokens), max_running=model.max_running, max_waiting=1_000_000, prefix_reuse="off"
         )
-        pool = PagePool(model.pages, model.page_tokens)
+        pool = NumberedPages(model.pages, model.page_tokens)
         self.scheduler = Scheduler(settings, pool, model.cost, POLICIES.get(model.policy))
         capacity = max(2048, model.step_tokens)
         self.scheduler.budget = Budget(model.step_tokens, model.gap_seconds, capacity, settings.max_logit_rows, model.max_running)
@@ -139,13 +139,19 @@ class SimulatedInstance:
         step = self.scheduler.plan()
         if step is None:
             return None
-        load = step.tokens, step.attention_work, step.logit_rows
+        tokens, pairs, rows, streams = 0, 0, 0, True
+        for item, start, count, wanted in step.slices:
+            tokens += count
+            pairs += count * start + count * (count + 1) // 2
+            rows += wanted
+            if count != 1 or start + 1 < len(item.tokens):
+                streams = False
         predict = self.model.cost.predict
-        stretch = _Stretch(step, now, load, seconds=predict(*load))
-        if all(piece.count == 1 and piece.completes for piece in step.slices):
+        stretch = _Stretch(step, now, seconds=predict(tokens, pairs, rows) + self.model.overhead)
+        if streams:
             left = min(self._under_way[piece.item.item_id].output - piece.item.generated for piece in step.slices)
             stretch.count += repeatable(self.scheduler, step, left - 1)
-            stretch.more = predict(load[0], load[1] + load[0], load[2]) - stretch.seconds
+            stretch.more = predict(tokens, pairs + tokens, rows) + self.model.overhead - stretch.seconds
         self._stretch = stretch
         self.version += 1
         return now + _length(stretch, stretch.count)
@@ -161,7 +167,7 @@ class SimulatedInstance:
 
     def _commit(self, stretch: _Stretch) -> list[int]:
         step, scheduler = stretch.step, self.scheduler
-        items = [piece.item for piece in step.slices if piece.completes]
+        items = [item for item, start, count, _ in step.slices if start + count >= len(item.tokens)]
         scheduler.commit(step, dict.fromkeys((item.item_id for item in items), _TOKEN))
         if stretch.count > 1:
             repeat(scheduler, stretch.count - 1, _TOKEN)

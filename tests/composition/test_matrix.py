@@ -90,7 +90,7 @@ class Mix:
     adapters: bool = False
     drafts: bool = False
     training: bool = False
-    moved: bool = False
+    moved: str = ""
 
 
 MECHANISMS: dict[str, dict[str, int | bool | str]] = {
@@ -117,8 +117,12 @@ MECHANISMS: dict[str, dict[str, int | bool | str]] = {
     "adapters": {"adapters": True},
     "speculation": {"drafts": True},
     "training": {"training": True},
-    "moves between engines": {"moved": True},
+    "moves between engines": {"moved": "at any time"},
+    "hand-off": {"moved": "behind its first token"},
 }
+
+ALIKE = ("chunks of 16", "one thread", "arrival order", "weights w4", "weights w8", "q4 with 8-bit activations", "kv4")
+"""To a hand-off no other than what it is paired with, or than to moves at any time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +336,7 @@ def knowing_of(mix: Mix, bench: Bench, submits: list[Submit]) -> Knowing:
 PAIRS = [  # two values of one switch can't be on together
     (first, second)
     for first, second in itertools.combinations(MECHANISMS, 2)
-    if not MECHANISMS[first].keys() & MECHANISMS[second].keys()
+    if not MECHANISMS[first].keys() & MECHANISMS[second].keys() and not (second == "hand-off" and first in ALIKE)
 ]
 
 
@@ -351,7 +355,7 @@ def check(mix: Mix, bench: Bench) -> None:
     ):  # the same once before, so that there is something to find beside what the requests share among themselves
         run(engine, [msgspec.structs.replace(submit, request_id=100 + submit.request_id) for submit in submits], None)
         assert engine.scheduler.pool.cached > 0
-    wandering = Wandering(engine, bench.folder, submits) if mix.moved else None
+    wandering = Wandering(engine, bench.folder, submits, once="first" in mix.moved) if mix.moved else None
     answers = run(engine, submits, random.Random(mix.shuffle) if mix.shuffle else None, wandering)
     if wandering is not None:
         wandering.close()

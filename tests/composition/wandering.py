@@ -30,10 +30,15 @@ EVERY = 2  # steps between two departures
 
 
 class Wandering:
-    """Sends one request after the other away and takes it in again. ``moved``: how often a request went on behind moved pages."""
+    """Sends one request after the other away and takes it in again. ``moved``: how often a request went on behind moved pages.
 
-    def __init__(self, engine: Engine, folder: Path, submits: list[Submit]) -> None:
+    ``once``: each goes as soon as it has a first token, as from an instance for prompts to one for tokens, and not again.
+    """
+
+    def __init__(self, engine: Engine, folder: Path, submits: list[Submit], *, once: bool = False) -> None:
         self.moved = 0
+        self._once = once
+        self._gone: set[int] = set()
         self._engine = engine
         self._submits = {submit.request_id: submit for submit in submits}
         self._address = str(folder / f"{time.monotonic_ns()}")
@@ -49,13 +54,22 @@ class Wandering:
     def turn(self) -> None:
         """Between two steps."""
         self._turns += 1
-        live = sorted(self._engine._requests)
-        if live and not self.busy and self._turns % EVERY == 0:
+        live = self._leavers()
+        if live and not self.busy and (self._once or self._turns % EVERY == 0):
             self._number += 1
-            self._relocating.handle(Leave(self._number, live[self._number % len(live)], 0, self._address))
+            chosen = live[0 if self._once else self._number % len(live)]
+            self._gone.add(chosen)
+            self._relocating.handle(Leave(self._number, chosen, 0, self._address))
         self._relocating.turn()
         for news in self._relocating.take_news():
             self._lead(news)
+
+    def _leavers(self) -> list[int]:
+        requests = self._engine._requests
+        if not self._once:
+            return sorted(requests)
+        begun = {number for number, one in requests.items() if any(choice.item.generated for choice in one.open.values())}
+        return sorted(begun - self._gone)
 
     def _lead(self, news: RelocationNews) -> None:
         handle = self._relocating.handle
