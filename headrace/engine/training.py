@@ -31,7 +31,7 @@ from headrace.models.config import ModelConfig
 from headrace.scheduling.training_share import ServingLoad, TrainingShare
 from headrace.training.backbone import Backbone
 from headrace.training.checkpoint import Progress
-from headrace.training.crew import Crew, single_threaded_products
+from headrace.training.crew import Crew, quiet_numbers, single_threaded_products
 from headrace.training.dataset_file import open_dataset
 from headrace.training.job import Job, Saved, Stepped, Work
 from headrace.training.needs import job_bytes
@@ -194,7 +194,8 @@ class Training:
         began = clock()
         hosted.unit = None
         try:
-            unit.run()
+            with quiet_numbers():
+                unit.run()
         except HeadraceError as error:
             self._end(hosted, "failed", error)
         except Exception as error:  # whatever goes wrong in a job ends that job and nothing else

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,7 +36,7 @@ class Crew:
     def run(self, work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
         """``work`` on each part; results in the order of the parts. Raises what a part raised, after all have ended."""
         if self._others is None or len(parts) < 2:
-            return [work(part) for part in parts]
+            return _each(work, parts)
         share = -(-len(parts) // self.threads)
         futures: list[Future[list[Result]]] = [
             self._others.submit(_each, work, parts[first : first + share]) for first in range(share, len(parts), share)
@@ -57,7 +57,13 @@ class Crew:
 
 
 def _each(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
-    return [work(part) for part in parts]
+    with quiet_numbers():
+        return [work(part) for part in parts]
+
+
+def quiet_numbers() -> AbstractContextManager[object]:
+    """Numbers that overflow are no warning in a log, on this thread: losses and gradients are looked at, and end their job."""
+    return np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 
 @contextmanager

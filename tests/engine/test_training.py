@@ -172,12 +172,16 @@ def test_what_can_not_be_trained_is_told_by_name(bench: Bench) -> None:
         (bench.start("pairs", TrainingSettings("dpo", max_tokens=32)), "single samples"),
         (bench.start("occupied"), "could not be written"),
     ]
+    alone = generate(bench, [], train=False)
     for start, problem in cases:
         engine.training.start(start)
         events = finish(bench)
         assert isinstance(events[-1], TrainingEnded)
         assert (events[-1].status, problem in events[-1].error) == ("failed", True), events[-1]
         assert not engine.training.active
+        engine.training.start(start)
+        assert generate(bench, [], train=True) == alone, "requests don't notice"
+        finish(bench)
     engine.training.start(bench.start("cancelled"))
     finish(bench, 2)
     engine.training.stop(StopTraining("cancelled", "cancel"))

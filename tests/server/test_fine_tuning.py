@@ -338,6 +338,20 @@ def test_a_job_is_taken_in_whole_or_not_at_all(launch: Launch) -> None:
         running.limit_files(resource.RLIM_INFINITY)
     assert kept == {path.stem for path in (Path(running.scratch) / "jobs").glob("*.json")} == {job.id for job in jobs.list()}
     assert kept == {path.name for path in (Path(running.scratch) / "job_data").iterdir()}
+    full_disk_at_a_checkpoint(running)
+
+
+def full_disk_at_a_checkpoint(running: Running) -> None:
+    """The job fails and says why; requests don't notice, and the next job has its checkpoints."""
+    before, engine = say(running, "tiny"), running.engine_pid()
+    soft, hard = resource.prlimit(engine, resource.RLIMIT_FSIZE)
+    resource.prlimit(engine, resource.RLIMIT_FSIZE, (1024, hard))
+    job = wait(running, create(running).id)
+    assert (job.status, job.error.code) == ("failed", "training_failed")
+    assert "a checkpoint could not be written" in job.error.message
+    assert say(running, "tiny") == before
+    resource.prlimit(engine, resource.RLIMIT_FSIZE, (soft, hard))
+    assert wait(running, create(running).id).status == "succeeded"
 
 
 def test_two_instances_serve_what_one_of_them_has_learnt(tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+import tempfile
+from pathlib import Path
 
 from headrace.errors import HeadraceError
 from headrace.evaluation.experiment import Conditions, Experiment, Findings
-from headrace.evaluation.experiments._flexllm_serving import beside
+from headrace.evaluation.experiments._flexllm_load import Sweep
+from headrace.evaluation.experiments._flexllm_serving import Beside, beside
 from headrace.evaluation.trials import Bench
 from headrace.training.backbone import Backbone
 
@@ -26,8 +29,10 @@ def run(conditions: Conditions) -> Findings:
             *gradients.gradients(conditions, model, backbone, ids),
             *gradients.losses(conditions, backbone, ids),
             *gradients.memory(conditions, backbone, ids),
-            *beside(conditions, bench, backbone),
         ]
+        with tempfile.TemporaryDirectory(prefix="headrace-training-") as folder:
+            load = Beside(bench, backbone, Path(folder), conditions.seed)
+            claims += [*beside(conditions, load), *Sweep(conditions, load).claims()]
     return Findings(tuple(claims))
 
 
