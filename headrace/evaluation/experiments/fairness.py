@@ -38,7 +38,7 @@ class _Sizes:
 
 
 _FULL = _Sizes(light=20, rounds=3, burst=60, burst_rounds=4)
-_QUICK = _Sizes(light=5, rounds=1, burst=20, burst_rounds=1)
+_QUICK = _Sizes(light=5, rounds=1, burst=20, burst_rounds=3)
 
 
 def run(conditions: Conditions) -> Findings:
