@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "pull": ("headrace.cli.models", "pull", "Get the package of a model."),
     "ps": ("headrace.cli.ps", "ps", "List the models of a running server and their state."),
     "instances": ("headrace.cli.instances", "instances", "See and change the engine processes of a running server."),
+    "instance": ("headrace.cli.instance", "instance", "Run one instance here for a server on another machine."),
     "adapters": ("headrace.cli.adapters", "adapters", "See and change the adapters of a running server."),
     "top": ("headrace.cli.top", "top", "Watch a running server in the terminal."),
     "quantize": ("headrace.cli.quantize", "quantize", "Write a model with integer weights, and say what that costs."),

@@ -347,6 +347,15 @@ def page_identity(model: OpenModel, settings: EngineSettings) -> str:
     return f"{name}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}"
 
 
+def content_identity(model: OpenModel, settings: EngineSettings) -> str:
+    """As :func:`page_identity`, the same on every machine: by what is in the files, not where and since when they are there."""
+    facts: list[object] = [settings.device, settings.weights, kv_format(settings.kv, settings.device), __version__]
+    for identity in model.files:
+        with open(identity.path, "rb") as file:
+            facts.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashlib.sha256(json.dumps([model.name, facts]).encode()).hexdigest()
+
+
 def make_keeping(scheduler: Scheduler, arena: Arena, folder: Path, identity: str) -> DiskKeeping | None:
     """What carries a scheduler's kept pages; ``None``, with a warning, while another server uses the files."""
     assert scheduler.keeping is not None, "a scheduler that keeps"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import os
 import secrets
 import socket
 import struct
@@ -23,6 +22,7 @@ from typing import Protocol
 
 import numpy as np
 
+from headrace.engine.page_socket import SEAL_BYTES, PageSeal, connect, forget, is_network, listen, listening_socket, sending_socket
 from headrace.kernels.interface import Bytes
 
 logger = logging.getLogger("headrace.engine.page_channel")
@@ -61,6 +61,11 @@ def _proof(key: bytes, *parts: bytes) -> bytes:
     return hmac.new(key, b"".join(parts), hashlib.sha256).digest()
 
 
+def _seal(address: str, key: bytes, listener: bytes, sender: bytes) -> PageSeal | None:
+    """What seals the frames of a connection between machines; on one machine nobody else can reach them."""
+    return PageSeal(_proof(key, b"session", listener, sender)) if is_network(address) else None
+
+
 def _receive(sock: socket.socket, into: memoryview) -> None:
     at = 0
     while at < len(into):
@@ -77,7 +82,7 @@ def _take(sock: socket.socket, count: int) -> bytes:
 
 
 class PageListener:
-    """Takes pages on a unix socket that only this user can open; one thread a connection.
+    """Takes pages on a unix socket that only this user can open, or from other machines; one thread a connection.
 
     ``find`` gives the landing of a move, ``None`` for a move that nobody expects. A peer that proves nothing is refused and logged
     once.
@@ -91,15 +96,13 @@ class PageListener:
         self._page_bytes = page_bytes
         self._digest = digest_of(identity)
         self._checksum: Checksum | None = None
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket = listening_socket(address)
         self._closed = False
 
     def start(self, find: Callable[[int], Landing | None], checksum: Checksum) -> None:
         """Listen from now on. Raises OSError when the address can't be had."""
         self.find, self._checksum = find, checksum
-        self._socket.bind(self._address)
-        os.chmod(self._address, 0o600)
-        self._socket.listen(16)
+        listen(self._socket, self._address)
         threading.Thread(target=self._accept, name="headrace-pages", daemon=True).start()
 
     def close(self) -> None:
@@ -108,8 +111,7 @@ class PageListener:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-        with suppress(OSError):
-            os.unlink(self._address)
+        forget(self._address)
 
     def _accept(self) -> None:
         while not self._closed:
@@ -124,15 +126,15 @@ class PageListener:
         with connection:
             connection.settimeout(SECONDS)
             try:
-                landing = self._greet(connection)
-                self._land(connection, landing)
+                landing, seal = self._greet(connection)
+                self._land(connection, landing, seal)
             except (ChannelError, OSError) as error:
                 if landing is not None:
                     landing.fail(str(error))
                 else:
                     self._refuse(str(error))
 
-    def _greet(self, connection: socket.socket) -> Landing:
+    def _greet(self, connection: socket.socket) -> tuple[Landing, PageSeal | None]:
         nonce = secrets.token_bytes(NONCE_BYTES)
         connection.sendall(nonce)
         hello = _take(connection, _HELLO.size)
@@ -147,9 +149,9 @@ class PageListener:
             raise ChannelError(f"nobody expects move {move}")
         connection.sendall(_proof(self._key, theirs, _AGREED))
         connection.settimeout(None)  # stages may lie apart; the end of the sender closes the connection
-        return landing
+        return landing, _seal(self._address, self._key, nonce, theirs)
 
-    def _land(self, connection: socket.socket, landing: Landing) -> None:
+    def _land(self, connection: socket.socket, landing: Landing, seal: PageSeal | None) -> None:
         assert self._checksum is not None, "the listener was started"
         page = np.empty(self._page_bytes, np.uint8)
         head = bytearray(_FRAME.size)
@@ -163,6 +165,8 @@ class PageListener:
             if length != self._page_bytes:
                 raise ChannelError(f"a page of {length} bytes came, not of {self._page_bytes}")
             _receive(connection, page.data)
+            if seal is not None and not hmac.compare_digest(_take(connection, SEAL_BYTES), seal.next(bytes(head), page)):
+                raise ChannelError(f"page {number} came with a wrong seal")
             if self._checksum(page) != told:
                 raise ChannelError(f"page {number} came with a wrong checksum")
             if not landing.put(number, page):
@@ -188,7 +192,8 @@ class PageSender:
         self._stages: SimpleQueue[Sequence[tuple[int, int]] | None] = SimpleQueue()
         self._asked = 0
         self._ended = 0
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._seal: PageSeal | None = None
+        self._socket = sending_socket(self._address)
         self._thread = threading.Thread(target=self._run, name="headrace-departure", daemon=True)
         self._thread.start()
 
@@ -227,17 +232,21 @@ class PageSender:
     def _connect(self) -> None:
         sock = self._socket
         sock.settimeout(SECONDS)
-        sock.connect(self._address)
+        connect(sock, self._address)
         nonce, own = _take(sock, NONCE_BYTES), secrets.token_bytes(NONCE_BYTES)
         hello = _HELLO.pack(self._move, self._pages[0].size, self._digest)
         sock.sendall(hello + own + _proof(self._key, nonce, own, hello))
         if not hmac.compare_digest(_take(sock, PROOF_BYTES), _proof(self._key, own, _AGREED)):
             raise ChannelError("the other engine does not know the key")
+        self._seal = _seal(self._address, self._key, nonce, own)
 
     def _send_page(self, number: int, page: int) -> None:
         data = np.ascontiguousarray(self._pages[page]).reshape(-1)
-        self._socket.sendall(_FRAME.pack(number, data.size, self._checksum(data)))
+        head = _FRAME.pack(number, data.size, self._checksum(data))
+        self._socket.sendall(head)
         self._socket.sendall(data.data)
+        if self._seal is not None:
+            self._socket.sendall(self._seal.next(head, data))
         self.sent_bytes += data.size
 
 

@@ -12,10 +12,13 @@ import signal
 import socket
 import sys
 
-from headrace.engine.build import BuildOptions, BuiltEngine, build_engine, page_checksum, page_identity
+import msgspec
+
+from headrace.engine.build import BuildOptions, BuiltEngine, build_engine, content_identity, page_checksum, page_identity
 from headrace.engine.loop import Engine
 from headrace.engine.machine import return_memory
 from headrace.engine.page_channel import Channel, PageListener
+from headrace.engine.page_socket import is_network
 from headrace.engine.relocating import Relocating
 from headrace.engine.relocation_wire import Adopt, ApiMessage, Expect, Leave, Ping, Pong, Proceed, Release, Return
 from headrace.engine.settings import EngineSettings
@@ -197,12 +200,15 @@ def serve(connection: EngineSocket) -> int:
         built = _build(start, connection)
         if built is None:
             return 1
-        relocating = None
+        relocating, ready = None, built.ready
         try:
             if start.instance is not None:
-                relocating = Relocating(built.engine, open_channel(built, start.instance, start.settings))
+                channel = open_channel(built, start.instance, start.settings)
+                relocating = Relocating(built.engine, channel)
                 built.engine.taken = 0
-            connection.send(built.ready)
+                if is_network(start.instance.address):
+                    ready = msgspec.structs.replace(ready, identity=channel.identity)
+            connection.send(ready)
             EngineServer(built.engine, connection, relocating).run()
         finally:
             if relocating is not None:
@@ -223,7 +229,8 @@ def serve(connection: EngineSocket) -> int:
 
 def open_channel(built: BuiltEngine, instance: Instance, settings: EngineSettings) -> Channel:
     """Where an engine among several takes pages from the others."""
-    identity = page_identity(built.model, settings)
+    abroad = is_network(instance.address)
+    identity = content_identity(built.model, settings) if abroad else page_identity(built.model, settings)
     listener = PageListener(instance.address, instance.key, built.arena.page_bytes, identity)
     return Channel(listener, instance.key, identity, page_checksum())
 

@@ -21,14 +21,13 @@ from headrace.scheduling.settings import SchedulingSettings
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 MAX_FRAME_BYTES = 64 * 1024 * 1024
-MOST_ADAPTERS = 8  # of one request
-MOST_SCALE = 1000.0
+MOST_ADAPTERS, MOST_SCALE = 8, 1000.0  # of one request
 
 
 class Instance(msgspec.Struct, frozen=True):
-    """Which of several engines of one model this is. ``cores``: the only ones that it may use; none: any.
+    """Which of several engines this is. It may use ``cores`` only (none: any), and takes pages from who proves ``key``.
 
-    ``address``: where it takes pages from others, who prove that they know ``key``.
+    ``address``: a unix socket to be made, or ``fd=N``, an inherited TCP socket.
     """
 
     number: int
@@ -363,7 +362,7 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):
-    """The engine has loaded its model and serves."""
+    """The engine has loaded its model and serves. ``identity``: what engines of several machines must have in common."""
 
     model: str
     context_length: int
@@ -372,6 +371,7 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
     pages_total: int
     page_tokens: int
     load_seconds: float
+    identity: str = ""
 
 
 class Failed(msgspec.Struct, tag="failed", frozen=True):

@@ -84,7 +84,7 @@ class InstanceGroup(EngineClient):
     ) -> None:
         super().__init__(on_death)
         self.options = options
-        self.slots = Slots(options.instances, options.restart_seconds, client.command, self)
+        self.slots = Slots(options, client.command, self)
         self.relocation = Relocation(self)
         self._adapters = SharedAdapters(lambda: [member for member in self.slots.living if member.informed])
         self.strays = 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from headrace.errors import HeadraceError
 from headrace.placement.dispatch import DispatchRule
+from headrace.placement.joining import Joining
 from headrace.placement.pairing import PairingRule
 from headrace.placement.roles import Role
 
@@ -16,6 +17,7 @@ class GroupOptions:
 
     ``round_seconds``: between looks at who should give requests to whom; 0: never. ``restart_seconds``: wait after a first crash.
     ``roles``: by instance; empty: ``all`` for each.
+    ``joining``: where instances of other machines come in; none: all are processes of this one.
     """
 
     instances: int
@@ -24,6 +26,7 @@ class GroupOptions:
     round_seconds: float = 0.1
     restart_seconds: float = 0.5
     roles: tuple[Role, ...] = ()
+    joining: Joining | None = None
     dispatch: DispatchRule = field(default_factory=DispatchRule)
     pairing: PairingRule = field(default_factory=PairingRule)
 

@@ -20,7 +20,11 @@ from headrace.engine.machine import core_numbers, usable_cores
 from headrace.engine.settings import EngineSettings
 from headrace.engine.wire import Instance, Ready
 from headrace.errors import HeadraceError
+from headrace.instances.hall import Hall
+from headrace.instances.hall_key import read_key
 from headrace.instances.member import Member, MemberEvents
+from headrace.instances.options import GroupOptions
+from headrace.instances.remote_member import RemoteMember
 from headrace.instances.shape import Part, split_machine
 from headrace.scheduling.settings import SchedulingSettings
 
@@ -53,10 +57,11 @@ class Slot:
 class Slots:
     """All instances of a group. ``serves`` is told when one begins to serve, ``prepare`` has it ready before that."""
 
-    def __init__(self, instances: int, restart_seconds: float, command: Sequence[str], events: MemberEvents) -> None:
+    def __init__(self, options: GroupOptions, command: Sequence[str], events: MemberEvents) -> None:
         self.all: list[Slot] = []
-        self._instances = instances
-        self._restart_seconds = restart_seconds
+        self._instances = options.instances
+        self._restart_seconds = options.restart_seconds
+        self.hall = Hall(options.joining, read_key()) if options.joining is not None else None
         self._command = command
         self._events = events
         self._folder: Path | None = None
@@ -86,6 +91,9 @@ class Slots:
         self._told = settings, scheduling
         self._folder = Path(tempfile.mkdtemp(prefix="headrace-"))  # only this user may look into it
         parts = split_machine(self._instances, settings.threads or usable_cores(), core_numbers())
+        if self.hall is not None:
+            await self.hall.open()
+            parts = [Part(settings.threads or 0, ())] * self._instances  # 0: as many as their machines have
         self.all = [Slot(number, part, self._new_member(number, 1)) for number, part in enumerate(parts)]
         for slot in self.all:
             await self._launch(slot)
@@ -123,16 +131,24 @@ class Slots:
         for slot in self.all:
             if slot.task is not None:
                 slot.task.cancel()
+        if self.hall is not None:
+            self.hall.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _new_member(self, number: int, incarnation: int) -> Member:
         assert self._folder is not None, "the group has been launched"
+        if self.hall is not None:
+            return RemoteMember(number, self._events, self.hall)
         return Member(number, str(self._folder / f"{number}-{incarnation}"), self._events, self._command)
 
     async def _launch(self, slot: Slot) -> None:
         assert self._told is not None, "the group has been launched"
         settings, scheduling = self._told
+        if self.hall is not None:  # each has a machine of its own, and fills in what only that one knows
+            instance = Instance(slot.number, [], "", b"")
+            await slot.member.launch(dataclasses.replace(settings, prefix_disk_gib=None), scheduling, instance)
+            return
         pool = settings.pool_mib
         settings = dataclasses.replace(
             settings,
@@ -165,7 +181,7 @@ class Slots:
 
     def _check_alike(self, ready: Ready, number: int) -> None:
         """Instances that take requests from each other serve one model. Raises ``model_file``."""
-        for name in ("model", "vocab", "hidden", "page_tokens"):
+        for name in ("model", "vocab", "hidden", "page_tokens", "identity"):
             mine, others = getattr(ready, name), getattr(self._first, name)
             if mine != others:
                 message = f"instance {number} has loaded {name} {mine!r} where the others have {others!r}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
 from headrace.errors import HeadraceError
+from headrace.placement.joining import read_joining
 from headrace.placement.load import Load, freeness
 from headrace.settings.nearest import suggestion
 
@@ -26,6 +27,10 @@ def read_instances(words: Sequence[str]) -> tuple[Role, ...]:
 
     Raises ``invalid_setting`` for a number out of bounds, an unknown role, and roles of which none takes prompts, or none tokens.
     """
+    joining = read_joining(words)
+    if joining is not None:
+        joined: Role = "all"
+        return (joined,) * joining.instances
     if len(words) == 1 and words[0].strip().lstrip("+-").isdigit():
         count = int(words[0]) if len(words[0]) < 9 else MOST_INSTANCES + 1
         if not 1 <= count <= MOST_INSTANCES:

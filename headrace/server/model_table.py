@@ -46,7 +46,7 @@ class ModelTable:
         self._options = options
         self._engine, self._scheduling = engine
         self._by_name: dict[str, ServedModel] = {}
-        maker = engine_maker(options.roles, client)
+        maker = engine_maker(options.roles, client, options.joining)
         apart = len(entries) > 1
         self.models = [ServedModel(entry, maker, pinned=False, keep=options.unload_after, apart=apart) for entry in entries]
         for model in self.models:
@@ -285,7 +285,7 @@ class ModelTable:
     async def _settings_for(self, model: ServedModel) -> EngineSettings:
         """What the engine is told, after whoever must leave has left. Raises ``model_failed`` when it never fits."""
         settings = dataclasses.replace(self._engine, model=model.entry.source)
-        if self.alone and len(self._options.roles) == 1:
+        if self.alone and (len(self._options.roles) == 1 or self._options.joining is not None):
             return settings
         if model.need is None:
             await self._survey(again=model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from headrace.placement.joining import Joining, read_joining
 from headrace.placement.roles import Role, read_instances
 from headrace.settings.declaration import option, validate
 from headrace.settings.log_lines import FORMATS
@@ -32,7 +33,8 @@ class ServerSettings:
     instances: tuple[str, ...] = option(
         ("1",),
         help="Engine processes of each model, which share threads and pages out: how many, or what each takes, such as "
-        "prefill,decode (roles: all, prefill for new requests, decode for those with a first token).",
+        "prefill,decode (roles: all, prefill for new requests, decode for those with a first token). join:N@HOST:PORT: N that join "
+        "from other machines (`headrace instance`).",
     )
     max_queue: int = option(256, unit="requests", minimum=1, maximum=100_000, help="Requests in flight before new ones get 429.")
     max_body_kib: int = option(8192, unit="KiB", minimum=1, maximum=1_048_576, help="Largest request body; more gets 413.")
@@ -69,3 +71,8 @@ class ServerSettings:
     def roles(self) -> tuple[Role, ...]:
         """What each instance takes, in their order."""
         return read_instances(self.instances)
+
+    @property
+    def joining(self) -> Joining | None:
+        """Where instances of other machines join; ``None``: all are processes of this one."""
+        return read_joining(self.instances)

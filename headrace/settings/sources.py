@@ -12,7 +12,7 @@ from headrace.settings.declaration import Option, check_value, options_of
 from headrace.settings.nearest import suggestion
 
 CONFIG_VARIABLE = "HEADRACE_CONFIG"
-_OTHER_VARIABLES = (CONFIG_VARIABLE, "HEADRACE_CPU_WITHOUT")  # not options; the second is for the kernels (csrc/cpu.cpp)
+_OTHER_VARIABLES = (CONFIG_VARIABLE, "HEADRACE_CPU_WITHOUT", "HEADRACE_INSTANCES_KEY_FILE")  # no options; the second: csrc/cpu.cpp
 _PREFIX = "HEADRACE_"
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")

@@ -1,0 +1,52 @@
+"""``headrace instance``: run one instance here for a server on another machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+import click
+
+from headrace.errors import HeadraceError
+from headrace.instances.hall_key import KEY_VARIABLE, read_key
+
+LONGEST_DELAY = 30.0
+STEADY_SECONDS = 60.0
+
+
+@click.command()
+@click.option("--join", "address", required=True, metavar="HOST:PORT", help="Where the server takes instances.")
+@click.option("--key-file", type=click.Path(path_type=Path), envvar=KEY_VARIABLE, help=f"The shared key. Or {KEY_VARIABLE}.")
+@click.option("--threads", type=click.IntRange(1, 256), help="Compute threads here. Default: as the server is told.")
+@click.option("--once", is_flag=True, help="Do not join again when the connection ends.")
+def instance(address: str, key_file: Path | None, threads: int | None, once: bool) -> None:
+    """Run one engine process on this machine for a server that awaits it, and join again when the connection ends.
+
+    \b
+    openssl rand -hex 32 > key; chmod 600 key                  (the same file on all machines)
+    HEADRACE_INSTANCES_KEY_FILE=key headrace serve --instances join:2@0.0.0.0:7400
+    headrace instance --join server:7400 --key-file key        (twice, anywhere)
+    """
+    from headrace.engine.joining import join
+    from headrace.placement.joining import read_address
+    from headrace.settings.log_lines import configure_logs
+
+    where = read_address(address)
+    key = read_key(key_file)
+    os.environ.pop(KEY_VARIABLE, None)  # engine processes need not know
+    configure_logs("text")
+    delay = 0.5
+    while True:
+        began = time.monotonic()
+        try:
+            join(where, key, threads)
+        except HeadraceError as error:
+            if once or (error.code == "state_conflict" and "version" in error.message):
+                raise
+            logging.getLogger("headrace.instance").warning("%s", error.message)
+        if once:
+            return
+        delay = 0.5 if time.monotonic() - began > STEADY_SECONDS else min(LONGEST_DELAY, delay * 2)
+        time.sleep(delay)
