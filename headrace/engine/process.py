@@ -200,7 +200,8 @@ def serve(connection: EngineSocket) -> int:
         built = _build(start, connection)
         if built is None:
             return 1
-        relocating, ready = None, built.ready
+        relocating = None
+        ready = built.ready
         try:
             if start.instance is not None:
                 channel = open_channel(built, start.instance, start.settings)
