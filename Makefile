@@ -14,7 +14,7 @@ SERVE_STAMP := $(VENV)/.stamp-serve
 MODEL_STAMP := $(VENV)/.stamp-model
 DEV_STAMP := $(VENV)/.stamp-dev
 
-.PHONY: help setup serve test check wheel sanitize races soak format bench docs native size clean
+.PHONY: help setup serve test check wheel sanitize races soak fuzz format bench docs native size clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -45,6 +45,9 @@ races: $(DEV_STAMP)  ## threads, chain and sampler under the thread sanitizer, i
 
 soak: $(SERVE_STAMP) $(MODEL_STAMP)  ## a server under a mixed load for long, each answer compared; options: make soak ARGS="--minutes 30"
 	$(BIN)/python -m headrace bench soak $(ARGS)
+
+fuzz: $(DEV_STAMP) native  ## frames, GGUF, safetensors, bodies and wrong calls, a hundred times as many as in the suite; make fuzz TIMES=1000
+	FUZZ_TIMES=$(or $(TIMES),100) $(BIN)/python -m pytest -o timeout=0 tests/engine/test_transport.py tests/models/test_gguf_file.py tests/models/test_safetensors_file.py tests/server/test_decode.py tests/server/test_negative_calls.py
 
 format: $(DEV_STAMP)  ## apply the formatter and the safe fixes
 	$(BIN)/ruff check --fix headrace tests tools

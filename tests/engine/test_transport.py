@@ -8,6 +8,7 @@ import struct
 
 import msgspec
 import pytest
+from fuzzing import TIMES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_chain import run, submit, toy_engine
@@ -57,7 +58,7 @@ def test_outbound_messages_survive() -> None:
     assert Outbound().feed(b"".join(encode_frame(message) for message in messages)) == messages
 
 
-@settings(max_examples=300)
+@settings(max_examples=300 * TIMES, deadline=None)
 @given(st.binary(max_size=300))
 def test_random_bytes_give_messages_or_a_frame_error(data: bytes) -> None:
     for reader in (Inbound(), Outbound()):
@@ -67,7 +68,7 @@ def test_random_bytes_give_messages_or_a_frame_error(data: bytes) -> None:
             continue
 
 
-@settings(max_examples=300)
+@settings(max_examples=300 * TIMES, deadline=None)
 @given(st.sampled_from(MESSAGES), st.integers(0, 10_000), st.integers(0, 255))
 def test_a_changed_byte_gives_messages_or_a_frame_error(message: EngineInbound, where: int, value: int) -> None:
     data = bytearray(encode_frame(message))

@@ -13,6 +13,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from fuzzing import TIMES
 from gguf_bytes import BOOL, STRING, U32, GgufBytes, array, scalar, tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -200,7 +201,7 @@ def test_fuzz_mutations_are_read_or_refused() -> None:
     rng = np.random.default_rng(20)
     tracemalloc.start()
     try:
-        for _ in range(3000):
+        for _ in range(3000 * TIMES):
             data = bytearray(good)
             for _ in range(int(rng.integers(1, 4))):
                 _MUTATIONS[rng.integers(len(_MUTATIONS))](data, rng, head)
@@ -214,7 +215,7 @@ def test_fuzz_mutations_are_read_or_refused() -> None:
 
 
 @given(st.binary(max_size=400))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200 * TIMES, deadline=None)
 def test_fuzz_arbitrary_bytes_after_a_header(tail: bytes) -> None:
     assert outcome(b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + tail) != "read"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fuzzing import TIMES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -79,7 +80,7 @@ def test_hostile_files_are_refused_for_the_right_reason(name: str) -> None:
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300 * TIMES, deadline=None)
 def test_fuzz_damaged_headers_are_read_or_refused(data: st.DataObject) -> None:
     good = safetensors({"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float32)})
     damaged = bytearray(good)

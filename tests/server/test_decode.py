@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from fuzzing import TIMES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -114,7 +115,7 @@ def test_every_unsupported_field_is_declared_somewhere() -> None:
     assert set(UNSUPPORTED) <= declared
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300 * TIMES, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_give_one_refusal(body: bytes) -> None:
     for kind in KINDS:
@@ -129,7 +130,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300 * TIMES, deadline=None)
 @given(st.data())
 def test_any_value_in_any_field_is_taken_or_refused_by_name(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(KINDS))

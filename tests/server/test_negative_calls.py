@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import Running, launch_server
+from fuzzing import TIMES
 from negative_calls import NegativeCalls, Sent, problem_of
 
 from headrace.server import routes
@@ -19,7 +20,7 @@ from headrace.server.console import doctor
 from headrace.server.openapi import openapi
 
 pytestmark = [pytest.mark.server, pytest.mark.model]
-SEEDS = 2  # about 160 calls each
+SEEDS = 2 * TIMES  # about 160 calls each
 NEIGHBOUR = {"prompt": "Once upon a time", "max_tokens": 30, "temperature": 0, "ignore_eos": True, "logprobs": 1}
 
 
