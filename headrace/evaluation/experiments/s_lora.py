@@ -7,6 +7,7 @@ from pathlib import Path
 
 from headrace.evaluation.experiment import Conditions, Experiment, Findings
 from headrace.evaluation.experiments._s_lora_exact import bit_claims, merged_claims
+from headrace.evaluation.experiments._s_lora_peft import peft_claims
 from headrace.evaluation.experiments._s_lora_policy import policy_claims
 from headrace.evaluation.experiments._s_lora_speed import cold_claims, scale_claims, stream_claims
 from headrace.evaluation.trained_adapters import RECIPES, trained_adapters
@@ -28,6 +29,7 @@ def run(conditions: Conditions) -> Findings:
         claims += scale_claims(bench, conditions, folder)
         claims += cold_claims(bench, conditions, folder)
         claims += policy_claims(bench, conditions, folder)
+        claims += peft_claims(bench, conditions, folder)
     return Findings(tuple(claims))
 
 
