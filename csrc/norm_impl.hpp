@@ -62,7 +62,8 @@ HEADRACE_INLINE void quantise_row(const float* x, int n, const QuantisedRow& to)
             sums[j] = sum(code);
             to.sums16[i / 16 + j] = sums[j];
         }
-        to.sums32[i / 32] = sums[0] + sums[1];
+        // a NaN's code is INT32_MIN: the sum wraps, and the row's scale says that it means nothing
+        to.sums32[i / 32] = static_cast<std::int32_t>(static_cast<std::uint32_t>(sums[0]) + static_cast<std::uint32_t>(sums[1]));
     }
 }
 
@@ -83,16 +84,16 @@ HEADRACE_INLINE void quantise_bytes_row(const float* x, int n, const ByteRow& to
     const RowScale found = row_scale(x, n, static_cast<float>(kBytePeak));
     const F16 inverse = found.inverse;
     *to.scale = found.scale;
-    int32_t total = 0;
+    std::uint32_t total = 0;  // wraps where a NaN's code is in it
     for (int i = 0; i < n; i += 32) {
         const I16 a = to_int(load(x + i) * inverse), b = to_int(load(x + i + 16) * inverse);
         store_bytes(to.bytes + i, a);
         store_bytes(to.bytes + i + 16, b);
         const int32_t both = sum(a + b);
         to.sums[i / 32] = static_cast<std::int16_t>(both);
-        total += both;
+        total += static_cast<std::uint32_t>(both);
     }
-    *to.total = total;
+    *to.total = static_cast<std::int32_t>(total);
     sum_wider_groups(n, to.sums);
 }
 
