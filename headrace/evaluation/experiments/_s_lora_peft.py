@@ -69,7 +69,7 @@ class _Peft:
         self.version: str = peft.__version__
         self._torch: Any = torch
         torch.set_num_threads(threads)
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         base: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         self._names = [f"adapter {number}" for number in range(len(folders))]
         model: Any = peft.PeftModel.from_pretrained(base, str(folders[0]), adapter_name=self._names[0])
