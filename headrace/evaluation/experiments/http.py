@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import selectors
+import socket
 import statistics
 import sys
 import time
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import msgspec
 
 from headrace.evaluation.contestants import free_port, running
 from headrace.evaluation.experiment import Claim, Conditions, Experiment, Findings
@@ -19,6 +25,7 @@ from headrace.evaluation.statistics import percentile
 from headrace.evaluation.streaming_client import Stream, parse_url, stream
 from headrace.evaluation.trials import Bench
 
+_TOKEN = b'"finish_reason":null'
 _LAG = re.compile(r"^headrace_event_loop_blocked_seconds (\S+)", re.MULTILINE)
 
 
@@ -60,7 +67,7 @@ def run(conditions: Conditions) -> Findings:
         for number, batch in enumerate(prompts):
             conditions.report(f"{scale.streams} streams at once", number, scale.rounds + 2)
             inside.append(_inside(bench, batch, scale.output))
-            outside.append(asyncio.run(_outside(url, batch, scale.output)))
+            outside.append(_outside(port, batch, scale.output))
             lags.append(_blocked(url))
         conditions.report("one request after the other", scale.rounds + 1, scale.rounds + 2)
         waits = [_first_tokens(bench, url, bench.prompt(scale.prompt, rng)) for _ in range(scale.alone)][1:]
@@ -98,17 +105,44 @@ def _inside(bench: Bench, prompts: Sequence[list[int]], output: int) -> _Round:
     return _Round(len(prompts) * output / window.seconds, percentile(gaps, 99))
 
 
-async def _outside(url: str, prompts: Sequence[list[int]], output: int) -> _Round:
+def _outside(port: int, prompts: Sequence[list[int]], output: int) -> _Round:
+    """All at once. The client only counts events as they come: reading JSON would take as much of the cores as the server does."""
     began = time.perf_counter()
-    streams = await asyncio.gather(*(_ask(url, prompt, output) for prompt in prompts))
-    ended = max(one.times[-1] for one in streams)
-    gaps = sorted(after - before for one in streams for before, after in zip(one.times, one.times[1:], strict=False))
+    times: dict[socket.socket, list[float]] = {}
+    with selectors.DefaultSelector() as waiting:
+        for prompt in prompts:
+            connection = socket.create_connection(("127.0.0.1", port))
+            connection.sendall(_request(prompt, output))
+            waiting.register(connection, selectors.EVENT_READ)
+            times[connection] = []
+        while waiting.get_map():
+            for key, _ in waiting.select():
+                connection = key.fileobj
+                assert isinstance(connection, socket.socket)
+                data = connection.recv(1 << 16)
+                if not data:
+                    waiting.unregister(connection)
+                    connection.close()
+                times[connection] += [time.perf_counter()] * data.count(_TOKEN)
+    counts = {len(one) for one in times.values()}
+    assert max(counts) <= output, f"more events than tokens: {counts}"
+    ended = max(one[-1] for one in times.values())
+    gaps = sorted(after - before for one in times.values() for before, after in pairwise(one))
     return _Round(len(prompts) * output / (ended - began), percentile(gaps, 99))
 
 
+def _request(prompt: list[int], output: int) -> bytes:
+    body = msgspec.json.encode(_body(prompt, output))
+    head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def _body(prompt: list[int], output: int) -> dict[str, Any]:
+    return {"prompt": prompt, "max_tokens": output, "temperature": 0, "ignore_eos": True, "stream": True}
+
+
 async def _ask(url: str, prompt: list[int], output: int) -> Stream:
-    body = {"prompt": prompt, "max_tokens": output, "temperature": 0, "ignore_eos": True, "stream": True}
-    return await stream(parse_url(url), "/v1/completions", body)
+    return await stream(parse_url(url), "/v1/completions", _body(prompt, output))
 
 
 def _first_tokens(bench: Bench, url: str, prompt: list[int]) -> tuple[float, float]:
