@@ -350,9 +350,7 @@ def check(mix: Mix, bench: Bench) -> None:
     engine = engine_of(mix, bench, knowing_of(mix, bench, submits) if mix.drafts else None)
     if mix.pages < POOL:
         expect_short_answers(engine, bench)
-    if (
-        mix.reuse and not mix.kept
-    ):  # the same once before, so that there is something to find beside what the requests share among themselves
+    if mix.reuse and not mix.kept:  # the same once before: something to find beside what the requests share among themselves
         run(engine, [msgspec.structs.replace(submit, request_id=100 + submit.request_id) for submit in submits], None)
         assert engine.scheduler.pool.cached > 0
     wandering = Wandering(engine, bench.folder, submits, once="first" in mix.moved) if mix.moved else None

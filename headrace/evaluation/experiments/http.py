@@ -117,13 +117,13 @@ def _outside(port: int, prompts: Sequence[list[int]], output: int) -> _Round:
             times[connection] = []
         while waiting.get_map():
             for key, _ in waiting.select():
-                connection = key.fileobj
-                assert isinstance(connection, socket.socket)
-                data = connection.recv(1 << 16)
+                ready = key.fileobj
+                assert isinstance(ready, socket.socket)
+                data = ready.recv(1 << 16)
                 if not data:
-                    waiting.unregister(connection)
-                    connection.close()
-                times[connection] += [time.perf_counter()] * data.count(_TOKEN)
+                    waiting.unregister(ready)
+                    ready.close()
+                times[ready] += [time.perf_counter()] * data.count(_TOKEN)
     counts = {len(one) for one in times.values()}
     assert max(counts) <= output, f"more events than tokens: {counts}"
     ended = max(one[-1] for one in times.values())
