@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from headrace.engine.landing import PageLanding
@@ -13,6 +13,7 @@ from headrace.engine.request import Grammar, check_submit
 from headrace.engine.request_state import revive
 from headrace.errors import HeadraceError
 from headrace.scheduling.handover import Lease
+from headrace.scheduling.item import root_of
 
 if TYPE_CHECKING:
     from headrace.engine.loop import Engine
@@ -24,12 +25,13 @@ MOST_AT_ONCE = 4
 
 @dataclass(slots=True, eq=False)
 class Incoming:
-    """A request that may come. ``asked``: the destination has answered Expect."""
+    """A request that may come. ``known``: by choice, which of its pages were here. ``asked``: Expect has been answered."""
 
     move: int
     lease: Lease | None = None
     landing: PageLanding | None = None
     grammar: Future[Grammar] | None = None
+    known: dict[int, list[int]] = field(default_factory=dict)
     asked: bool = False
     state: RequestState | None = None
 
@@ -87,14 +89,28 @@ class Arrivals:
         if len(self._incoming) >= MOST_AT_ONCE:
             self._news.append(Expected(call.move, f"{len(self._incoming)} requests come already"))
             return
-        lease = self._handover.expect(call.pages, call.reserve, call.submit.params.n) if call.pages + call.reserve else None
-        if lease is None and call.pages + call.reserve:
+        incoming = Incoming(call.move)
+        if call.pages + call.reserve and not self._make_room(incoming, call):
             self._news.append(Expected(call.move, "there is no room"))
             return
-        landing = PageLanding(engine._pages, lease.pages) if lease is not None else None
-        if lease is not None:
-            engine._touch_ahead(engine.scheduler.pool.reach)
-        self._incoming[call.move] = Incoming(call.move, lease, landing, self._compile(RequestState(call.submit, [])))
+        incoming.grammar = self._compile(RequestState(call.submit, []))
+        self._incoming[call.move] = incoming
+
+    def _make_room(self, incoming: Incoming, call: Expect) -> bool:
+        """Hold the request's pages that are known here, compared token by token, and as many others as it needs beside them."""
+        submit, engine = call.submit, self._engine
+        root = root_of(submit.tenant, tuple((use.generation, use.scale) for use in submit.adapters))
+        found = {one.index: self._handover.find(root, [*submit.prompt, *one.tokens], one.count) for one in call.full}
+        known = list(dict.fromkeys(page for pages in found.values() for page in pages))
+        lease = self._handover.expect(call.pages, call.reserve, submit.params.n, known)
+        if lease is None:
+            return False
+        numbers = {page: number for number, page in enumerate(known)}
+        incoming.known = {index: [numbers[page] for page in pages] for index, pages in found.items() if pages}
+        incoming.lease = lease
+        incoming.landing = PageLanding(engine._pages, lease.pages, len(known))
+        engine._touch_ahead(engine.scheduler.pool.reach)
+        return True
 
     def _compile(self, state: RequestState) -> Future[Grammar] | None:
         spec = state.submit.params.grammar
@@ -110,7 +126,7 @@ class Arrivals:
     def _answer(self, incoming: Incoming) -> None:
         if not incoming.asked and (incoming.grammar is None or incoming.grammar.done()):
             incoming.asked = True
-            self._news.append(Expected(incoming.move))
+            self._news.append(Expected(incoming.move, known=incoming.known))
 
     def adopt(self, call: Adopt) -> None:
         """Run this request as soon as its pages are there."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from headrace.engine.page_channel import Channel, PageSender
-from headrace.engine.relocation_wire import Departed, Leave, Leaving, RelocationNews, RequestState, Stays
+from headrace.engine.relocation_wire import Departed, FullPages, Leave, Leaving, Proceed, RelocationNews, RequestState, Stays
 from headrace.engine.request import LiveRequest
 from headrace.engine.request_state import capture
 from headrace.scheduling.handover import Lease
@@ -25,13 +25,19 @@ MOST_AT_ONCE = 2
 
 @dataclass(slots=True, eq=False)
 class Outgoing:
-    """A request that leaves. ``numbers``: under which its pages were sent. ``lease`` and ``state`` are set once it has left."""
+    """A request that leaves. ``numbers``: under which its pages were sent, or are known to the other engine.
+
+    ``known``: so many numbers stand for pages that it has; ``used``: numbers given so far, these included. ``lease`` and ``state``
+    are set once the request has left.
+    """
 
     move: int
     request: LiveRequest
     address: str
     room: int
     numbers: dict[int, int] = field(default_factory=dict)
+    known: int = 0
+    used: int = 0
     pins: list[Lease] = field(default_factory=list)
     sender: PageSender | None = None
     proceeding: bool = False
@@ -64,10 +70,18 @@ class Departures:
                 outgoing.proceeding = False
                 self._news.append(Stays(outgoing.move, outgoing.sender.problem))
 
-    def proceed(self, move: int) -> None:
-        """There is room for the request: copy."""
-        if move in self._outgoing:
-            self._outgoing[move].proceeding = True
+    def proceed(self, call: Proceed) -> None:
+        """There is room for the request: copy what the other engine does not have."""
+        outgoing = self._outgoing.get(call.move)
+        if outgoing is None:
+            return
+        outgoing.proceeding = True
+        outgoing.known = outgoing.used = 1 + max((number for numbers in call.known.values() for number in numbers), default=-1)
+        for choice in outgoing.request.open.values():
+            for page, number in zip(self._full(choice.item), call.known.get(choice.index, ()), strict=False):
+                outgoing.numbers.setdefault(page, number)
+        if outgoing.numbers:  # held, because a page that went would come back with another content
+            outgoing.pins.append(self._handover.pin(list(outgoing.numbers)))
 
     def release(self, move: int) -> None:
         """The other side has the request, or the move is given up before its last stage."""
@@ -85,7 +99,8 @@ class Departures:
         self._end(outgoing)
         if outgoing.state is None or outgoing.lease is None:
             return None
-        at = {number: page for page, number in outgoing.numbers.items()}
+        left = set(outgoing.lease.pages)
+        at = {number: page for page, number in outgoing.numbers.items() if page in left}
         return _renumbered(outgoing.state, at, outgoing.lease), outgoing.lease
 
     def leave(self, call: Leave) -> None:
@@ -97,7 +112,17 @@ class Departures:
         items = _items(request)
         pages, reserve = self._handover.need(items)
         self._outgoing[call.move] = Outgoing(call.move, request, call.address, pages)
-        self._news.append(Leaving(call.move, request.submit.request_id, pages, reserve))
+        size = self._engine.scheduler.pool.page_tokens
+        full = [
+            FullPages(choice.index, count, choice.item.tokens[choice.item.prompt_length : count * size])
+            for choice in request.open.values()
+            if (count := len(self._full(choice.item)))
+        ]
+        self._news.append(Leaving(call.move, request.submit.request_id, pages, reserve, full))
+
+    def _full(self, item: Item) -> list[int]:
+        """Pages of an item that will never change."""
+        return item.pages[: item.computed // self._engine.scheduler.pool.page_tokens]
 
     def _choose(self, call: Leave) -> tuple[LiveRequest | None, str]:
         requests = self._engine._requests
@@ -141,8 +166,7 @@ class Departures:
             return
         if not outgoing.proceeding or (outgoing.sender is not None and not outgoing.sender.idle):
             return
-        size = self._engine.scheduler.pool.page_tokens
-        full = [item.pages[: item.computed // size] for item in _items(outgoing.request)]
+        full = [self._full(item) for item in _items(outgoing.request)]
         fresh = [page for page in dict.fromkeys(page for pages in full for page in pages) if page not in outgoing.numbers]
         if len(fresh) > LAST_PAGES and outgoing.stages < MOST_STAGES:
             outgoing.pins.append(self._handover.pin(fresh))
@@ -152,7 +176,8 @@ class Departures:
 
     def _send(self, outgoing: Outgoing, fresh: list[int]) -> None:
         for page in fresh:
-            outgoing.numbers[page] = len(outgoing.numbers)
+            outgoing.numbers[page] = outgoing.used
+            outgoing.used += 1
         if outgoing.sender is None:
             assert self._channel is not None, "who has no way for pages lets none leave"
             channel = self._channel
@@ -167,7 +192,7 @@ class Departures:
         items = _items(request)
         rest = [page for page in dict.fromkeys(page for item in items for page in item.pages) if page not in outgoing.numbers]
         problem = self._obstacle(request)
-        if problem is None and len(outgoing.numbers) + len(rest) > outgoing.room:
+        if problem is None and outgoing.used + len(rest) > outgoing.room:
             problem = "it has outgrown what was expected"
         if problem is not None:
             self._end(outgoing)
@@ -184,9 +209,9 @@ class Departures:
             del engine._choices[choice.item.item_id]
             if engine._speculating is not None:
                 engine._speculating.ended(choice)
-        sent = len(outgoing.numbers)
-        page_bytes = engine._pages[0].nbytes
-        self._news.append(Departed(outgoing.move, outgoing.state, outgoing.stages, sent, sent * page_bytes))
+        sent, size = outgoing.used - outgoing.known, engine._pages[0].nbytes
+        spared = len(outgoing.numbers) - sent
+        self._news.append(Departed(outgoing.move, outgoing.state, outgoing.stages, sent, sent * size, spared, spared * size))
 
     def _end(self, outgoing: Outgoing) -> None:
         del self._outgoing[outgoing.move]

@@ -11,14 +11,16 @@ from headrace.kernels.interface import Bytes
 class PageLanding:
     """Copies what arrives into the pages of a lease, until :meth:`close`: then no page is touched any more.
 
-    ``problem``: why nothing more will come.
+    The first ``known`` of them are there already, and others may read them: they are never written. ``problem``: why nothing more
+    will come.
     """
 
-    def __init__(self, pool: Bytes, pages: list[int]) -> None:
+    def __init__(self, pool: Bytes, pages: list[int], known: int = 0) -> None:
         self.problem: str | None = None
         self._pool = pool
         self._pages = pages
-        self._landed: set[int] = set()
+        self._known = known
+        self._landed = set(range(known))
         self._open = True
         self._lock = threading.Lock()
 
@@ -27,8 +29,8 @@ class PageLanding:
         with self._lock:
             if not self._open:
                 return False
-            if number >= len(self._pages):
-                self.problem = f"page {number} of {len(self._pages)} came"
+            if not self._known <= number < len(self._pages):
+                self.problem = f"page {number} of {len(self._pages)} came, of which {self._known} were here"
                 return False
             target = self._pool[self._pages[number]]
             target[...] = page.reshape(target.shape)

@@ -49,7 +49,7 @@ class Relocating:
             case Expect():
                 self._arrivals.expect(call)
             case Proceed():
-                self._departures.proceed(call.move)
+                self._departures.proceed(call)
             case Adopt():
                 self._arrivals.adopt(call)
             case Release():

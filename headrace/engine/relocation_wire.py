@@ -35,6 +35,14 @@ class ChoiceState(msgspec.Struct, frozen=True):
     pooled_rows: int = 0
 
 
+class FullPages(msgspec.Struct, frozen=True):
+    """What the full pages of a leaving choice hold: the prompt and these ``tokens`` behind it, ``count`` pages of both together."""
+
+    index: int
+    count: int
+    tokens: list[int]
+
+
 class RequestState(msgspec.Struct, frozen=True):
     """A request between two engines: everything but the bytes of its pages.
 
@@ -64,12 +72,16 @@ class Leave(msgspec.Struct, tag="leave", frozen=True):
 
 
 class Leaving(msgspec.Struct, tag="leaving", frozen=True):
-    """This request would leave. ``pages`` and ``reserve``: what the other engine needs for it, filled and promised."""
+    """This request would leave. ``pages`` and ``reserve``: what the other engine needs for it, filled and promised.
+
+    ``full``: what is in pages that will never change, so that the other engine can say which it has.
+    """
 
     move: int
     request_id: int
     pages: int
     reserve: int
+    full: list[FullPages] = msgspec.field(default_factory=list)
 
 
 class Stays(msgspec.Struct, tag="stays", frozen=True):
@@ -80,35 +92,49 @@ class Stays(msgspec.Struct, tag="stays", frozen=True):
 
 
 class Expect(msgspec.Struct, tag="expect", frozen=True):
-    """Make room for a request that may come. Answered by Expected, when its grammar is compiled."""
+    """Make room for a request that may come. Answered by Expected, when its grammar is compiled.
+
+    ``full``: pages that need not be sent if they are known here.
+    """
 
     move: int
     submit: Submit
     pages: int
     reserve: int
+    full: list[FullPages] = msgspec.field(default_factory=list)
 
 
 class Expected(msgspec.Struct, tag="expected", frozen=True):
-    """The answer to Expect; ``problem`` set: no room, or it can't run here."""
+    """The answer to Expect; ``problem`` set: no room, or it can't run here.
+
+    ``known``: by choice, numbers of the first of its pages, which are here and held for it.
+    """
 
     move: int
     problem: str | None = None
+    known: dict[int, list[int]] = msgspec.field(default_factory=dict)
 
 
 class Proceed(msgspec.Struct, tag="proceed", frozen=True):
-    """The other engine has made room: copy."""
+    """The other engine has made room: copy, but for what it has (``known`` as in Expected)."""
 
     move: int
+    known: dict[int, list[int]] = msgspec.field(default_factory=dict)
 
 
 class Departed(msgspec.Struct, tag="departed", frozen=True):
-    """The request takes part in no step here any more; its pages stay until Release or Return. No output follows this message."""
+    """The request takes part in no step here any more; its pages stay until Release or Return. No output follows this message.
+
+    ``pages``: that were sent; ``spared``: that the other engine had.
+    """
 
     move: int
     state: RequestState
     stages: int
     pages: int
     sent_bytes: int
+    spared: int = 0
+    spared_bytes: int = 0
 
 
 class Adopt(msgspec.Struct, tag="adopt", frozen=True):

@@ -85,7 +85,7 @@ class InstanceGroup(EngineClient):
         super().__init__(on_death)
         self.options = options
         self.slots = Slots(options, client.command, self)
-        self.relocation = Relocation(self)
+        self.relocation = Relocation(self, ask_first=options.ask_first)
         self._adapters = SharedAdapters(lambda: [member for member in self.slots.living if member.informed])
         self.strays = 0
         self.replays = 0

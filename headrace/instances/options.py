@@ -17,6 +17,7 @@ class GroupOptions:
 
     ``round_seconds``: between looks at who should give requests to whom; 0: never. ``restart_seconds``: wait after a first crash.
     ``roles``: by instance; empty: ``all`` for each.
+    ``ask_first``: a page that the destination of a move has is not sent; off: all are, to compare with.
     ``joining``: where instances of other machines come in; none: all are processes of this one.
     """
 
@@ -27,6 +28,7 @@ class GroupOptions:
     restart_seconds: float = 0.5
     roles: tuple[Role, ...] = ()
     joining: Joining | None = None
+    ask_first: bool = True
     dispatch: DispatchRule = field(default_factory=DispatchRule)
     pairing: PairingRule = field(default_factory=PairingRule)
 

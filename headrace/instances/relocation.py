@@ -58,13 +58,18 @@ class Move:
 
 @dataclass(slots=True)
 class MoveCounts:
-    """What moves did so far. ``still_seconds``: from the news that a request has left until the one that it runs again."""
+    """What moves did so far. ``still_seconds``: from the news that a request has left until the one that it runs again.
+
+    ``pages`` and ``bytes``: that were sent; ``spared_pages`` and ``spared_bytes``: that were not, because the destination had them.
+    """
 
     begun: int = 0
     done: int = 0
     failed: int = 0
     pages: int = 0
     bytes: int = 0
+    spared_pages: int = 0
+    spared_bytes: int = 0
     still_seconds: float = 0.0
     last_still: list[float] = field(default_factory=list)
 
@@ -86,12 +91,13 @@ class Home(Protocol):
 
 
 class Relocation:
-    """All moves of a group that are under way."""
+    """All moves of a group that are under way. ``ask_first``: what a destination has is not sent to it."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, *, ask_first: bool = True) -> None:
         self.counts = MoveCounts()
         self.moves: dict[int, Move] = {}
         self._home = home
+        self._ask_first = ask_first
         self._last = 0
 
     def busy(self, member: Member) -> bool:
@@ -115,7 +121,7 @@ class Relocation:
             case Stays() if self._is(news.move, member, source=True):
                 self._stays(self.moves[news.move], news.reason)
             case Expected() if self._is(news.move, member, source=False):
-                self._expected(self.moves[news.move], news.problem)
+                self._expected(self.moves[news.move], news)
             case Departed() if self._is(news.move, member, source=True):
                 self._departed(self.moves[news.move], news)
             case Adopted() if self._is(news.move, member, source=False):
@@ -150,14 +156,14 @@ class Relocation:
             return
         move.owned, move.phase, move.pages = owned, Phase.EXPECTED, news.pages
         owned.move = move.number
-        move.target.tell(Expect(move.number, submit, news.pages, news.reserve))
+        move.target.tell(Expect(move.number, submit, news.pages, news.reserve, news.full if self._ask_first else []))
 
-    def _expected(self, move: Move, problem: str | None) -> None:
-        if problem is not None:
-            self._back(move, problem)
+    def _expected(self, move: Move, news: Expected) -> None:
+        if news.problem is not None:
+            self._back(move, news.problem)
         elif move.phase is Phase.EXPECTED:
             move.phase = Phase.COPYING
-            move.source.tell(Proceed(move.number))
+            move.source.tell(Proceed(move.number, news.known))
 
     def _stays(self, move: Move, reason: str) -> None:
         move.target.tell(Release(move.number))
@@ -173,6 +179,8 @@ class Relocation:
         move.phase, move.left = Phase.GONE, time.monotonic()
         self.counts.pages += news.pages
         self.counts.bytes += news.sent_bytes
+        self.counts.spared_pages += news.spared
+        self.counts.spared_bytes += news.spared_bytes
         owned.give(None)
         state: RequestState = msgspec.structs.replace(news.state, submit=submit)
         move.target.tell(Adopt(move.number, state))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from headrace.memory.page_pool import PagePool
-from headrace.scheduling.item import NEVER, Item, ItemState
+from headrace.scheduling.item import NEVER, Item, ItemState, Root
 from headrace.scheduling.residency import Residency
 from headrace.scheduling.roster import Roster
 
@@ -80,16 +80,27 @@ class Handover:
         self.leases.add(lease)
         return lease
 
-    def expect(self, pages: int, reserve: int, items: int = 1) -> Lease | None:
-        """Hold room for items that may come; ``None``: there is none without taking it from those that are here."""
-        roster, residency = self._roster, self._residency
-        if roster.running + items > residency.max_running or pages + reserve > self._pool.available:
+    def find(self, root: Root, tokens: Sequence[int], most: int) -> list[int]:
+        """Pages of the longest beginning of ``tokens`` that is known here to this root, at most ``most`` of them."""
+        index = self._residency.index
+        return index.find(root, tokens, most) if index is not None else []
+
+    def expect(self, pages: int, reserve: int, items: int = 1, known: Sequence[int] = ()) -> Lease | None:
+        """Hold room for items that may come; ``None``: there is none without taking it from those that are here.
+
+        ``known``: different pages just found here, which become the first of the lease's ``pages``.
+        """
+        roster, residency, pool = self._roster, self._residency, self._pool
+        fresh = max(0, pages - len(known))
+        cached = sum(pool.references(page) == 0 for page in known)
+        if roster.running + items > residency.max_running or fresh + cached + reserve > pool.available:
             return None
-        taken = self._pool.allocate(pages, None, reserve)
+        pool.share(known)  # first, so that none of them makes room for the others
+        taken = pool.allocate(fresh, known[-1] if known else None, reserve)
         assert taken is not None, "there is room"
-        reserved = self._pool.reserve(reserve)
+        reserved = pool.reserve(reserve)
         assert reserved, "there is room"
-        lease = Lease(taken, reserve)
+        lease = Lease([*known, *taken], reserve)
         self.leases.add(lease)
         return lease
 

@@ -10,6 +10,12 @@ from headrace.scheduling.shares import Account
 Root = str | tuple[str, tuple[tuple[int, float], ...]]
 """What tokens alone don't say of a page: whose it is, and with which adapters it was computed."""
 
+
+def root_of(tenant: str, adapters: tuple[tuple[int, float], ...]) -> Root:
+    """Where a sequence's pages are known: never where other adapters, generations or scales would find them."""
+    return (tenant, adapters) if adapters else tenant
+
+
 NEVER = 2**62
 """A position that no sequence reaches."""
 
@@ -103,8 +109,8 @@ class Item:
 
     @property
     def root(self) -> Root:
-        """Where its pages are known: never where other adapters, generations or scales would find them."""
-        return (self.tenant, self.adapters) if self.adapters else self.tenant
+        """Where its pages are known."""
+        return root_of(self.tenant, self.adapters)
 
     @property
     def pending(self) -> int:

@@ -23,6 +23,12 @@ _COUNTERS: tuple[tuple[str, str, Callable[[InstanceGroup], float]], ...] = (
     ("headrace_relocations_failed", "Moves after which the request stayed.", lambda group: group.relocation.counts.failed),
     ("headrace_relocated_pages", "Pages that were copied for them.", lambda group: group.relocation.counts.pages),
     ("headrace_relocated_bytes", "Bytes that were copied for them.", lambda group: group.relocation.counts.bytes),
+    (
+        "headrace_relocated_pages_spared",
+        "Pages that the other one had already.",
+        lambda group: group.relocation.counts.spared_pages,
+    ),
+    ("headrace_relocated_bytes_spared", "Bytes that were not copied.", lambda group: group.relocation.counts.spared_bytes),
     ("headrace_relocation_still_seconds", "Time that they stood still.", lambda group: group.relocation.counts.still_seconds),
     ("headrace_handoffs", "Requests that went on where tokens are made.", lambda group: group.handoff.done),
     ("headrace_handoffs_refused", "Times that such a request had to stay.", lambda group: group.handoff.refused),

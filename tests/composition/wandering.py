@@ -75,9 +75,10 @@ class Wandering:
         handle = self._relocating.handle
         match news:
             case Leaving():
-                handle(Expect(news.move, self._submits[news.request_id], news.pages, news.reserve))
+                full = news.full if news.move % 3 == 0 else []  # it knows all full pages of itself: most are to be copied
+                handle(Expect(news.move, self._submits[news.request_id], news.pages, news.reserve, full))
             case Expected():
-                handle(Proceed(news.move) if news.problem is None else Return(news.move))
+                handle(Proceed(news.move, news.known) if news.problem is None else Return(news.move))
                 if news.problem is not None:
                     handle(Release(news.move))
             case Departed():

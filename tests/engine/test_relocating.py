@@ -91,32 +91,13 @@ def two_sides(folder: Path, shape: Shape | None = None) -> Iterator[tuple[Side, 
             side.relocating.close()
 
 
-def move(number: int, request: int, source: Side, target: Side, rng: random.Random | None = None, *, back: bool = False) -> bool:
-    """The whole protocol, as the owner of the record leads it. True when the target has the request."""
-    source.relocating.handle(Leave(number, request, 1000, target.address))
-    leaving = source.until("Leaving")
-    if isinstance(leaving, Stays):
+def move(
+    number: int, request: int, source: Side, target: Side, rng: random.Random | None = None, *, back: bool = False, ask: bool = True
+) -> bool:
+    """The whole protocol, as the owner of the record leads it. True when the target has the request. ``ask``: what it knows."""
+    departed = offer(number, request, source, target, rng, ask=ask)
+    if departed is None:
         return False
-    assert isinstance(leaving, Leaving)
-    live = source.engine._requests.get(request)
-    if live is None:
-        source.relocating.handle(Release(number))
-        return False
-    target.relocating.handle(Expect(number, live.submit, leaving.pages, leaving.reserve))
-    expected = target.until("Expected")
-    assert isinstance(expected, Expected)
-    if expected.problem is not None:
-        source.relocating.handle(Return(number))
-        return False
-    for _ in range(rng.randrange(4) if rng is not None else 0):
-        if rng is not None and rng.random() < 0.5:
-            target.step()
-    source.relocating.handle(Proceed(number))
-    departed = source.until("Departed")
-    if isinstance(departed, Stays):
-        target.relocating.handle(Release(number))
-        return False
-    assert isinstance(departed, Departed)
     if back:
         target.relocating.handle(Release(number))
         source.relocating.handle(Return(number))
@@ -128,6 +109,37 @@ def move(number: int, request: int, source: Side, target: Side, rng: random.Rand
     source.relocating.handle(Return(number) if adopted.problem is not None else Release(number))
     source.step()
     return adopted.problem is None
+
+
+def offer(
+    number: int, request: int, source: Side, target: Side, rng: random.Random | None = None, *, ask: bool = True
+) -> Departed | None:
+    """The protocol until the request has left its source; ``None``: it stays there."""
+    source.relocating.handle(Leave(number, request, 1000, target.address))
+    leaving = source.until("Leaving")
+    if isinstance(leaving, Stays):
+        return None
+    assert isinstance(leaving, Leaving)
+    live = source.engine._requests.get(request)
+    if live is None:
+        source.relocating.handle(Release(number))
+        return None
+    target.relocating.handle(Expect(number, live.submit, leaving.pages, leaving.reserve, leaving.full if ask else []))
+    expected = target.until("Expected")
+    assert isinstance(expected, Expected)
+    if expected.problem is not None:
+        source.relocating.handle(Return(number))
+        return None
+    for _ in range(rng.randrange(4) if rng is not None else 0):
+        if rng is not None and rng.random() < 0.5:
+            target.step()
+    source.relocating.handle(Proceed(number, expected.known))
+    departed = source.until("Departed")
+    if isinstance(departed, Stays):
+        target.relocating.handle(Release(number))
+        return None
+    assert isinstance(departed, Departed)
+    return departed
 
 
 def merge(sides: tuple[Side, Side]) -> Results:
@@ -165,7 +177,8 @@ def test_moves_at_any_step_change_nothing(
             live = [i for i in at if i in sides[at[i]].engine._requests]
             if live and number < 12 and rng.random() < 0.5:
                 number, chosen = number + 1, rng.choice(live)
-                if move(number, chosen, sides[at[chosen]], sides[1 - at[chosen]], rng, back=rng.random() < 0.2):
+                where = sides[at[chosen]], sides[1 - at[chosen]]
+                if move(number, chosen, *where, rng, back=rng.random() < 0.2, ask=rng.random() < 0.7):
                     at[chosen] = 1 - at[chosen]
             for side in sides:
                 side.step()
@@ -183,8 +196,8 @@ def test_moves_at_any_step_change_nothing(
             )  # fmt: skip
 
 
-def running(side: Side, request: int, length: int = 60) -> None:
-    submit(side.engine, request, prompt_of(1, length), SamplingParams(max_tokens=40, temperature=0.8, ignore_eos=True))
+def running(side: Side, request: int, length: int = 60, seed: int = 1) -> None:
+    submit(side.engine, request, prompt_of(seed, length), SamplingParams(max_tokens=40, temperature=0.8, ignore_eos=True))
     for _ in range(4):
         side.step()
 
@@ -219,7 +232,7 @@ def test_known_pages_of_both_sides_stay_known(tmp_path: Path) -> None:
 def test_no_room_is_said_and_the_request_stays(tmp_path: Path) -> None:
     with two_sides(tmp_path, Shape(pages=30)) as (source, target):
         running(source, 0)
-        running(target, 1)
+        running(target, 1, seed=2)
         assert not move(1, 0, source, target)
         while source.engine.live:
             source.step()

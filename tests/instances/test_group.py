@@ -88,10 +88,35 @@ def test_requests_move_and_end_as_if_nothing_had_been() -> None:
             assert made.strays == 0
             computed = made.gauges.prompt_tokens
             assert computed <= len(KINDS) * len(PROMPT) + 64, "a move made somebody compute a prompt again"
+            await second_turns(made)
             await cancelled_on_the_way(made)
             await emptied(made)
 
     drive(work())
+
+
+async def second_turns(made: InstanceGroup) -> None:
+    """A talk goes to and fro: its second turn brings what is new. Without asking, everything: the same tokens."""
+    params = SamplingParams(max_tokens=40, seed=11, ignore_eos=True)
+    got: list[list[Any]] = []
+    for asks in (False, True):
+        made.relocation._ask_first = asks
+        prompt, answers = PROMPT, []
+        for _ in range(2):
+            sent, moved = 0, 0
+            while not moved:
+                sent = made.relocation.counts.pages
+                stream = made.submit(Submit(made.new_request_id(), prompt, params, speculation=0, tenant=f"asks: {asks}"))
+                moving = asyncio.create_task(wander(made, stream.request_id))
+                answers.append(await collect(stream))
+                moved = await moving
+            sent = made.relocation.counts.pages - sent
+            prompt = [*prompt, *answers[-1][0][0], *PROMPT[:20]]
+        assert (sent < moved * (len(PROMPT) // 16)) == asks, f"{sent} pages were sent in {moved} moves"
+        got.append(answers[-1])
+    assert got[0] == got[1]
+    made.relocation._ask_first = True
+    assert made.relocation.counts.spared_bytes > 0
 
 
 async def cancelled_on_the_way(made: InstanceGroup) -> None:
