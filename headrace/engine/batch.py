@@ -108,7 +108,7 @@ class _Rows:
             self.logit_rows.append(first + offset)
 
     def pool(self, choice: Choice, start: int, count: int, row: int) -> None:
-        """All rows of an embedding's slice; ``row`` is the last."""
+        """The last ``count`` rows of an embedding's slice, from position ``start``; ``row`` is the last."""
         self.pooled.append(PooledRows(choice, len(self.pooled_rows), count, start))
         self.pooled_rows.extend(range(row - count + 1, row + 1))
 
@@ -136,7 +136,10 @@ def assemble(step: Step, choices: Mapping[int, Choice]) -> Assembly:
         pages += item.pages
         page_starts.append(len(pages))
         if item.kind is ItemKind.EMBED:
-            rows.pool(choices[item.item_id], start, count, end_row - 1)
+            choice = choices[item.item_id]
+            first = max(start, choice.pool_from)
+            if first < end:
+                rows.pool(choice, first, end - first, end_row - 1)
         elif item.item_id in drafted:
             rows.add_verified(choices[item.item_id], end_row - count, drafted[item.item_id])
         elif wanted:
@@ -157,6 +160,6 @@ def add_rows(rows: PooledRows, hidden: np.ndarray) -> None:
     choice = rows.choice
     if choice.pooled is None:
         choice.pooled = np.zeros(hidden.shape[1], np.float64)
-    for offset in range(max(0, choice.pooled_rows - rows.start), rows.length):
+    for offset in range(max(0, choice.pool_from + choice.pooled_rows - rows.start), rows.length):
         choice.pooled += hidden[offset]
         choice.pooled_rows += 1

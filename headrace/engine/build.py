@@ -133,7 +133,8 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
     parts = EngineParts(
         chain=chain, pages=arena.rows, scheduler=scheduler, sampler=make_sampler(chain, threads),
         limits=Limits(
-            model.config.vocab, min(context, arena.pages * chain.page_layout.tokens), model.config.eos_ids, settings.seed
+            model.config.vocab, min(context, arena.pages * chain.page_layout.tokens), model.config.eos_ids, settings.seed,
+            model.config.pooling or "mean",
         ),
         grammars=LazyGrammars(lambda: open_tokenizer(model.tokenizer_source), model.config.vocab),
         touch_ahead=arena.touch_ahead,

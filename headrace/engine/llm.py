@@ -160,8 +160,10 @@ class LLM:
             self._abandon([job])
 
     def embed(self, prompts: Prompt | Sequence[Prompt]) -> list[list[float]]:
-        """Embeddings: the mean of the model's last hidden states over each prompt's tokens, scaled to length 1."""
-        jobs = [self._job(self._encode(prompt), SamplingParams()) for prompt in _prompt_list(prompts)]
+        """Vectors of length 1: the mean of the last hidden states over a text's tokens, or the last one where the model says so."""
+        whole = self.tokenizer.encode_whole
+        texts = _prompt_list(prompts)
+        jobs = [self._job(whole(text) if isinstance(text, str) else list(text), SamplingParams()) for text in texts]
         self._run(jobs, _ignore, embed=True)
         return [job.embedding for job in jobs]
 

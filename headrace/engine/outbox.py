@@ -40,7 +40,7 @@ class Outbox:
             self._emit_best(request)
 
     def embedding(self, choice: Choice) -> None:
-        """An embedding is complete: the mean of its rows, scaled to length 1."""
+        """An embedding is complete: the sum of its rows (one, where the model pools the last), scaled to length 1."""
         assert choice.pooled is not None, "an embedding has rows"
         length = float(np.sqrt(np.sum(choice.pooled * choice.pooled)))
         vector = choice.pooled / length if length > 0 else choice.pooled

@@ -15,6 +15,7 @@ from headrace.engine.wire import MOST_ADAPTERS, MOST_SCALE, FinishReason, Submit
 from headrace.errors import HeadraceError
 from headrace.kernels.interface import Float32, Int32
 from headrace.kernels.sampler import neutral_request
+from headrace.models.config import Pooling
 from headrace.scheduling.item import MOST_PRIORITY, Item, ItemKind
 from headrace.scheduling.shares import MOST_WEIGHT
 from headrace.speculation.drafting import Drafting
@@ -55,12 +56,13 @@ class Grammar(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the model allows. ``eos_ids`` end a choice; ``seed`` is mixed into every random stream."""
+    """What the model allows. ``eos_ids`` end a choice; ``seed`` is mixed into every random stream; ``pooling`` makes embeddings."""
 
     vocab: int
     context_length: int
     eos_ids: tuple[int, ...]
     seed: int = 0
+    pooling: Pooling = "mean"
 
 
 def _recent_masks() -> deque[float]:
@@ -75,6 +77,7 @@ class Choice:
     biases or a grammar come with it. ``scored``: each token's logprob is wanted. ``history`` holds prompt
     and output when penalties need them. ``mask_seconds``: what the last masks cost. ``held``: outputs kept back until best_of
     is decided, and with them how many tokens were ``drafted`` and ``accepted``. ``drafting``: what proposers know of it.
+    ``pool_from``: the first position whose row is part of an embedding.
     """
 
     request: LiveRequest
@@ -99,6 +102,7 @@ class Choice:
     stop_token: int | None = None
     pooled: npt.NDArray[np.float64] | None = None
     pooled_rows: int = 0
+    pool_from: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -151,6 +155,9 @@ def check_submit(submit: Submit, limits: Limits) -> None:
     for name, tokens in (*named.items(), ("prediction", submit.prediction)):
         if tokens and not (min(tokens) >= 0 and max(tokens) < limits.vocab):
             raise HeadraceError("invalid_value", f"{name} has a token id outside 0 … {limits.vocab - 1}", param=name)
+    if params.prompt_logprobs_from >= length and params.prompt_logprobs is not None:
+        message = f"prompt_logprobs_from {params.prompt_logprobs_from} is beyond a prompt of {length} tokens"
+        raise HeadraceError("invalid_value", message, param="prompt_logprobs_from")
     if params.best_of is not None and params.best_of < params.n:
         raise HeadraceError("invalid_value", f"best_of {params.best_of} is less than n {params.n}", param="best_of")
     if params.min_tokens > params.max_tokens:
@@ -221,7 +228,7 @@ def make_choices(request: LiveRequest, first_item_id: int, limits: Limits) -> li
             arrival=request.arrival,
             deadline=request.deadline,
             priority=submit.priority,
-            score_from=None if params.prompt_logprobs is None or submit.embed else 0,
+            score_from=_score_from(submit),
             tenant=submit.tenant,
             share=submit.share,
             weight=submit.weight,
@@ -229,12 +236,19 @@ def make_choices(request: LiveRequest, first_item_id: int, limits: Limits) -> li
         )
         record, plain, tabled = _record(request, index, limits), _is_plain(request), _is_modified(params)
         choice = Choice(request, index, item, record, plain, tabled, _wants_logprobs(request), params.min_tokens)
+        choice.pool_from = len(submit.prompt) - 1 if limits.pooling == "last" else 0
         if _penalised(params):
             choice.history = np.empty(len(submit.prompt) + params.max_tokens, np.int32)
             choice.history[: len(submit.prompt)] = submit.prompt
         choices.append(choice)
         request.open[index] = choice
     return choices
+
+
+def _score_from(submit: Submit) -> int | None:
+    """The row before the first token whose logprob is wanted says it."""
+    params = submit.params
+    return None if params.prompt_logprobs is None or submit.embed else max(0, params.prompt_logprobs_from - 1)
 
 
 def _penalised(params: SamplingParams) -> bool:

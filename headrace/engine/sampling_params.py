@@ -17,8 +17,9 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``temperature`` 0 is greedy. ``seed`` fixes the random stream: choice *i* draws from stream (seed, i), token *t*
     from counter *t*, so neighbours, batching and preemption can't change a draw. ``top_logprobs`` ``None`` means no
-    logprobs, 0 the chosen token's only. ``prompt_logprobs`` likewise for the prompt's tokens. Logprobs are those of
-    the model's own distribution, before penalties, bias, mask and temperature.
+    logprobs, 0 the chosen token's only. ``prompt_logprobs`` likewise for the prompt's tokens, of which those before
+    ``prompt_logprobs_from`` (and always the first) have none. Logprobs are those of the model's own distribution, before
+    penalties, bias, mask and temperature.
     """
 
     max_tokens: Annotated[int, Meta(ge=0, le=1_000_000)] = 128
@@ -36,6 +37,7 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     best_of: Annotated[int, Meta(ge=1, le=16)] | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    prompt_logprobs_from: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False

@@ -17,6 +17,7 @@ from headrace.models.folder_model import CONFIG_NAME, load_folder
 from headrace.models.gguf_file import open_gguf
 from headrace.models.gguf_model import load_gguf
 from headrace.models.packages import PACKAGED_MODELS, PackagedModel, Progress, cache_dir, install, obtain, part_paths, ready_path
+from headrace.models.pooling import POOLING_FILE
 from headrace.models.safetensors_file import parse_json
 from headrace.models.weights import WeightSource
 from headrace.settings.nearest import suggestion
@@ -168,6 +169,9 @@ def _register(card: ModelCard) -> ModelCard:
             for part in card.path.iterdir():
                 if part.is_file() and _FOLDER_FILES.fullmatch(part.name):
                     _link(part, target / part.name)
+            if (card.path / POOLING_FILE).is_file():
+                (target / POOLING_FILE).parent.mkdir()
+                _link(card.path / POOLING_FILE, target / POOLING_FILE)
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             _link(card.path, target)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Activation = Literal["silu", "gelu_tanh"]
+Pooling = Literal["mean", "last"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class ModelConfig:
 
     ``blocks`` alternate attention and MLP. Norm gains are stored ready to multiply (Gemma's +1 is added by loaders).
     ``embedding_scale`` multiplies embedding rows (Gemma: sqrt(hidden)). ``tied_head``: the head is the embedding.
+    ``pooling``: which rows make a text's vector, where the file says that the model was made for that.
 
     Weights are named ``embedding``, ``final_norm``, ``head`` and, for layer *i*,
     ``layer.i.attention.{norm,q,k,v,o,q_bias,k_bias,v_bias,q_norm,k_norm,post_norm}`` and
@@ -70,6 +72,7 @@ class ModelConfig:
     tied_head: bool = True
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
+    pooling: Pooling | None = None
 
     @property
     def attention_blocks(self) -> tuple[AttentionSpec, ...]:

@@ -6,6 +6,7 @@ import math
 
 from headrace.models.config import AttentionSpec, MlpSpec, ModelConfig, RopeScaling
 from headrace.models.families import FAMILIES, Family
+from headrace.models.pooling import CONFIG_FIELD
 
 
 def config_fields(config: ModelConfig) -> dict[str, object]:
@@ -29,6 +30,8 @@ def config_fields(config: ModelConfig) -> dict[str, object]:
         "query_pre_attn_scalar": _query_scalar(attention),
         "eos_token_id": list(config.eos_ids),
     }
+    if config.pooling is not None:
+        fields[CONFIG_FIELD] = config.pooling
     if config.bos_id is not None:
         fields["bos_token_id"] = config.bos_id
     return fields | _windows(config) | _ropes(config, family)

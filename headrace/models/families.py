@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from headrace.models.config import Activation, AttentionSpec, MlpSpec, ModelConfig, RopeScaling
+from headrace.models.config import Activation, AttentionSpec, MlpSpec, ModelConfig, Pooling, RopeScaling
 from headrace.models.files import refuse
 from headrace.settings.nearest import suggestion
 
@@ -76,7 +76,7 @@ class Facts:
     """What a file declares about a model, in one form for every file format.
 
     ``windows``: per layer, keys seen including the query's own (``None``: all). ``local_rope`` is for windowed layers.
-    ``scale``: multiplies Q·K.
+    ``scale``: multiplies Q·K. ``pooling``: of a model that makes vectors of texts.
     """
 
     hidden: int
@@ -94,6 +94,7 @@ class Facts:
     tied_head: bool
     bos_id: int | None
     eos_ids: tuple[int, ...]
+    pooling: Pooling | None = None
 
 
 def family_of_architecture(name: str) -> Family:
@@ -135,6 +136,7 @@ def build_config(family: Family, facts: Facts) -> ModelConfig:
         tied_head=facts.tied_head,
         bos_id=facts.bos_id,
         eos_ids=facts.eos_ids,
+        pooling=facts.pooling,
     )
 
 

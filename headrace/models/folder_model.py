@@ -14,6 +14,7 @@ from headrace.models.config import ModelConfig, RopeScaling
 from headrace.models.families import Facts, Family, Rope, build_config, check_names, expected_tensors, family_of_model_type
 from headrace.models.fields import Fields
 from headrace.models.files import read_limited, refuse, release
+from headrace.models.pooling import read_pooling
 from headrace.models.quantised_folder import QuantisedWeights
 from headrace.models.quantised_matrix import METADATA_KEY, read_info
 from headrace.models.safetensors_file import SINGLE_NAME, StoredTensor, open_folder, parse_json, read_metadata
@@ -120,12 +121,23 @@ def load_folder(folder: Path) -> tuple[ModelConfig, FolderWeights | QuantisedWei
     fields = Fields(_read_json(folder, CONFIG_NAME), CONFIG_NAME)
     family = family_of_model_type(fields.text("model_type"))
     generation = _read_json(folder, "generation_config.json") if (folder / "generation_config.json").exists() else {}
-    config = build_config(family, _facts(fields, family, generation.get("eos_token_id")))
-    tensors = open_folder(folder)
+    tensors: Mapping[str, StoredTensor] = open_folder(folder)
+    pooling = read_pooling(folder, fields)
+    facts = _facts(fields, family, generation.get("eos_token_id"))
+    if pooling is not None:  # such models are saved without a head, and some without the outer name
+        tensors = _with_outer_name(tensors)
+        facts = replace(facts, pooling=pooling, tied_head=facts.tied_head or _GLOBAL_NAMES["head"] not in tensors)
+    config = build_config(family, facts)
     quantised = read_metadata(folder / SINGLE_NAME).get(METADATA_KEY) if (folder / SINGLE_NAME).exists() else None
     if quantised is not None:
         return config, QuantisedWeights(tensors, config, read_info(quantised))
     return config, FolderWeights(tensors, config, family)
+
+
+def _with_outer_name(tensors: Mapping[str, StoredTensor]) -> Mapping[str, StoredTensor]:
+    if _GLOBAL_NAMES["embedding"] in tensors:
+        return tensors
+    return {name if name == _GLOBAL_NAMES["head"] else f"model.{name}": tensor for name, tensor in tensors.items()}
 
 
 def _read_json(folder: Path, name: str) -> dict[str, object]:

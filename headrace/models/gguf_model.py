@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headrace.models.config import AttentionSpec, ModelConfig, RopeScaling
+from headrace.models.config import AttentionSpec, ModelConfig, Pooling, RopeScaling
 from headrace.models.families import Facts, Family, Rope, build_config, check_names, expected_tensors, family_of_architecture
 from headrace.models.fields import Fields
 from headrace.models.files import refuse, release
@@ -66,6 +66,7 @@ _KNOWN_KEYS = frozenset(
 )
 # Features that a file may declare as absent by a zero.
 _ZERO_KEYS = ("expert_count", "expert_used_count", "attn_logit_softcapping", "final_logit_softcapping")
+_POOLINGS: dict[int, Pooling | None] = {0: None, 1: "mean", 3: "last"}
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -174,7 +175,15 @@ def _facts(file: GgufFile, family: Family) -> Facts:
         tied_head=_GLOBAL_NAMES["head"] not in file.tensors,
         bos_id=tokens.integer("bos_token_id", 0, vocab - 1) if "bos_token_id" in tokens else None,
         eos_ids=tuple(ends),
+        pooling=_pooling(fields),
     )
+
+
+def _pooling(fields: Fields) -> Pooling | None:
+    kind = fields.integer("pooling_type", 0, 16, 0)
+    if kind not in _POOLINGS:
+        raise refuse(f"metadata 'pooling_type' is {kind}; known are 0 (none), 1 (mean) and 3 (last token)")
+    return _POOLINGS[kind]
 
 
 def _check_features(fields: Fields) -> None:

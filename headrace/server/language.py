@@ -37,13 +37,15 @@ class Prompt:
 class Language:
     """Tokenizer, template and their worker threads. ``context_length`` in tokens is set when the engine is ready.
 
-    ``process``: holds the tokenizer, where that is not in this process; then all work with it is done on the worker threads.
+    ``makes_vectors``: the model was made for that. ``process``: holds the tokenizer, where that is not in this process; then
+    all work with it is done on the worker threads.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, threads: int, process: LanguageProcess | None = None) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self.context_length = 0
+        self.makes_vectors = False
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="headrace-text")
         self._process = process
         self._longest = tokenizer.longest_token() if process is None else process.facts.longest
@@ -72,6 +74,10 @@ class Language:
             message = f"The text has more than {least:,} tokens; the model's context holds {self.context_length:,}."
             raise HeadraceError("context_length_exceeded", message, param=param)
 
+    def beginning(self, text: str, tokens: int) -> str:
+        """No more of a text than so many tokens can stand for, were each the longest one."""
+        return text[: tokens * max(1, self._longest)]
+
     def check_tokens(self, texts: Iterable[str], param: str) -> None:
         """Refuse texts that together have more tokens than the context, slice by slice: blocks, but never long at once.
 
@@ -94,10 +100,15 @@ class Language:
             place = next(place for place, token in enumerate(ids) if token >= vocab)
             raise HeadraceError("invalid_value", f"'{param}[{place}]' must be below {vocab:,}.", param=f"{param}[{place}]")
 
-    async def prompts(self, given: str | Sequence[str | int | list[int]], param: str, most: int) -> list[Prompt]:
-        """The prompts of a field that is a text, texts, token ids, or lists of token ids. Raises ``invalid_value``."""
+    async def prompts(
+        self, given: str | Sequence[str | int | list[int]], param: str, most: int, *, whole: bool = False
+    ) -> list[Prompt]:
+        """The prompts of a field that is a text, texts, token ids, or lists of token ids. Raises ``invalid_value``.
+
+        ``whole``: nothing will follow the texts (see :meth:`~headrace.text.tokenizer.Tokenizer.encode_whole`).
+        """
         if isinstance(given, str):
-            return [await self._text_prompt(given, param)]
+            return [await self._text_prompt(given, param, whole=whole)]
         kinds = set(map(type, given))
         if len(kinds) > 1:
             problem = f"'{param}' must hold only texts, only token ids, or only lists of token ids."
@@ -110,17 +121,27 @@ class Language:
         for place, entry in enumerate(given):
             where = f"{param}[{place}]"
             if isinstance(entry, str):
-                found.append(await self._text_prompt(entry, where))
+                found.append(await self._text_prompt(entry, where, whole=whole))
             elif isinstance(entry, list):
                 found.append(self._ids_prompt(entry, where))
         return found
 
-    async def _text_prompt(self, text: str, param: str) -> Prompt:
+    async def following(self, text: str, param: str) -> list[int]:
+        """The ids of a text that stands behind others. Raises as :meth:`prompts`."""
         self.check_length(len(text), param)
 
         def work() -> list[int]:
             self.check_tokens([text], param)
-            return self.tokenizer.encode(text, bos=True)
+            return self.tokenizer.encode(text)
+
+        return await self.aside(work, size=len(text))
+
+    async def _text_prompt(self, text: str, param: str, *, whole: bool) -> Prompt:
+        self.check_length(len(text), param)
+
+        def work() -> list[int]:
+            self.check_tokens([text], param)
+            return self.tokenizer.encode_whole(text) if whole else self.tokenizer.encode(text, bos=True)
 
         ids = await self.aside(work, size=len(text))
         if not ids:
@@ -191,6 +212,7 @@ def open_language(model: str, threads: int) -> Language:
     tokenizer = open_tokenizer(opened.tokenizer_source)
     language = Language(tokenizer, ChatTemplate(opened.chat_template, tokenizer), threads)
     language.context_length = opened.config.context_length
+    language.makes_vectors = opened.config.pooling is not None
     return language
 
 
@@ -204,4 +226,5 @@ def open_language_apart(model: str, threads: int) -> Language:
         process.close()
         raise
     language.context_length = process.facts.context_length
+    language.makes_vectors = process.facts.makes_vectors
     return language

@@ -133,6 +133,7 @@ def distant_tokenizer(process: LanguageProcess) -> Tokenizer:
         bos_id=facts.bos_id,
         eos_ids=tuple(facts.eos_ids),
         add_bos=facts.add_bos,
+        end_id=facts.end_id,
         add_space_prefix=facts.add_space_prefix,
         chat_template=facts.tokenizer_template,
         inner_encoder=DistantEncoder(process, INNER) if facts.has_inner else None,

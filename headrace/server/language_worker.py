@@ -43,12 +43,14 @@ class Facts(msgspec.Struct, omit_defaults=True):
     bos_id: int | None = None
     eos_ids: list[int] = []
     add_bos: bool = False
+    end_id: int | None = None
     add_space_prefix: bool = False
     space_mark_is_space: bool = False
     has_inner: bool = False
     tokenizer_template: str | None = None
     chat_template: str | None = None
     context_length: int = 0
+    makes_vectors: bool = False
     longest: int = 1
     error: tuple[str, str] | None = None
 
@@ -93,12 +95,14 @@ def _open(connection: socket.socket, model: str) -> tuple[Encoder, Encoder]:
         bos_id=parts.bos_id,
         eos_ids=list(parts.eos_ids),
         add_bos=parts.add_bos,
+        end_id=parts.end_id,
         add_space_prefix=parts.add_space_prefix,
         space_mark_is_space=parts.space_mark_is_space,
         has_inner=parts.inner_encoder is not None,
         tokenizer_template=parts.chat_template,
         chat_template=opened.chat_template,
         context_length=opened.config.context_length,
+        makes_vectors=opened.config.pooling is not None,
         longest=tokenizer.longest_token(),
     )
     send_frame(connection, msgspec.json.encode(facts))

@@ -21,6 +21,7 @@ from headrace.server import (
     models,
     operations,
     responses,
+    scoring,
     tokens,
 )
 from headrace.server.console import data as console
@@ -48,6 +49,7 @@ from headrace.server.protocol.responses import (
     ResponseObject,
     ResponseRequest,
 )
+from headrace.server.protocol.scoring import Ranking, RerankRequest, ScoreList, ScoreRequest
 from headrace.server.protocol.tokens import (
     DetokenizeAnswer,
     DetokenizeRequest,
@@ -141,8 +143,19 @@ LASTING: tuple[Endpoint, ...] = (
 )
 """What the server keeps, and does without a client waiting for it."""
 
+SCORING: tuple[Endpoint, ...] = tuple(
+    Endpoint("POST", path, handler, summary, body, answer, by_model=True, metered=True, versioned=versioned)
+    for path, versioned, handler, summary, body, answer in (
+        ("/rerank", True, scoring.rerank, "Documents in the order of their relevance.", RerankRequest, Ranking),
+        ("/v2/rerank", False, scoring.rerank, "The same, where clients look for it.", RerankRequest, Ranking),
+        ("/score", True, scoring.score, "How well texts fit each other.", ScoreRequest, ScoreList),
+    )
+)
+"""Operations that read texts and write none."""
+
 ENDPOINTS: tuple[Endpoint, ...] = (
     *GENERATING,
+    *SCORING,
     *(
         Endpoint("POST", path, handler, summary, body, answer, by_model=True)
         for path, handler, summary, body, answer in (

@@ -121,6 +121,7 @@ def _parts(metadata: Mapping[str, Any], vocabulary: _Vocabulary, fast: FastToken
         bos_id=_token_id(metadata, "bos", vocabulary),
         eos_ids=_eos_ids(metadata, vocabulary),
         add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", default_prefix)),
+        end_id=_token_id(metadata, "eos", vocabulary) if metadata.get("tokenizer.ggml.add_eos_token", False) else None,
         add_space_prefix=not byte_level and bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
         chat_template=template if isinstance(template, str) else None,
     )

@@ -26,6 +26,7 @@ class TokenizerParts:
     ``byte_level``: pieces are spelt in GPT-2's printable byte alphabet; else SentencePiece's, where ``<0x41>`` is a byte.
     ``inner_encoder``: for the pieces of a template that don't begin the text, where that makes a difference.
     ``space_mark_is_space``: U+2581 in text is the same as a space, as in SentencePiece itself.
+    ``end_id``: ends a text that is taken whole, as models that make vectors of texts were taught to read them.
     """
 
     encoder: Encoder
@@ -37,6 +38,7 @@ class TokenizerParts:
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     add_bos: bool = False
+    end_id: int | None = None
     add_space_prefix: bool = False
     chat_template: str | None = None
     inner_encoder: Encoder | None = None
@@ -95,6 +97,11 @@ class Tokenizer:
         """
         ids = self._encoder.ids(self._checked(text))
         return [self.bos_id, *ids] if bos and self.add_bos and self.bos_id is not None else ids
+
+    def encode_whole(self, text: str) -> list[int]:
+        """Token ids of USER text that nothing follows: with the ids that the model wants before and behind it."""
+        ids = self.encode(text, bos=True)
+        return ids if self.parts.end_id is None else [*ids, self.parts.end_id]
 
     def encode_with_offsets(self, text: str) -> Encoding:
         """Like :meth:`encode`, with the characters that each token came from (tokens inside one character share it)."""

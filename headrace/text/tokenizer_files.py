@@ -79,6 +79,8 @@ def _parts(description: Mapping[str, Any], fast: FastTokenizer, named: _Named, c
     byte_level = "ByteLevel" in _kinds(description.get("decoder"))
     scheme = _prefix_scheme(description)
     vocab = fast.get_vocab(with_added_tokens=True)
+    around = fast.encode("", add_special_tokens=True).ids
+    add_bos = named.bos_id is not None and around[:1] == [named.bos_id]
     tokens: list[str | None] = [None] * (max(vocab.values(), default=-1) + 1)
     for token, index in vocab.items():
         tokens[index] = token
@@ -95,7 +97,8 @@ def _parts(description: Mapping[str, Any], fast: FastTokenizer, named: _Named, c
         byte_pieces=byte_pieces,
         bos_id=named.bos_id,
         eos_ids=named.eos_ids,
-        add_bos=named.bos_id is not None and fast.encode("", add_special_tokens=True).ids[:1] == [named.bos_id],
+        add_bos=add_bos,
+        end_id=around[-1] if len(around) > add_bos and around[-1] in named.ids.union(special) else None,
         add_space_prefix=scheme != "never",
         inner_encoder=LibraryEncoder(_without_prefix(description)) if scheme == "first" else None,
         chat_template=chat_template,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import headrace
@@ -157,6 +158,38 @@ def test_a_folder_with_safetensors_and_its_own_tokenizer_generates(tmp_path: Pat
         assert llm.tokenizer.encode("the water") == ids
     expected = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=1)
     assert list(found.tokens) == expected[0, len(ids) :].tolist()
+
+
+@pytest.mark.torch
+def test_a_folder_made_for_vectors_pools_its_last_row(tmp_path: Path) -> None:
+    import tokenizers
+    import torch
+    from transformers import Qwen3Config, Qwen3Model
+
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=["<end>"], show_progress=False)
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.train_from_iterator(["the water turns the wheel and the wheel turns the stone"] * 4, trainer)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 0)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": false, "pooling_mode_lasttoken": true}')
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, max_position_embeddings=128, eos_token_id=0, tie_word_embeddings=False,
+    )  # fmt: skip
+    model: Any = Qwen3Model(config)
+    model.save_pretrained(tmp_path)
+    with LLM(settings=EngineSettings(model=str(tmp_path), threads=1, pool_mib=16)) as llm:
+        [found] = llm.embed(["the water"])
+    ids = tokenizer.encode("the water").ids
+    assert ids[-1] == 0
+    rows = model(torch.tensor([ids])).last_hidden_state[0].detach().double().numpy()
+    cosines = rows @ np.array(found) / np.linalg.norm(rows, axis=1)
+    assert cosines[-1] > 0.999
+    assert cosines[:-1].max() < 0.9
 
 
 @pytest.mark.torch

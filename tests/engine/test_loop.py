@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -154,6 +155,44 @@ def test_prompt_logprobs_without_output() -> None:
     assert got.prompt_logprobs is not None
     assert [entry.token for entry in got.prompt_logprobs] == prompt_of(7, 9)[1:]
     assert all(len(entry.top) == 2 and entry.top[0][1] >= entry.logprob for entry in got.prompt_logprobs)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 5, 8])
+def test_prompt_logprobs_from_a_token_on_are_those_of_all(first: int) -> None:
+    whole = alone(prompt_of(7, 9), SamplingParams(max_tokens=0, prompt_logprobs=2))[0, 0].prompt_logprobs
+    part = alone(prompt_of(7, 9), SamplingParams(max_tokens=0, prompt_logprobs=2, prompt_logprobs_from=first))[0, 0].prompt_logprobs
+    assert whole is not None
+    assert part == whole[max(0, first - 1) :]
+
+
+def test_tokens_that_are_not_scored_are_found_and_not_read_again() -> None:
+    engine = toy_engine(Shape(step_tokens=16))
+    params = SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_logprobs_from=12)
+    found = []
+    for number in (1, 2):
+        submit(engine, number, prompt_of(7, 15), params)
+        found.append(run(engine)[number, 0])
+    assert found[0].prompt_logprobs == found[1].prompt_logprobs
+    assert [one.cached_tokens for one in found] == [0, 8]
+
+
+def test_a_prompt_has_the_tokens_that_are_scored() -> None:
+    engine = toy_engine()
+    with pytest.raises(HeadraceError, match="beyond a prompt of 4 tokens") as refused:
+        submit(engine, 1, prompt_of(7, 4), SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_logprobs_from=4))
+    assert refused.value.param == "prompt_logprobs_from"
+
+
+@pytest.mark.parametrize("step_tokens", [5, 64])
+def test_the_last_row_is_the_embedding_where_the_model_says_so(step_tokens: int) -> None:
+    engine = toy_engine(Shape(step_tokens=step_tokens))
+    engine.limits = replace(engine.limits, pooling="last")
+    prompt = prompt_of(8, 23)
+    engine.submit(Submit(1, prompt, SamplingParams(), embed=True))
+    vector = run(engine)[1, 0].embedding
+    pages = np.array(prompt, np.int32).reshape(1, -1)
+    row = ToyChain()._fold(np.pad(pages, ((0, 0), (0, 1))).reshape(-1, PAGE_TOKENS), np.arange(6, dtype=np.int32), 22)
+    assert vector == (row.astype(np.float64) / np.sqrt(np.sum(row.astype(np.float64) ** 2))).tolist()
 
 
 def test_embeddings_do_not_depend_on_chunks_and_have_length_one() -> None:

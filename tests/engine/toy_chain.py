@@ -140,6 +140,7 @@ class Result:
     finish: str | None = None
     stop_token: int | None = None
     embedding: list[float] | None = None
+    cached_tokens: int = 0
 
 
 Results = dict[tuple[int, int], Result]
@@ -154,6 +155,7 @@ def collect(results: Results, outputs: list[TokenOutput]) -> None:
         result.logprobs += output.logprobs or []
         result.prompt_logprobs = output.prompt_logprobs if output.prompt_logprobs is not None else result.prompt_logprobs
         result.embedding = output.embedding or result.embedding
+        result.cached_tokens = max(result.cached_tokens, output.cached_tokens)
         result.finish, result.stop_token = output.finish, output.stop_token
 
 

@@ -43,6 +43,11 @@ def test_gguf_metadata_becomes_a_config() -> None:
     assert (config.tied_head, config.bos_id, config.eos_ids) == (True, None, (7,))
 
 
+def test_pooling_is_what_the_file_says() -> None:
+    assert described().pooling is None
+    assert [described(**{"llama.pooling_type": scalar(U32, kind)}).pooling for kind in (0, 1, 3)] == [None, "mean", "last"]
+
+
 def test_end_of_turn_is_an_end_too() -> None:
     assert described(**{"tokenizer.ggml.eot_token_id": scalar(U32, 3)}).eos_ids == (7, 3)
 
@@ -58,6 +63,7 @@ def test_end_of_turn_is_an_end_too() -> None:
         ({"general.architecture": None}, "general.architecture' is missing"),
         ({"general.architecture": scalar(U32, 5)}, "must be a string"),
         ({"llama.expert_count": scalar(U32, 8)}, "expert_count"),
+        ({"llama.pooling_type": scalar(U32, 4)}, "known are 0 .none., 1 .mean. and 3"),
         ({"llama.final_logit_softcapping": scalar(F32, 30.0)}, "softcapping"),
         ({"llama.logit_scale": scalar(F32, 0.5)}, "'logit_scale' declares a feature that is not supported"),
         ({"llama.block_count": None}, "'block_count' is missing"),

@@ -142,7 +142,13 @@ def test_openai_clients_see_the_tier_that_served_them(keyed: Running) -> None:
 
 @pytest.mark.server
 @pytest.mark.parametrize(
-    ("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", {"prompt": "Go."}), ("/v1/embeddings", {"input": "Go."})]
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", CHAT),
+        ("/v1/completions", {"prompt": "Go."}),
+        ("/v1/embeddings", {"input": "Go."}),
+        ("/v1/rerank", {"query": "Go.", "documents": ["Gone."]}),
+    ],
 )
 def test_every_endpoint_takes_and_caps_priorities(keyed: Running, path: str, body: dict[str, Any]) -> None:
     with keyed.http() as http:

@@ -14,6 +14,9 @@ MAX_SEQUENCES = 128
 """Prompts × choices of one call."""
 
 MAX_EMBEDDING_INPUTS = 256
+MAX_SCORED = 256
+"""Documents of one call, or pairs."""
+
 MAX_MESSAGES = 2048
 MAX_CONTENT_PARTS = 256
 MAX_TOOLS = 64
