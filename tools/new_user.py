@@ -1,8 +1,8 @@
 """How long somebody waits who sees headrace for the first time: ``python tools/new_user.py [--console]``.
 
 The committed tree is cloned into a folder of its own, with an empty home: no environment, no compiler cache, no model, nothing
-that was calibrated. One command, ``make serve``, and then a streamed answer; with ``--console`` (the extra ``dev`` and Chromium) also
-an answer in the page. Prints a table of seconds.
+that was calibrated. One command, ``make serve``, and then a streamed answer; with ``--console`` (the extra ``dev`` and Chromium)
+also an answer in the page. Prints a table of seconds.
 """
 
 from __future__ import annotations

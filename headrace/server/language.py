@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar, cast
 
 from headrace.errors import HeadraceError
@@ -108,7 +109,7 @@ class Language:
         ``whole``: nothing will follow the texts (see :meth:`~headrace.text.tokenizer.Tokenizer.encode_whole`).
         """
         if isinstance(given, str):
-            return [await self._text_prompt(given, param, whole=whole)]
+            return await self._text_prompts([given], [param], whole=whole)
         kinds = set(map(type, given))
         if len(kinds) > 1:
             problem = f"'{param}' must hold only texts, only token ids, or only lists of token ids."
@@ -117,36 +118,34 @@ class Language:
             return [self._ids_prompt(cast(list[int], given), param)]
         if len(given) > most:
             raise HeadraceError("invalid_value", f"'{param}' has more than {most} entries.", param=param)
-        found: list[Prompt] = []
-        for place, entry in enumerate(given):
-            where = f"{param}[{place}]"
-            if isinstance(entry, str):
-                found.append(await self._text_prompt(entry, where, whole=whole))
-            elif isinstance(entry, list):
-                found.append(self._ids_prompt(entry, where))
+        places = [f"{param}[{index}]" for index in range(len(given))]
+        if kinds == {str}:
+            return await self._text_prompts(cast(list[str], given), places, whole=whole)
+        return [self._ids_prompt(entry, place) for entry, place in zip(cast(list[list[int]], given), places, strict=True)]
+
+    async def following(self, texts: Sequence[str], places: Sequence[str]) -> list[list[int]]:
+        """The ids of texts that stand behind others. ``places``: the paths of their fields. Raises as :meth:`prompts`."""
+        return await self._encoded(texts, places, self.tokenizer.encode)
+
+    async def _text_prompts(self, texts: Sequence[str], places: Sequence[str], *, whole: bool) -> list[Prompt]:
+        encode = self.tokenizer.encode_whole if whole else partial(self.tokenizer.encode, bos=True)
+        found = [Prompt(*one) for one in zip(await self._encoded(texts, places, encode), texts, places, strict=True)]
+        for prompt in found:
+            if not prompt.ids:
+                raise HeadraceError("invalid_value", f"'{prompt.param}' is empty.", param=prompt.param)
         return found
 
-    async def following(self, text: str, param: str) -> list[int]:
-        """The ids of a text that stands behind others. Raises as :meth:`prompts`."""
-        self.check_length(len(text), param)
+    async def _encoded(self, texts: Sequence[str], places: Sequence[str], encode: Callable[[str], list[int]]) -> list[list[int]]:
+        """All of them as one piece of work: many small texts would hold the event loop as long as a large one."""
+        for text, place in zip(texts, places, strict=True):
+            self.check_length(len(text), place)
 
-        def work() -> list[int]:
-            self.check_tokens([text], param)
-            return self.tokenizer.encode(text)
+        def work() -> list[list[int]]:
+            for text, place in zip(texts, places, strict=True):
+                self.check_tokens([text], place)
+            return [encode(text) for text in texts]
 
-        return await self.aside(work, size=len(text))
-
-    async def _text_prompt(self, text: str, param: str, *, whole: bool) -> Prompt:
-        self.check_length(len(text), param)
-
-        def work() -> list[int]:
-            self.check_tokens([text], param)
-            return self.tokenizer.encode_whole(text) if whole else self.tokenizer.encode(text, bos=True)
-
-        ids = await self.aside(work, size=len(text))
-        if not ids:
-            raise HeadraceError("invalid_value", f"'{param}' is empty.", param=param)
-        return Prompt(ids, text, param)
+        return await self.aside(work, size=sum(map(len, texts)))
 
     def _ids_prompt(self, ids: list[int], param: str) -> Prompt:
         if not ids:

@@ -44,22 +44,35 @@ _BETWEEN = "\n\nA search query that this text answers:"
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """Texts of one field: those before (``queries``) or those that are looked through. ``most``: tokens of each that are read."""
+    """One text or several of one field: queries, or what is looked through. ``most``: tokens of each that are read."""
 
-    texts: Sequence[str]
+    given: str | list[str]
     param: str
     most: int | None = None
 
-    def place(self, index: int) -> str:
-        """The path of one of them."""
-        return f"{self.param}[{index}]" if len(self.texts) > 1 else self.param
+    @property
+    def texts(self) -> list[str]:
+        """All of them."""
+        return [self.given] if isinstance(self.given, str) else self.given
+
+    @property
+    def places(self) -> list[str]:
+        """The path of each."""
+        return [self.param] if isinstance(self.given, str) else [f"{self.param}[{index}]" for index in range(len(self.given))]
+
+    async def ids(self, language: Language, *, whole: bool = False) -> list[list[int]]:
+        """The tokens of each, no more than ``most``."""
+        given = self.given
+        if self.most is not None:
+            given = [language.beginning(text, self.most) for text in self.texts]
+        return [prompt.ids[: self.most] for prompt in await language.prompts(given, self.param, limits.MAX_SCORED, whole=whole)]
 
 
 async def score(service: Service, call: Call[ScoreRequest]) -> Response:
     """``POST /score``: one score for each pair."""
     body = call.body
     standing = service.tenants.standing(call.tenant, body)
-    first, second = (_Side([given] if isinstance(given, str) else given, param) for given, param in _fields(body))
+    first, second = _Side(body.text_1, "text_1"), _Side(body.text_2, "text_2")
     if len(first.texts) not in (1, len(second.texts)):
         problem = f"'text_1' must be one text, or as many as 'text_2' has ({len(second.texts)}), not {len(first.texts)}."
         raise HeadraceError("invalid_value", problem, param="text_1")
@@ -76,17 +89,13 @@ async def score(service: Service, call: Call[ScoreRequest]) -> Response:
     )
 
 
-def _fields(body: ScoreRequest) -> tuple[tuple[str | list[str], str], ...]:
-    return (body.text_1, "text_1"), (body.text_2, "text_2")
-
-
 async def rerank(service: Service, call: Call[RerankRequest]) -> Response:
     """``POST /rerank``: the documents, those that answer the query best first; equal ones in their order."""
     body = call.body
     standing = service.tenants.standing(call.tenant, body)
     texts = [given if isinstance(given, str) else given.text for given in body.documents]
     documents = _Side(texts, "documents", body.max_tokens_per_doc)
-    scores, usage = await _scores(service, call, standing, _Side([body.query], "query"), documents)
+    scores, usage = await _scores(service, call, standing, _Side(body.query, "query"), documents)
     order = sorted(range(len(texts)), key=lambda index: (-scores[index], index))
     shown = body.return_documents is not False
     results = [Ranked(index, scores[index], Shown(texts[index]) if shown else msgspec.UNSET) for index in order[: body.top_n]]
@@ -108,31 +117,31 @@ async def _scores(
 
 async def _by_likelihood(reader: Reader, queries: _Side, documents: _Side, body: ScoringBody) -> tuple[list[float], ScoringUsage]:
     language = reader.service.language
-    between = await language.following(_BETWEEN, documents.param)
-    behind = [await language.following(f" {text}", queries.place(index)) for index, text in enumerate(queries.texts)]
+    texts = [_BETWEEN, *(f" {text}" for text in queries.texts)]
+    between, *behind = await language.following(texts, [documents.param, *queries.places])
     read = []
-    for index, before in enumerate(await _ids(language, documents)):
+    for index, (before, place) in enumerate(zip(await documents.ids(language), documents.places, strict=True)):
         ids = [*before, *between]
-        read.append(Text(ids + behind[index % len(behind)], documents.place(index), len(ids)))
+        read.append(Text(ids + behind[index % len(behind)], place, len(ids)))
     found = await reader.read(read, body)
     scores = [math.exp(math.fsum(one.logprobs) / len(one.logprobs)) for one in found]
     return scores, _usage(read, sum(one.cached for one in found))
 
 
 async def _by_embedding(reader: Reader, queries: _Side, documents: _Side, body: ScoringBody) -> tuple[list[float], ScoringUsage]:
-    sides = [(side, await _ids(reader.service.language, side, whole=True)) for side in (queries, documents)]
-    read = [Text(ids, side.place(index)) for side, texts in sides for index, ids in enumerate(texts)]
+    language = reader.service.language
+    read = [
+        Text(ids, place)
+        for side in (queries, documents)
+        for ids, place in zip(await side.ids(language, whole=True), side.places, strict=True)
+    ]
     vectors = [np.asarray(one.vector, np.float64) for one in await reader.read(read, body)]
     first, second = vectors[: len(queries.texts)], vectors[len(queries.texts) :]
-    # Exact sums: those of a library differ from machine to machine.
-    scores = [math.fsum((first[index % len(first)] * vector).tolist()) for index, vector in enumerate(second)]
-    return scores, _usage(read, 0)
 
+    def work() -> list[float]:  # exact sums: those of a library differ from machine to machine
+        return [math.fsum((first[index % len(first)] * vector).tolist()) for index, vector in enumerate(second)]
 
-async def _ids(language: Language, side: _Side, *, whole: bool = False) -> list[list[int]]:
-    texts = [text if side.most is None else language.beginning(text, side.most) for text in side.texts]
-    prompts = await language.prompts(texts, side.param, limits.MAX_SCORED, whole=whole)
-    return [prompt.ids[: side.most] for prompt in prompts]
+    return await language.aside(work, size=sum(map(len, second))), _usage(read, 0)
 
 
 def _usage(read: Sequence[Text], cached: int) -> ScoringUsage:

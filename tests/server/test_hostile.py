@@ -202,9 +202,21 @@ def wide_fan_out(running: Running) -> None:
     post(running, "/v1/completions", json.dumps({"prompt": "a", "best_of": 1_000_000}).encode(), "invalid_value")
 
 
+def many_texts(running: Running) -> None:
+    """Each short enough to be encoded on the event loop; together they are not. The engine is spared by the deadline."""
+    texts = [f"{number} " + "word and another, " * 110 for number in range(200)]
+    for path, body in (
+        ("/v1/embeddings", {"input": texts}),
+        ("/v1/rerank", {"query": "a word", "documents": texts}),
+        ("/v1/score", {"text_1": texts[:100], "text_2": texts[:100], "method": "embedding"}),
+    ):
+        post(running, path, json.dumps(body | {"deadline_ms": 1}).encode(), "deadline_exceeded")
+
+
 ATTACKS: tuple[Callable[[Running], None], ...] = (
     malformed_json, deep_nesting, many_values, large_body, endless_chunks, long_prompts, long_tokenise, bad_grammars,
     loops_and_huge_schemas, header_floods, nonsense_http, dribbling_clients, wide_fan_out,
+    many_texts,
 )  # fmt: skip
 
 
