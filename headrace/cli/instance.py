@@ -24,12 +24,14 @@ STEADY_SECONDS = 60.0
 def instance(address: str, key_file: Path | None, threads: int | None, once: bool) -> None:
     """Run one engine process on this machine for a server that awaits it, and join again when the connection ends.
 
+    Ends when the server refuses what is installed here (another version, model, weights or page format), or nothing loads.
+
     \b
     openssl rand -hex 32 > key; chmod 600 key                  (the same file on all machines)
     HEADRACE_INSTANCES_KEY_FILE=key headrace serve --instances join:2@0.0.0.0:7400
     headrace instance --join server:7400 --key-file key        (twice, anywhere)
     """
-    from headrace.engine.joining import join
+    from headrace.engine.joining import is_final, join
     from headrace.placement.joining import read_address
     from headrace.settings.log_lines import configure_logs
 
@@ -37,15 +39,17 @@ def instance(address: str, key_file: Path | None, threads: int | None, once: boo
     key = read_key(key_file)
     os.environ.pop(KEY_VARIABLE, None)  # engine processes need not know
     configure_logs("text")
-    delay = 0.5
+    delay, said = 0.5, ""
     while True:
         began = time.monotonic()
         try:
             join(where, key, threads)
         except HeadraceError as error:
-            if once or (error.code == "state_conflict" and "version" in error.message):
+            if once or is_final(error):
                 raise
-            logging.getLogger("headrace.instance").warning("%s", error.message)
+            if error.message != said:  # the same thing every half minute helps nobody
+                logging.getLogger("headrace.instance").warning("%s; trying again", error.message)
+            said = error.message
         if once:
             return
         delay = 0.5 if time.monotonic() - began > STEADY_SECONDS else min(LONGEST_DELAY, delay * 2)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 import math
-import os
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -20,6 +17,7 @@ from headrace.engine.adapting import Adapting
 from headrace.engine.calibration import Calibration, calibrate, load, save, store_path
 from headrace.engine.drafting_model import Draft, Openers, Served, open_draft
 from headrace.engine.grammars import LazyGrammars
+from headrace.engine.identity import kernels_id, page_identity
 from headrace.engine.keeping import DiskKeeping
 from headrace.engine.loop import Engine, EngineParts
 from headrace.engine.machine import cpu_name, usable_cores
@@ -337,26 +335,6 @@ def keep_options(settings: EngineSettings, arena: Arena) -> KeepOptions | None:
     return KeepOptions(max(1, settings.prefix_disk_gib * 2**30 // page), page, max(1, PIECE_BYTES // page))
 
 
-def page_identity(model: OpenModel, settings: EngineSettings) -> str:
-    """Names everything that a page's bytes depend on beside the tokens: ``model-rest``, in letters and digits."""
-    facts = [
-        [dataclasses.astuple(file) for file in model.files], settings.device, settings.weights,
-        kv_format(settings.kv, settings.device),
-        __version__, _kernels_id(),
-    ]  # fmt: skip
-    name = hashlib.sha256(model.name.encode()).hexdigest()[:16]
-    return f"{name}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}"
-
-
-def content_identity(model: OpenModel, settings: EngineSettings) -> str:
-    """As :func:`page_identity`, the same on every machine: by what is in the files, not where and since when they are there."""
-    facts: list[object] = [settings.device, settings.weights, kv_format(settings.kv, settings.device), __version__]
-    for identity in model.files:
-        with open(identity.path, "rb") as file:
-            facts.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return hashlib.sha256(json.dumps([model.name, facts]).encode()).hexdigest()
-
-
 def make_keeping(scheduler: Scheduler, arena: Arena, folder: Path, identity: str) -> DiskKeeping | None:
     """What carries a scheduler's kept pages; ``None``, with a warning, while another server uses the files."""
     assert scheduler.keeping is not None, "a scheduler that keeps"
@@ -370,7 +348,7 @@ def make_keeping(scheduler: Scheduler, arena: Arena, folder: Path, identity: str
 
 
 def _calibration(chain: ChainRunner, arena: Arena, identity: dict[str, object]) -> Calibration:
-    known: dict[str, object] = {"cpu": cpu_name(), "version": __version__, "kernels": _kernels_id(), **identity}
+    known: dict[str, object] = {"cpu": cpu_name(), "version": __version__, "kernels": kernels_id(), **identity}
     path = store_path(cache_dir(), known)
     stored = load(path)
     if stored is not None:
@@ -378,11 +356,3 @@ def _calibration(chain: ChainRunner, arena: Arena, identity: dict[str, object]) 
     measured = calibrate(chain, arena.bytes)
     save(path, measured)
     return measured
-
-
-def _kernels_id() -> str:
-    """Tells one build of the native kernels from another."""
-    from headrace.kernels import _native
-
-    file = os.stat(_native.__file__)
-    return f"{file.st_size}-{file.st_mtime_ns}"

@@ -18,11 +18,14 @@ from contextlib import suppress
 import msgspec
 
 from headrace import __version__
+from headrace.engine.page_socket import keep_alive
+from headrace.engine.relocation_wire import Dismissed
 from headrace.engine.sealing import (
     ANSWER_BYTES,
     GREETING_BYTES,
     MAGIC,
     NONCE_BYTES,
+    OTHER_VERSION,
     VERDICTS,
     WELCOME,
     Hello,
@@ -34,29 +37,21 @@ from headrace.engine.sealing import (
     read_answer,
     session_keys,
 )
-from headrace.engine.transport import READ_BYTES, FrameError, Inbound, encode_frame
-from headrace.engine.wire import Instance, Start
-from headrace.errors import HeadraceError
+from headrace.engine.transport import READ_BYTES, FrameError, Inbound, Outbound, encode_frame
+from headrace.engine.wire import Failed, Instance, Start
+from headrace.errors import ERROR_TABLE, HeadraceError
 
 logger = logging.getLogger("headrace.engine.joining")
 
 GREETING_SECONDS = 10.0
 GOODBYE_SECONDS = 5.0
-_KEEPALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3), (socket.TCP_USER_TIMEOUT, 20_000))
-
-
-def keep_alive(sock: socket.socket) -> None:
-    """A machine that vanished without a word is noticed after 20 seconds; small frames go out at once."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    for name, value in _KEEPALIVE:
-        sock.setsockopt(socket.IPPROTO_TCP, name, value)
 
 
 def join(address: tuple[str, int], key: bytes, threads: int | None = None) -> None:
     """Join the server at this address and serve it until either side ends.
 
-    Raises ``engine_dead`` when it can't be reached or ends the greeting, ``state_conflict`` when it refuses.
+    Raises ``engine_dead`` when it can't be reached or ends the greeting, ``state_conflict`` when it has no place now; another code
+    (:func:`is_final`) when it refuses this version or what was loaded, or when nothing could be loaded.
     """
     try:
         connection = socket.create_connection(address, GREETING_SECONDS)
@@ -71,7 +66,15 @@ def join(address: tuple[str, int], key: bytes, threads: int | None = None) -> No
             raise HeadraceError("engine_dead", f"the server did not take this instance (is the key the same?): {error}") from error
         connection.settimeout(None)
         logger.info("joined %s port %d", *address)
-        _Relay(connection, keys, page_key(key), pages, threads).run()
+        relay = _Relay(connection, keys, page_key(key), pages, threads)
+        relay.run()
+    if relay.problem is not None:
+        raise relay.problem
+
+
+def is_final(error: HeadraceError) -> bool:
+    """True when joining again can't help until somebody has changed something on one of the machines."""
+    return error.code not in ("engine_dead", "state_conflict", "internal_error")
 
 
 def greet(connection: socket.socket, key: bytes, port: int) -> SessionKeys:
@@ -83,7 +86,8 @@ def greet(connection: socket.socket, key: bytes, port: int) -> SessionKeys:
     connection.sendall(hello_bytes(key, theirs, Hello(own, __version__, port)))
     verdict = read_answer(key, theirs, own, _take(connection, ANSWER_BYTES))
     if verdict != WELCOME:
-        raise HeadraceError("state_conflict", f"the server refuses this instance: {VERDICTS.get(verdict, 'it says not why')}")
+        code = "invalid_setting" if verdict == OTHER_VERSION else "state_conflict"
+        raise HeadraceError(code, f"the server refuses this instance: {VERDICTS.get(verdict, 'it says not why')}")
     return session_keys(key, theirs, own)
 
 
@@ -97,10 +101,15 @@ def _take(connection: socket.socket, count: int) -> bytes:
     return data
 
 
+def _error(code: str, message: str) -> HeadraceError:
+    return HeadraceError(code if code in ERROR_TABLE else "internal_error", message[:1000])
+
+
 class _Relay:
-    """One engine process and its connection."""
+    """One engine process and its connection. ``problem``: why the server dismissed it, or why it could not load."""
 
     def __init__(self, connection: socket.socket, keys: SessionKeys, key: bytes, pages: socket.socket, threads: int | None) -> None:
+        self.problem: HeadraceError | None = None
         self._connection = connection
         self._opener, self._seal = Opener(keys.to_engine), Seal(keys.to_api)
         self._key = key
@@ -147,10 +156,18 @@ class _Relay:
         inbound = Inbound()
         while data := self._connection.recv(READ_BYTES):
             for message in inbound.feed(self._opener.feed(data)):
+                if isinstance(message, Dismissed):
+                    self.problem = _error(message.code, f"the server refuses this instance: {message.message}")
+                    return
                 self._engine.sendall(encode_frame(self._placed(message) if isinstance(message, Start) else message))
 
     def _to_api(self) -> None:
+        first: Outbound | None = Outbound()  # until the engine has said whether it could load
         while data := self._engine.recv(READ_BYTES):
+            for message in first.feed(data) if first is not None else ():
+                first = None
+                if isinstance(message, Failed):
+                    self.problem = _error(message.code, message.message)
             self._connection.sendall(self._seal.close(data))
 
     def _placed(self, start: Start) -> Start:

@@ -14,6 +14,7 @@ import secrets
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +23,18 @@ from typing import Protocol
 
 import numpy as np
 
-from headrace.engine.page_socket import SEAL_BYTES, PageSeal, connect, forget, is_network, listen, listening_socket, sending_socket
+from headrace.engine.page_socket import (
+    SEAL_BYTES,
+    PageSeal,
+    connect,
+    forget,
+    is_network,
+    keep_alive,
+    listen,
+    listening_socket,
+    sending_socket,
+)
+from headrace.engine.refusals import Refusals
 from headrace.kernels.interface import Bytes
 
 logger = logging.getLogger("headrace.engine.page_channel")
@@ -31,6 +43,8 @@ NONCE_BYTES = 16
 PROOF_BYTES = 32
 SECONDS = 10.0
 """A peer that is silent for so long in the middle of something is gone."""
+MOST_GREETINGS = 32
+"""Connections that are being greeted at once; more are closed."""
 _HELLO = struct.Struct("<QI32s")  # move, bytes of a page, digest of what pages depend on
 _FRAME = struct.Struct("<IIQ")  # number, length, checksum
 _AGREED = b"agreed"
@@ -39,7 +53,11 @@ Checksum = Callable[[Bytes], int]
 
 
 class ChannelError(Exception):
-    """The other side is not who or what it should be, or something got lost."""
+    """The other side is not who or what it should be, or something got lost. ``reason``: one word for it."""
+
+    def __init__(self, message: str, reason: str = "broken") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Landing(Protocol):
@@ -75,21 +93,29 @@ def _receive(sock: socket.socket, into: memoryview) -> None:
         at += count
 
 
-def _take(sock: socket.socket, count: int) -> bytes:
-    data = bytearray(count)
-    _receive(sock, memoryview(data))
+def _take(sock: socket.socket, count: int, until: float | None = None) -> bytes:
+    """So many bytes; with ``until`` no later than then, however slowly they come. Raises TimeoutError then."""
+    data = bytearray()
+    while len(data) < count:
+        if until is not None:
+            sock.settimeout(max(0.001, until - time.monotonic()))
+        got = sock.recv(count - len(data))
+        if not got:
+            raise ChannelError("the connection has ended")
+        data += got
     return bytes(data)
 
 
 class PageListener:
     """Takes pages on a unix socket that only this user can open, or from other machines; one thread a connection.
 
-    ``find`` gives the landing of a move, ``None`` for a move that nobody expects. A peer that proves nothing is refused and logged
-    once.
+    ``find`` gives the landing of a move, ``None`` for a move that nobody expects. ``refusals``: peers that prove nothing
+    (``stranger``), say nothing (``silent``), come in crowds (``crowd``), bring another engine's pages (``model``) or pages of no
+    move (``unexpected``), or whose frames are not what they sealed (``broken``).
     """
 
     def __init__(self, address: str, key: bytes, page_bytes: int, identity: str) -> None:
-        self.refused = 0
+        self.refusals = Refusals(logger, "a connection for pages")
         self.find: Callable[[int], Landing | None] = lambda move: None
         self._address = address
         self._key = key
@@ -98,6 +124,7 @@ class PageListener:
         self._checksum: Checksum | None = None
         self._socket = listening_socket(address)
         self._closed = False
+        self._greeting = threading.Semaphore(MOST_GREETINGS)
 
     def start(self, find: Callable[[int], Landing | None], checksum: Checksum) -> None:
         """Listen from now on. Raises OSError when the address can't be had."""
@@ -119,36 +146,48 @@ class PageListener:
                 connection, _ = self._socket.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(connection,), name="headrace-landing", daemon=True).start()
+            if self._greeting.acquire(blocking=False):
+                threading.Thread(target=self._serve, args=(connection,), name="headrace-landing", daemon=True).start()
+            else:
+                connection.close()
+                self.refusals.note("crowd", f"{MOST_GREETINGS} others are being greeted")
 
     def _serve(self, connection: socket.socket) -> None:
-        landing: Landing | None = None
         with connection:
-            connection.settimeout(SECONDS)
             try:
                 landing, seal = self._greet(connection)
-                self._land(connection, landing, seal)
             except (ChannelError, OSError) as error:
-                if landing is not None:
-                    landing.fail(str(error))
-                else:
-                    self._refuse(str(error))
+                self.refusals.note(*_why(error))
+                return
+            finally:
+                self._greeting.release()
+            try:
+                self._land(connection, landing, seal)
+            except ChannelError as error:
+                self.refusals.note(error.reason, str(error))
+                landing.fail(str(error))
+            except OSError as error:
+                landing.fail(str(error) or "the connection has ended")
 
     def _greet(self, connection: socket.socket) -> tuple[Landing, PageSeal | None]:
+        until = time.monotonic() + SECONDS
         nonce = secrets.token_bytes(NONCE_BYTES)
+        connection.settimeout(SECONDS)
         connection.sendall(nonce)
-        hello = _take(connection, _HELLO.size)
-        theirs = _take(connection, NONCE_BYTES)
-        if not hmac.compare_digest(_take(connection, PROOF_BYTES), _proof(self._key, nonce, theirs, hello)):
-            raise ChannelError("a peer that does not know the key was refused")
+        said = _take(connection, _HELLO.size + NONCE_BYTES + PROOF_BYTES, until)
+        hello, theirs, proved = said[: _HELLO.size], said[_HELLO.size : -PROOF_BYTES], said[-PROOF_BYTES:]
+        if not hmac.compare_digest(proved, _proof(self._key, nonce, theirs, hello)):
+            raise ChannelError("a peer that does not know the key", "stranger")
         move, page_bytes, digest = _HELLO.unpack(hello)
         if page_bytes != self._page_bytes or digest != self._digest:
-            raise ChannelError("an engine with another model, version or page format was refused")
+            raise ChannelError("an engine with another model, version or page format", "model")
         landing = self.find(move)
         if landing is None:
-            raise ChannelError(f"nobody expects move {move}")
+            raise ChannelError(f"nobody expects move {move}", "unexpected")
         connection.sendall(_proof(self._key, theirs, _AGREED))
         connection.settimeout(None)  # stages may lie apart; the end of the sender closes the connection
+        if is_network(self._address):
+            keep_alive(connection)  # which the end of its machine does not
         return landing, _seal(self._address, self._key, nonce, theirs)
 
     def _land(self, connection: socket.socket, landing: Landing, seal: PageSeal | None) -> None:
@@ -172,10 +211,14 @@ class PageListener:
             if not landing.put(number, page):
                 return
 
-    def _refuse(self, problem: str) -> None:
-        self.refused += 1
-        if self.refused == 1:
-            logger.warning("a connection for pages was refused: %s; later ones are only counted", problem)
+
+def _why(error: ChannelError | OSError) -> tuple[str, str]:
+    """The word for a greeting that came to nothing, and what to log."""
+    if isinstance(error, TimeoutError):
+        return "silent", f"a peer had not said who it is after {SECONDS:.0f} s"
+    if isinstance(error, ChannelError):
+        return ("stranger" if error.reason == "broken" else error.reason), str(error)
+    return "stranger", str(error)
 
 
 class PageSender:

@@ -14,13 +14,14 @@ import sys
 
 import msgspec
 
-from headrace.engine.build import BuildOptions, BuiltEngine, build_engine, content_identity, page_checksum, page_identity
+from headrace.engine.build import BuildOptions, BuiltEngine, build_engine, page_checksum
+from headrace.engine.identity import content_identity, page_identity
 from headrace.engine.loop import Engine
 from headrace.engine.machine import return_memory
 from headrace.engine.page_channel import Channel, PageListener
 from headrace.engine.page_socket import is_network
 from headrace.engine.relocating import Relocating
-from headrace.engine.relocation_wire import Adopt, ApiMessage, Expect, Leave, Ping, Pong, Proceed, Release, Return
+from headrace.engine.relocation_wire import Adopt, ApiMessage, Dismissed, Expect, Leave, Ping, Pong, Proceed, Release, Return
 from headrace.engine.settings import EngineSettings
 from headrace.engine.training_wire import StartTraining, StopTraining, TrainingCall, TrainingEnded
 from headrace.engine.transport import EngineSocket, FrameError, PeerGone
@@ -152,15 +153,16 @@ class EngineServer:
             case StartTraining() | StopTraining():
                 self._command_training(message)
             case Ping():
-                self._connection.send(Pong(message.number, self._engine.gauges()))
+                refused = self._relocating.refused if self._relocating is not None else {}
+                self._connection.send(Pong(message.number, self._engine.gauges(), refused))
             case Leave() | Expect() | Proceed() | Adopt() | Release() | Return():
                 if self._relocating is None:
                     raise FrameError("an engine that is alone can't give requests away")
                 if isinstance(message, Adopt):
                     self._engine.taken += message.move == 0
                 self._relocating.handle(message)
-            case Start():
-                raise FrameError("a running engine can't be started")
+            case Start() | Dismissed():
+                raise FrameError("a running engine can't be started, nor be told what its worker is told")
 
     def _ask(self, call: AdapterCall) -> None:
         if self._engine.adapting is not None:

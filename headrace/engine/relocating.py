@@ -35,6 +35,11 @@ class Relocating:
         """True when something is under way, so that the border of the next step may bring news though this one did not."""
         return bool(self._departures.busy or self._arrivals.busy or self._news)
 
+    @property
+    def refused(self) -> dict[str, int]:
+        """Connections for pages that were turned away, by reason."""
+        return self._channel.listener.refusals.counts if self._channel is not None else {}
+
     def take_news(self) -> list[RelocationNews]:
         """What must be told; each once, after all outputs of the steps before."""
         news = self._news.copy()

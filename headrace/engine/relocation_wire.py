@@ -171,13 +171,21 @@ class Ping(msgspec.Struct, tag="ping", frozen=True):
 
 
 class Pong(msgspec.Struct, tag="pong", frozen=True):
-    """The engine lives, and this is its state."""
+    """The engine lives, and this is its state. ``refused``: connections for pages that it turned away so far, by reason."""
 
     number: int
     gauges: Gauges
+    refused: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Dismissed(msgspec.Struct, tag="dismissed", frozen=True):
+    """To the worker of another machine and not to its engine: the server does not take it. ``code``: of the table of errors."""
+
+    code: str
+    message: str
 
 
 RelocationCall = Leave | Expect | Proceed | Adopt | Release | Return | Ping
 RelocationNews = Leaving | Stays | Expected | Departed | Adopted | Pong
-ApiMessage = EngineInbound | Leave | Expect | Proceed | Adopt | Release | Return | Ping
+ApiMessage = EngineInbound | Leave | Expect | Proceed | Adopt | Release | Return | Ping | Dismissed
 EngineMessage = EngineOutbound | Leaving | Stays | Expected | Departed | Adopted | Pong

@@ -82,7 +82,7 @@ def read_hello(key: bytes, listener: bytes, data: bytes) -> Hello:
     """A joiner's answer, proved. Raises FrameError."""
     body = data[: _HELLO.size]
     if len(data) != HELLO_BYTES or not hmac.compare_digest(data[_HELLO.size :], proof(key, b"joins", listener, body)):
-        raise FrameError("a peer that does not know the key was refused")
+        raise FrameError("does not know the key")
     nonce, version, port = _HELLO.unpack(body)
     return Hello(nonce, version.rstrip(b"\0").decode(errors="replace"), port)
 

@@ -97,6 +97,7 @@ class InstanceGroup(EngineClient):
         self.training = SharedTraining(options, self.slots, self._tell_training, self.register_adapter)
         self.draining = Draining(options, self.slots, self.relocation, self._owners, self.handoff, self.training)
         self._past = Gauges()
+        self._past_refusals: Counter[str] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
 
     # Life.
@@ -165,6 +166,14 @@ class InstanceGroup(EngineClient):
             )
             for slot in self.slots.all
         ]  # fmt: skip
+
+    def refusals(self) -> dict[tuple[str, str], int]:
+        """Connections that were turned away, by (``join`` or ``pages``, reason)."""
+        pages = sum((Counter(slot.member.page_refusals) for slot in self.slots.all), self._past_refusals.copy())
+        joins = self.slots.hall.refusals.counts if self.slots.hall is not None else {}
+        return {("join", reason): count for reason, count in joins.items()} | {
+            ("pages", reason): count for reason, count in pages.items()
+        }
 
     def submit(self, request: Submit) -> RequestStream:
         """Send a request to the instance that suits it best. As :meth:`EngineClient.submit`."""
@@ -298,6 +307,8 @@ class InstanceGroup(EngineClient):
         if self._leaving or slot.member is not member or self._ready is None:
             return
         self._past = sum_of([self._past, without_present(member.gauges)])
+        self._past_refusals.update(member.page_refusals)
+        member.page_refusals = {}
         member._gauges = Gauges()
         self._prefixes.forget(member.number)
         orphans = [owned for owned in self._owners.values() if owned.holder is member]

@@ -10,12 +10,15 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 
-from headrace.engine.joining import GREETING_SECONDS, keep_alive
+from headrace import __version__
+from headrace.engine.joining import GREETING_SECONDS
+from headrace.engine.page_socket import keep_alive
+from headrace.engine.refusals import Refusals
 from headrace.engine.sealing import (
     HELLO_BYTES,
     MAGIC,
     NONCE_BYTES,
-    VERDICTS,
+    OTHER_VERSION,
     WELCOME,
     SessionKeys,
     answer_bytes,
@@ -44,10 +47,15 @@ class Joiner:
 
 
 class Hall:
-    """Listens for workers. A peer that proves nothing is refused, and logged once."""
+    """Listens for workers.
+
+    ``refusals``: peers that prove nothing (``stranger``), say nothing (``silent``) or come in crowds (``crowd``); workers for which
+    there is no place (``full``), of another ``version``, with another ``model``, other ``weights`` or ``pages``, that can't load
+    (``load``), or whose records are not what they sealed (``broken``).
+    """
 
     def __init__(self, joining: Joining, key: bytes) -> None:
-        self.refused = 0
+        self.refusals = Refusals(logger, "a connection for instances")
         self.port = joining.port
         self._joining = joining
         self._key = key
@@ -80,32 +88,42 @@ class Hall:
             self._server.close()
 
     async def _come(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = str((writer.get_extra_info("peername") or ("?",))[0])
         if self._greeting >= MOST_GREETINGS:
             writer.close()
+            self.refusals.note("crowd", f"{peer} came while {MOST_GREETINGS} others were greeted")
             return
         self._greeting += 1
         try:
             async with asyncio.timeout(GREETING_SECONDS):
-                await self._greet(reader, writer)
-        except (FrameError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
-            self.refused += 1
-            if self.refused == 1:
-                logger.warning("a connection for instances was refused: %s; later ones are only counted", error)
-            writer.close()
+                refused = await self._greet(reader, writer)
+        except TimeoutError:
+            refused = "silent", f"had not said who it is after {GREETING_SECONDS:.0f} s"
+        except FrameError as error:
+            refused = "stranger", str(error)
+        except (OSError, asyncio.IncompleteReadError):
+            refused = "stranger", "went before it had said who it is"
         finally:
             self._greeting -= 1
+        if refused is not None:
+            self.refusals.note(refused[0], f"{peer} {refused[1]}")
+            writer.close()
 
-    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[str, str] | None:
+        """Let a worker in; else (reason, what is wrong with it)."""
         own = secrets.token_bytes(NONCE_BYTES)
         writer.write(MAGIC + own)
         hello = read_hello(self._key, own, await reader.readexactly(HELLO_BYTES))
         verdict = verdict_of(hello, len(self._waiting))
         writer.write(answer_bytes(self._key, own, hello.nonce, verdict))
+        if verdict == OTHER_VERSION:
+            return "version", f"runs version {hello.version[:32]!r} of headrace, this is {__version__!r}"
         if verdict != WELCOME:
-            raise FrameError(VERDICTS[verdict].replace("it runs", "an instance runs"))
+            return "full", "finds no place free"
         sock: socket.socket = writer.get_extra_info("socket")
         keep_alive(sock)
         host = writer.get_extra_info("peername")[0]
         self._waiting.popleft().set_result(
             Joiner(reader, writer, session_keys(self._key, own, hello.nonce), f"tcp:{host}:{hello.port}")
         )
+        return None

@@ -65,6 +65,7 @@ class Member(EngineClient):
         self.informed = False  # it knows all adapters of the group
         self.generations: dict[int, int] = {}
         self.used: set[int] = set()  # of the group's generations, those of requests that were sent here
+        self.page_refusals: dict[str, int] = {}  # connections that it has turned away where it takes pages
         self._events = events
         self._pings = 0
         self._given = 0
@@ -132,6 +133,7 @@ class Member(EngineClient):
                 self._events.outputs(self, message)
             case Pong():
                 self._see(message)
+                self.page_refusals = message.refused
             case Refused():
                 self._events.refused(self, message)
             case Leaving() | Stays() | Expected() | Departed() | Adopted():

@@ -6,10 +6,12 @@ import asyncio
 import logging
 from contextlib import suppress
 
+from headrace.engine.identity import difference
+from headrace.engine.relocation_wire import Dismissed, EngineMessage
 from headrace.engine.sealing import Opener, Seal
 from headrace.engine.settings import EngineSettings
 from headrace.engine.transport import READ_BYTES, FrameError, Outbound
-from headrace.engine.wire import Instance, Start
+from headrace.engine.wire import Failed, Instance, Ready, Start
 from headrace.instances.hall import Hall, Joiner
 from headrace.instances.member import Member, MemberEvents
 from headrace.scheduling.settings import SchedulingSettings
@@ -17,12 +19,21 @@ from headrace.scheduling.settings import SchedulingSettings
 logger = logging.getLogger("headrace.instances.remote_member")
 
 
-class RemoteMember(Member):
-    """A member whose process is on another machine. ``address`` is known once it has joined."""
+DISMISSED_SECONDS = 5.0
+"""A worker that is told to go has so long until the connection is cut."""
 
-    def __init__(self, number: int, events: MemberEvents, hall: Hall) -> None:
+
+class RemoteMember(Member):
+    """A member whose process is on another machine. ``address`` is known once it has joined.
+
+    ``identity``: what its engine must have loaded. A worker that has something else, or can't load, is dismissed, and the next
+    one awaited; the member is lost only when one that serves is.
+    """
+
+    def __init__(self, number: int, events: MemberEvents, hall: Hall, identity: str) -> None:
         super().__init__(number, "", events, ())
         self._hall = hall
+        self._identity = identity
         self._joiner: Joiner | None = None
         self._seal: Seal | None = None
         self._task: asyncio.Task[None] | None = None
@@ -66,12 +77,14 @@ class RemoteMember(Member):
     async def _run(self, start: Start) -> None:
         reason = "the server ends"
         try:
-            self._joiner = await self._hall.next()
-            self.address = self._joiner.pages
-            self._seal = Seal(self._joiner.keys.to_engine)
-            logger.info("instance %d has joined from %s", self.number, self.address)
-            self._send(start)
-            reason = await self._listen(self._joiner)
+            while self._ready is None and not self._leaving:
+                self._joiner = await self._hall.next()
+                self.address = self._joiner.pages
+                self._seal = Seal(self._joiner.keys.to_engine)
+                logger.info("instance %d has joined from %s", self.number, self.address)
+                self._send(start)
+                reason = await self._listen(self._joiner)
+                self._joiner.writer.close()
         finally:
             if self._joiner is not None:
                 self._joiner.writer.close()
@@ -84,9 +97,30 @@ class RemoteMember(Member):
         try:
             while data := await joiner.reader.read(READ_BYTES):
                 for message in inbound.feed(opener.feed(data)):
+                    if self._ready is None and not await self._fits(message, joiner):
+                        return "the engine's machine has something else"
                     self._handle(message)
         except FrameError as error:
-            logger.error("connection to instance %d closed: %s", self.number, error)
+            self._hall.refusals.note("broken", f"instance {self.number} at {joiner.pages} sent what it had not sealed: {error}")
         except OSError as error:
             logger.info("connection to instance %d has ended: %s", self.number, error)
         return "the connection to the engine's machine has ended"
+
+    async def _fits(self, message: EngineMessage, joiner: Joiner) -> bool:
+        """What an engine says first: False when it can't serve here, which both sides are told."""
+        if isinstance(message, Failed):
+            self._hall.refusals.note("load", f"the engine of {joiner.pages} could not load: {message.message}")
+            return False
+        if not isinstance(message, Ready):
+            return True
+        other = difference(self._identity, message.identity)
+        if other is None:
+            return True
+        reason, text = other
+        self._hall.refusals.note(reason, f"the engine of {joiner.pages} does not fit: {text}")
+        self._send(Dismissed("model_file", text))
+        with suppress(TimeoutError, OSError):
+            async with asyncio.timeout(DISMISSED_SECONDS):
+                while await joiner.reader.read(READ_BYTES):  # what comes unread would cut the connection before it has heard
+                    pass
+        return False

@@ -16,6 +16,7 @@ from typing import Literal
 
 import msgspec
 
+from headrace.engine.identity import identity_here
 from headrace.engine.machine import core_numbers, usable_cores
 from headrace.engine.settings import EngineSettings
 from headrace.engine.wire import Instance, Ready
@@ -68,6 +69,7 @@ class Slots:
         self._key = secrets.token_bytes(32)
         self._told: tuple[EngineSettings, SchedulingSettings] | None = None
         self._first: Ready | None = None
+        self._identity = ""  # of what instances of other machines must have
 
     def __getitem__(self, number: int) -> Slot:
         return self.all[number]
@@ -92,6 +94,7 @@ class Slots:
         self._folder = Path(tempfile.mkdtemp(prefix="headrace-"))  # only this user may look into it
         parts = split_machine(self._instances, settings.threads or usable_cores(), core_numbers())
         if self.hall is not None:
+            self._identity = await asyncio.to_thread(identity_here, settings)
             await self.hall.open()
             parts = [Part(settings.threads or 0, ())] * self._instances  # 0: as many as their machines have
         self.all = [Slot(number, part, self._new_member(number, 1)) for number, part in enumerate(parts)]
@@ -139,7 +142,7 @@ class Slots:
     def _new_member(self, number: int, incarnation: int) -> Member:
         assert self._folder is not None, "the group has been launched"
         if self.hall is not None:
-            return RemoteMember(number, self._events, self.hall)
+            return RemoteMember(number, self._events, self.hall, self._identity)
         return Member(number, str(self._folder / f"{number}-{incarnation}"), self._events, self._command)
 
     async def _launch(self, slot: Slot) -> None:

@@ -60,6 +60,15 @@ class InstanceCollector(Collector):
             for one in each:
                 crashes.add_metric([model, str(one.number)], one.crashes)
         yield crashes
+        refused = CounterMetricFamily(
+            "headrace_instance_refusals",
+            "Connections turned away where instances join and take pages.",
+            labels=["model", "at", "reason"],
+        )
+        for model, group in groups:
+            for (at, reason), count in group.refusals().items():
+                refused.add_metric([model, at, reason], count)
+        yield refused
         for name, text, amount in _COUNTERS:
             counter = CounterMetricFamily(name, text, labels=["model"])
             for model, group in groups:

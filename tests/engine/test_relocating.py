@@ -250,12 +250,17 @@ def test_a_wrong_key_or_model_is_refused_and_the_request_stays(tmp_path: Path) -
         other.relocating.handle(Expect(1, source.engine._requests[0].submit, leaving.pages, leaving.reserve))
         other.wait_for(Expected)
         source.relocating.handle(Proceed(1))
+        source.relocating.turn()
+        sender = source.relocating._departures._outgoing[1].sender
+        until = time.monotonic() + 5
+        while sender is not None and sender.problem is None and time.monotonic() < until:
+            time.sleep(0.002)  # without a step: the request must not end before
         source.wait_for(Stays)
         other.relocating.handle(Release(1))
         until = time.monotonic() + 5
-        while other.channel.listener.refused == 0 and time.monotonic() < until:
+        while not other.channel.listener.refusals.total and time.monotonic() < until:
             time.sleep(0.002)  # counted by the thread of the connection
-        assert other.channel.listener.refused == 1
+        assert other.relocating.refused == {"stranger" if other.channel.key != KEY else "model": 1}
         while source.engine.live:
             source.step()
         other.step()
@@ -277,12 +282,9 @@ def test_what_strangers_send_changes_nothing(fault: str, tmp_path: Path, monkeyp
             stranger.connect(target.address)
             stranger.sendall(b"\0" * 500)
             until = time.monotonic() + 5
-            while not target.channel.listener.refused and time.monotonic() < until:
-                time.sleep(0.005)
-        until = time.monotonic() + 5
-        while target.channel.listener.refused == 0 and time.monotonic() < until:
-            time.sleep(0.002)  # counted by the thread of the connection
-        assert target.channel.listener.refused == 1
+            while not target.channel.listener.refusals.total and time.monotonic() < until:
+                time.sleep(0.005)  # counted by the thread of the connection
+        assert target.relocating.refused == {"stranger": 1}
     else:
         wrong = {"checksum": lambda page: 5, "number": checksum, "length": checksum, "half": checksum}[fault]
         if fault == "length":
@@ -298,6 +300,7 @@ def test_what_strangers_send_changes_nothing(fault: str, tmp_path: Path, monkeyp
         while incoming.landing.problem is None and time.monotonic() < until:
             time.sleep(0.005)
         assert incoming.landing.problem is not None
+        assert target.relocating.refused == ({} if fault == "number" else {"broken": 1})
     target.relocating.handle(Release(1))
     target.step()
     assert target.engine.scheduler.pool.held == 0
