@@ -14,7 +14,8 @@ from headrace.cli.output import number, progress_bar, stdout, table, write_json
 from headrace.errors import HeadraceError
 from headrace.evaluation.load_report import without_nan
 from headrace.evaluation.machine import inspect
-from headrace.evaluation.peers import OWN, Comparison, PeerSettings, compare
+from headrace.evaluation.measures import OWN, Comparison
+from headrace.evaluation.peers import PeerSettings, compare
 from headrace.evaluation.results import plot_peers
 from headrace.models.catalog import find_model
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,9 +23,10 @@ from headrace.evaluation.contestants import (
 )
 from headrace.evaluation.load import LoadRun, LoadSettings
 from headrace.evaluation.load_report import LoadReport, report
+from headrace.evaluation.measures import OWN, Comparison, Measure, Progress
+from headrace.evaluation.peer_speculation import SpeculationRounds
 from headrace.settings.declaration import option, validate
 
-OWN = "headrace"
 _MEMORY_STREAMS = 32
 _LOAD_SHARE = 0.7
 _CAPACITY_CLIENTS = 16
@@ -47,6 +47,9 @@ class PeerSettings:
     )
     model: str = option("smollm2", help="Model that headrace and the started peers serve.")
     threads: int = option(2, minimum=1, maximum=256, help="Compute threads of each.")
+    workload: str = option(
+        "load", choices=("load", "speculation"), help="Streams, prompts and a mixed load; or single answers that can be guessed."
+    )
     streams: tuple[int, ...] = option(
         (1, 8, 32, 64), unit="streams", minimum=1, maximum=1024, help="Clients of each load. Repeatable."
     )
@@ -71,46 +74,6 @@ class PeerSettings:
         return max(self.prompt + self.output, *self.long_prompt, _LONGEST_MIXED) * 5 // 4 + 64
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """One thing measured of every server: ``values`` by server, one a round, in ``unit``; NaN where it failed.
-
-    ``lower``: less is better.
-    """
-
-    what: str
-    unit: str
-    values: dict[str, list[float]]
-    lower: bool = False
-
-    def median(self, server: str) -> float:
-        """Median over the rounds that gave a number; NaN without any."""
-        known = [value for value in self.values[server] if math.isfinite(value)]
-        return statistics.median(known) if known else math.nan
-
-    def ratio(self, server: str, to: str) -> float:
-        """How many times better ``server`` is: median of the ratios round by round, since a machine that drifts moves both."""
-        pairs = zip(self.values[server], self.values[to], strict=True)
-        ratios = [(b / a if self.lower else a / b) for a, b in pairs if math.isfinite(a) and math.isfinite(b) and a and b]
-        return statistics.median(ratios) if ratios else math.nan
-
-    def lead(self) -> float:
-        """How many times better headrace is than the best of the others; NaN without others."""
-        ratios = [self.ratio(OWN, name) for name in self.values if name != OWN]
-        return min((ratio for ratio in ratios if math.isfinite(ratio)), default=math.nan)
-
-
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(slots=True)
-class Comparison:
-    """All measures, and what went wrong on the way: one line each."""
-
-    measures: list[Measure]
-    notes: list[str] = field(default_factory=list)
-
-
 def compare(settings: PeerSettings, model_file: Path, progress: Progress) -> Comparison:
     """Start headrace and the peers, load them in turns, and stop them, also when a signal ends this program.
 
@@ -133,7 +96,10 @@ def compare(settings: PeerSettings, model_file: Path, progress: Progress) -> Com
                 progress(f"{name}: start", _STARTS - 1, _STARTS)
                 up[name] = stack.enter_context(_started(name, named.get(name), room))
                 starts.values[name].append(_first_token(up[name]))
-            found = _Rounds(settings, up, progress).run()
+            if settings.workload == "speculation":
+                found = SpeculationRounds(settings.model, settings.rounds, settings.output, up, progress).run()
+            else:
+                found = _Rounds(settings, up, progress).run()
         found.measures.append(starts)
         return found
 

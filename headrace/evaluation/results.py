@@ -12,7 +12,7 @@ from typing import Any
 from headrace.evaluation.experiment import Conditions, Experiment, Findings, Series
 from headrace.evaluation.load_report import import_pyplot, without_nan
 from headrace.evaluation.machine import Machine
-from headrace.evaluation.peers import Measure
+from headrace.evaluation.measures import Measure
 
 _PAGE_HEAD = """# Results
 

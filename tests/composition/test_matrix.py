@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from knowing import FreeRows, Knowing
+from drafting import knowing, small_draft
+from knowing import FreeRows
 from quantised_models import RoundedWeights
 from wandering import Wandering
 
@@ -45,6 +46,7 @@ from headrace.models.recoding import recode
 from headrace.scheduling.keeping import KeepOptions
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.scheduling.swapping import SwapOptions
+from headrace.speculation.proposer import Proposer
 from headrace.text.open_tokenizer import open_tokenizer
 from headrace.training.backbone import Backbone
 from headrace.training.dataset_file import Sample, write_dataset
@@ -88,7 +90,7 @@ class Mix:
     policy: str = "fair"
     views: bool = False
     adapters: bool = False
-    drafts: bool = False
+    drafts: str = ""
     training: bool = False
     moved: str = ""
 
@@ -115,7 +117,8 @@ MECHANISMS: dict[str, dict[str, int | bool | str]] = {
     "priorities": {"priorities": True, "policy": "priority"},
     "views": {"views": True},
     "adapters": {"adapters": True},
-    "speculation": {"drafts": True},
+    "speculation": {"drafts": "knowing"},
+    "draft model": {"drafts": "model"},
     "training": {"training": True},
     "moves between engines": {"moved": "at any time"},
     "hand-off": {"moved": "behind its first token"},
@@ -123,6 +126,18 @@ MECHANISMS: dict[str, dict[str, int | bool | str]] = {
 
 ALIKE = ("chunks of 16", "one thread", "arrival order", "weights w4", "weights w8", "q4 with 8-bit activations", "kv4")
 """To a hand-off no other than what it is paired with, or than to moves at any time."""
+ALSO_ALIKE = (
+    "chunks of 48",
+    "logprobs",
+    "penalties",
+    "rows of 8 bits",
+    "pages kept on disk",
+    "fair shares",
+    "priorities",
+    "views",
+    "hand-off",
+)
+"""Beside them, to a draft model no other than to guesses of any other kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +249,7 @@ def requests_of(mix: Mix, bench: Bench) -> list[Submit]:
     return submits
 
 
-def engine_of(mix: Mix, bench: Bench, knowing: Knowing | None = None) -> Engine:
+def engine_of(mix: Mix, bench: Bench, proposer: Proposer | None = None) -> Engine:
     chain = bench.chain(mix.weights, mix.kv, mix.threads)
     arena = bench.arena(chain)
     swap = SwapOptions(MoveOptions(4 * POOL), slot_bytes(arena.page_bytes), mix.swap) if mix.swap != "recompute" else None
@@ -259,9 +274,9 @@ def engine_of(mix: Mix, bench: Bench, knowing: Knowing | None = None) -> Engine:
     for index in range(ADAPTERS):
         adapting.register(f"adapter {index}", bench.folder / f"adapter {index}")
     speculating = None
-    if knowing is not None:
+    if proposer is not None:
         scheduler.cost = FreeRows()
-        speculating = Speculating([knowing], scheduler)
+        speculating = Speculating([proposer], scheduler)
     parts = EngineParts(
         chain, pages, scheduler, sampler, limits, bench.grammars, moving=moving, viewing=viewing, keeping=keeping,
         adapting=adapting, speculating=speculating, training=training_of(bench, mix) if mix.training else None,
@@ -325,18 +340,20 @@ def alone(submit: Submit, bench: Bench, mix: Mix) -> list[Answer]:
     return bench.alone[key]
 
 
-def knowing_of(mix: Mix, bench: Bench, submits: list[Submit]) -> Knowing:
-    """A proposer that is right about four tokens of five."""
-    knowing = Knowing(seed=1, vocab=bench.model.config.vocab)
-    for submit in submits:
-        knowing.learn([submit.prompt], [(0, answer.tokens) for answer in alone(submit, bench, mix)])
-    return knowing
+def proposer_of(mix: Mix, bench: Bench, submits: list[Submit]) -> Proposer | None:
+    """Who guesses: one that has read the answers, or the same model in other codes."""
+    if mix.drafts == "model":
+        return small_draft(bench.chain("w4", "bf16", mix.threads), bench.model.config.vocab)
+    said = ((submit.prompt, answer.tokens) for submit in submits for answer in alone(submit, bench, mix))
+    return knowing(said, bench.model.config.vocab) if mix.drafts else None
 
 
 PAIRS = [  # two values of one switch can't be on together
     (first, second)
     for first, second in itertools.combinations(MECHANISMS, 2)
-    if not MECHANISMS[first].keys() & MECHANISMS[second].keys() and not (second == "hand-off" and first in ALIKE)
+    if not MECHANISMS[first].keys() & MECHANISMS[second].keys()
+    and not ("hand-off" in (first, second) and first in ALIKE)
+    and not ("draft model" in (first, second) and {first, second} & {*ALIKE, *ALSO_ALIKE})
 ]
 
 
@@ -347,7 +364,7 @@ def check(mix: Mix, bench: Bench) -> None:
         run(warm, requests_of(mix, bench), None)
         warm.close()
     submits = requests_of(mix, bench)
-    engine = engine_of(mix, bench, knowing_of(mix, bench, submits) if mix.drafts else None)
+    engine = engine_of(mix, bench, proposer_of(mix, bench, submits))
     if mix.pages < POOL:
         expect_short_answers(engine, bench)
     if mix.reuse and not mix.kept:  # the same once before: something to find beside what the requests share among themselves

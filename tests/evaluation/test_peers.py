@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from headrace.errors import HeadraceError
-from headrace.evaluation.peers import Measure, PeerSettings, compare
+from headrace.evaluation.contestants import Contestant
+from headrace.evaluation.measures import Measure
+from headrace.evaluation.peer_speculation import SpeculationRounds
+from headrace.evaluation.peers import PeerSettings, compare
 from headrace.evaluation.results import plot_peers, results_page
 from headrace.models.catalog import find_model
 
@@ -85,3 +88,11 @@ def test_a_recorded_run_becomes_a_table(tmp_path: Path) -> None:
     run = {"kind": "peers", "machine_line": "a machine", "settings": settings, "measures": [measure]}
     (tmp_path / "peers.json").write_text(json.dumps(run))
     assert "| 1 stream | output tok/s | 190 | 95 | 2.00× |" in results_page(tmp_path)
+
+
+@pytest.mark.model
+def test_a_server_that_does_not_answer_has_no_rate_and_a_line() -> None:
+    found = SpeculationRounds("smollm2", 1, 16, {"gone": Contestant("gone", "http://127.0.0.1:9")}, lambda *_: None).run()
+    assert [measure.what for measure in found.measures] == ["copy", "edit", "code", "extract", "chat"]
+    assert all(math.isnan(measure.values["gone"][0]) for measure in found.measures)
+    assert len(found.notes) == 5
