@@ -17,6 +17,7 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True):
     ``rows`` by what they are computed for: ``prompt``, ``decode``, ``verify`` (drafted tokens), ``recompute`` (lost with their
     pages), or an item's kind.
     ``chunks``: (request id, rows) of each piece of a prompt. ``preempted``: requests that gave their pages back for this step.
+    ``pairs`` and ``heads``: query-key pairs, and rows that pass through the head.
     """
 
     began: float
@@ -28,3 +29,5 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True):
     waiting: int
     chunks: list[tuple[int, int]]
     preempted: list[int]
+    pairs: int = 0
+    heads: int = 0

@@ -25,14 +25,17 @@ class Seen:
     waiting: int
     chunks: list[tuple[int, int]]
     preempted: list[int]
+    pairs: int
+    heads: int
     began: float = field(default_factory=time.monotonic)
 
     def ended(self, model_seconds: float) -> StepReport:
         """The report, when the step has been committed."""
         seconds = time.monotonic() - self.began
         return StepReport(
-            self.began, seconds, model_seconds, self.predicted, self.rows, self.sequences, self.waiting, self.chunks, self.preempted
-        )
+            self.began, seconds, model_seconds, self.predicted, self.rows, self.sequences, self.waiting, self.chunks,
+            self.preempted, self.pairs, self.heads,
+        )  # fmt: skip
 
 
 class StepWatch:
@@ -57,7 +60,9 @@ class StepWatch:
                 if kind == "prompt" and len(chunks) < MOST_CHUNKS:
                     chunks.append((choices[piece.item.item_id].request.submit.request_id, count))
         preempted = [choices[item.item_id].request.submit.request_id for item in step.preempted if item.item_id in choices]
-        return Seen(step.predicted, rows, len(step.slices), waiting, chunks, preempted)
+        pairs = sum(piece.count * piece.start + piece.count * (piece.count + 1) // 2 for piece in step.slices)
+        heads = sum(piece.logit_rows for piece in step.slices)
+        return Seen(step.predicted, rows, len(step.slices), waiting, chunks, preempted, pairs, heads)
 
 
 def rows_of(piece: Slice) -> list[tuple[str, int]]:

@@ -16,8 +16,6 @@ from headrace.planning.targets import Targets, tail
 STEPS = (32, 64, 256)  # sizes of steps that are tried beside the knee
 _QUIET_RATE = 1e-3  # a rate at which requests don't meet
 _QUIET_REQUESTS = 200
-STEP_OVERHEAD = 3.5e-4
-"""Seconds of a step beside its model's: planning, sampling, sending; what calibration does not see."""
 COPY_RATE = 1.5e9
 """Bytes a second from one engine to another beside their steps, sums included."""
 TTFT_TIMES, TPOT_TIMES = 5.0, 2.0  # promises where none are given, as multiples of the unloaded median
@@ -88,19 +86,20 @@ def make_plans(wish: Wish, report: Report) -> Planned:
 
 def layouts_of(cost: LayoutCost) -> list[Layout]:
     """All layouts of one division of the cores: steps of the knee's size, smaller and larger, and all divisions into roles."""
-    calibration, count = cost.calibration, cost.instances
+    count = cost.instances
     found = []
-    for tokens in sorted({calibration.knee, *STEPS}):
-        seconds = GAP_SLACK * calibration.knee_seconds  # the server's own bound, whatever --step-tokens says
-        model = InstanceModel(
-            calibration.cost, cost.pages, tokens, seconds, page_seconds=cost.page_bytes / COPY_RATE, overhead=STEP_OVERHEAD
-        )
-        threads = f"{cost.threads} thread{'s' * (cost.threads > 1)}"
-        found.append(Layout(f"{count} × {threads}, steps of {tokens}", (model,) * count, cost.threads))
+    threads = f"{cost.threads} thread{'s' * (cost.threads > 1)}"
+    for tokens in sorted({cost.calibration.knee, *STEPS}):
+        found.append(Layout(f"{count} × {threads}, steps of {tokens}", (_model(cost, tokens),) * count, cost.threads))
         for prompts in range(1, count):
-            name = f"{prompts} prefill + {count - prompts} decode × {threads}, steps of {tokens}"
-            found.append(Layout(name, (model,) * count, cost.threads, roles=_split(prompts, count)))
+            name, roles = f"{prompts} prefill + {count - prompts} decode × {threads}, steps of {tokens}", _split(prompts, count)
+            found.append(Layout(name, tuple(_model(cost, tokens, role) for role in roles), cost.threads, roles=roles))
     return found
+
+
+def _model(cost: LayoutCost, tokens: int, role: Role = "all") -> InstanceModel:
+    seconds = GAP_SLACK * cost.calibration.knee_seconds  # the server's own bound, whatever --step-tokens says
+    return InstanceModel(cost.cost(role), cost.pages, tokens, seconds, page_seconds=cost.page_bytes / COPY_RATE)
 
 
 def _split(prompts: int, count: int) -> tuple[Role, ...]:

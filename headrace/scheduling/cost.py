@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from headrace.errors import HeadraceError
 
@@ -34,6 +34,15 @@ _PACE_RATE = 0.1  # how fast the speed of the machine as a whole is followed
 _CLIP = 3.0  # residuals beyond this many typical ones count less and less (Huber)
 _RECENT = 1000
 _FORMAT = 1
+
+
+class StepTime(NamedTuple):
+    """One step that ran: the first three arguments of :meth:`Cost.predict`, and the seconds that it took."""
+
+    tokens: int
+    pairs: int
+    rows: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +149,36 @@ class Cost:
         self._absorb(_features(tokens, pairs, rows, adapters), paced, influence / scale**2)
         if self._observed <= _EAGER or self._observed % _SOLVE_EVERY == 0:
             self._coefficients = _solve_non_negative(self._information, self._target, self._coefficients)
+
+    def refitted(self, steps: Sequence[StepTime]) -> Cost:
+        """What these steps together say: none is weighted less for being slow, and their sum comes out as it was.
+
+        :meth:`observe` learns what an undisturbed step takes, which is what bounds want. What is served in a minute depends on
+        the sum instead, disturbed steps included. Proportions about which the steps say nothing stay as they are.
+        """
+        foreseen = math.fsum(self.predict(*step[:3]) for step in steps)
+        if not steps or foreseen <= 0.0:
+            return Cost.from_dict(self.to_dict())
+        cost = self._scaled(math.fsum(step.seconds for step in steps) / foreseen)
+        information, target = [[0.0] * _SIZE for _ in range(_SIZE)], [0.0] * _SIZE
+        for step in steps:
+            weight = cost.predict(*step[:3]) ** -2
+            features = _features(*step[:3], 0)
+            for i in range(_SIZE):
+                weighted = weight * features[i]
+                target[i] += weighted * step.seconds
+                for j in range(_SIZE):
+                    information[i][j] += weighted * features[j]
+        pull = _ANCHOR * len(steps) / max(cost._coefficients[0] + cost._coefficients[1], 1e-7) ** 2
+        for i in range(_SIZE):
+            information[i][i] += pull
+            target[i] += pull * cost._coefficients[i] * _SCALES[i]
+        cost._coefficients = _solve_non_negative(information, target, cost._coefficients)
+        return cost._scaled(math.fsum(step.seconds for step in steps) / math.fsum(cost.predict(*step[:3]) for step in steps))
+
+    def _scaled(self, factor: float) -> Cost:
+        data = self.to_dict()
+        return Cost.from_dict(data | {"coefficients": {name: factor * value for name, value in data["coefficients"].items()}})
 
     def errors(self) -> CostErrors:
         """Statistics of the last 1,000 predictions made by this object."""

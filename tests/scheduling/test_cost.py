@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import HeadraceError
-from headrace.scheduling.cost import Cost
+from headrace.scheduling.cost import Cost, StepTime
 from headrace.scheduling.knee import CONTEXT_STEPS, KNEE_STEPS
 
 Load = tuple[int, int, int]
@@ -207,3 +207,22 @@ def test_times_stored_before_there_were_adapters_are_still_read() -> None:
     stored = Cost().to_dict()
     del stored["coefficients"]["adapter_page"]
     assert Cost.from_dict(stored).coefficients() == Cost().coefficients()
+
+
+def test_a_refit_gives_what_steps_took_in_all_and_each() -> None:
+    generator = random.Random(11)
+    cost = Cost()
+    loads = [random_load(generator) for _ in range(400)]
+    times = [true_seconds(load) * (6.0 if number % 40 == 0 else 1.0) for number, load in enumerate(loads)]  # hiccups count
+    found = cost.refitted([StepTime(*load, seconds) for load, seconds in zip(loads, times, strict=True)])
+    assert sum(found.predict(*load) for load in loads) == pytest.approx(sum(times))
+    plain = cost.refitted([StepTime(*load, true_seconds(load)) for load in loads])
+    assert all(plain.predict(*load) == pytest.approx(true_seconds(load), rel=0.05) for load in loads)
+    assert cost.to_dict() == Cost().to_dict()
+
+
+def test_a_refit_keeps_proportions_of_which_it_hears_nothing() -> None:
+    cost = Cost()
+    found = cost.refitted([StepTime(1, 100, 1, 2 * cost.predict(1, 100, 1))] * 50)
+    assert found.predict(64, 5000, 4) == pytest.approx(2 * cost.predict(64, 5000, 4), rel=0.02)
+    assert cost.refitted([]).to_dict() == cost.to_dict()

@@ -6,17 +6,21 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 from headrace.engine.build import GAP_SLACK
 from headrace.evaluation.experiment import Conditions
-from headrace.evaluation.experiments._distserve_runs import STEP_TOKENS, THREADS, Way
-from headrace.evaluation.layout_costs import LayoutCost, measure_now
-from headrace.evaluation.layout_plans import COPY_RATE, STEP_OVERHEAD
+from headrace.evaluation.experiments._distserve_runs import STEP_TOKENS, THREADS, Site, Way
+from headrace.evaluation.layout_costs import LayoutCost, measure_idle, rehearsal
+from headrace.evaluation.layout_plans import COPY_RATE
+from headrace.evaluation.rehearsal import rehearse
+from headrace.placement.roles import Role
 from headrace.planning.cluster import Outcome
 from headrace.planning.instance import InstanceModel
 from headrace.planning.search import Layout, Plan, Sample, goodput, run_at, search
 from headrace.planning.targets import Targets, tail
 from headrace.planning.workload import Lengths, TracedTraffic, Traffic
+from headrace.scheduling.cost import Cost, StepTime
 from headrace.scheduling.simulation import Arrival
 
 _QUIET_RATE = 1e-3
@@ -39,38 +43,59 @@ class Ways:
 
 
 class Twin:
-    """The ways in simulated time. ``costs``: step times of one instance and of one of two, measured together."""
+    """The ways in simulated time. ``one``, ``two``: what steps take at least, of one instance and of one of two beside the other.
+
+    What they take as they serve is learnt by :meth:`rehearse`, again and again, since machines change their speed by the minute.
+    """
 
     def __init__(self, conditions: Conditions) -> None:
         cores = sorted(os.sched_getaffinity(0))[:THREADS]
-        self.one: LayoutCost = measure_now(conditions.model, 1, THREADS, cores)
-        self.two: LayoutCost = measure_now(conditions.model, 2, 1, cores)
+        self.one: LayoutCost = measure_idle(conditions.model, 1, THREADS, cores)
+        self.two: LayoutCost = measure_idle(conditions.model, 2, 1, cores)
         self.ways = Ways(
             Way("chunked", ("all",), gap_ms=self._gap(self.one)),
             Way("whole", ("all",), "prompts_whole_first", self._gap(self.one)),
             Way("split", ("prefill", "decode"), gap_ms=self._gap(self.two)),
         )
+        self._heard: dict[tuple[Role, ...], list[list[StepTime]]] = {}
+        self._costs: dict[tuple[Role, ...], list[Cost]] = {}
+        self._seeds = count(1)
+
+    async def rehearse(self, site: Site, seconds: float) -> None:
+        """Learn for so long from requests that are none of those which are foretold: others, of other lengths."""
+        roles, seed = site.way.roles, next(self._seeds)
+        heard = self._heard.setdefault(roles, [[] for _ in roles])
+        fresh = await rehearse(site.group, rehearsal(self._idle(roles), seed, seconds), -1000 * seed)
+        for number, steps in enumerate(fresh):
+            heard[number] += steps
+        self._costs.pop(roles, None)
+
+    def _idle(self, roles: tuple[Role, ...]) -> LayoutCost:
+        return self.one if len(roles) == 1 else self.two
+
+    def _costs_of(self, roles: tuple[Role, ...]) -> list[Cost]:
+        """By instance."""
+        if roles not in self._costs:
+            self._costs[roles] = [
+                self._idle(roles).calibration.cost.refitted(own) for own in self._heard.get(roles, [[]] * len(roles))
+            ]
+        return self._costs[roles]
 
     def _gap(self, cost: LayoutCost) -> int:
         return max(1, round(1000 * GAP_SLACK * cost.calibration.cost.predict(STEP_TOKENS, STEP_TOKENS**2 // 2, 1)))
 
     def layout(self, way: Way) -> Layout:
         """What the way's engines are made of."""
-        cost = self.one if len(way.roles) == 1 else self.two
+        idle = self._idle(way.roles)
         assert way.gap_ms is not None, "ways of the experiment have a bound"
         policy = "fcfs" if way.policy == "fair" else way.policy  # nobody pays apart from others here
-        pages = way.pool_mib * 2**20 // cost.page_bytes // len(way.roles)
-        model = InstanceModel(
-            cost.calibration.cost,
-            pages,
-            STEP_TOKENS,
-            way.gap_ms / 1000,
-            policy=policy,
-            page_seconds=cost.page_bytes / COPY_RATE,
-            overhead=STEP_OVERHEAD,
+        pages = way.pool_mib * 2**20 // idle.page_bytes // len(way.roles)
+        sends = idle.page_bytes / COPY_RATE
+        models = tuple(
+            InstanceModel(cost, pages, STEP_TOKENS, way.gap_ms / 1000, policy=policy, page_seconds=sends)
+            for cost in self._costs_of(way.roles)
         )
-        roles = way.roles if len(way.roles) > 1 else ()
-        return Layout(way.name, (model,) * len(way.roles), THREADS // len(way.roles), roles=roles)
+        return Layout(way.name, models, THREADS // len(way.roles), roles=way.roles if len(way.roles) > 1 else ())
 
     def foretold(self, way: Way, arrivals: Sequence[Arrival]) -> Outcome:
         """What becomes of these requests."""
@@ -98,11 +123,11 @@ class Compared:
     scales: dict[str, float]
 
 
-def compare(twin: Twin, name: str, count: int) -> Compared:
+def compare(twin: Twin, name: str, requests: int) -> Compared:
     """Goodput of every way for one kind of requests."""
     traffic = Traffic(*WORKLOADS[name], longest=4096)
     targets = twin.promises(traffic)
-    sample = Sample(traffic, count, 5)
+    sample = Sample(traffic, requests, 5)
     guess = twin.guess(traffic)
     ways = twin.ways
     plans = {way.name: goodput(twin.layout(way), sample, targets, guess) for way in (ways.chunked, ways.whole, ways.split)}
@@ -114,7 +139,7 @@ def compare(twin: Twin, name: str, count: int) -> Compared:
     return Compared(plans, scales)
 
 
-def search_seconds(twin: Twin, count: int) -> float:
+def search_seconds(twin: Twin, requests: int) -> float:
     """Seconds of a whole search over the ways and four sizes of steps each."""
     began = time.perf_counter()
     traffic = Traffic(*WORKLOADS["summarise"], longest=4096)
@@ -124,5 +149,5 @@ def search_seconds(twin: Twin, count: int) -> float:
         for tokens in (32, 64, 128, 256):
             models = tuple(replace(model, step_tokens=tokens) for model in layout.instances)
             layouts.append(replace(layout, name=f"{way.name} {tokens}", instances=models))
-    search(layouts, Sample(traffic, count), twin.promises(traffic), twin.guess(traffic), lambda *_: None)
+    search(layouts, Sample(traffic, requests), twin.promises(traffic), twin.guess(traffic), lambda *_: None)
     return time.perf_counter() - began

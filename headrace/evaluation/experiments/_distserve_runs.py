@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.settings import EngineSettings
 from headrace.engine.wire import Submit
 from headrace.evaluation.experiment import Conditions
+from headrace.evaluation.rehearsal import drive, prompt_of
 from headrace.instances.group import GroupOptions, InstanceGroup
 from headrace.placement.roles import Role
-from headrace.planning.cluster import Outcome, Served
-from headrace.planning.instance import Progress
+from headrace.planning.cluster import Outcome
 from headrace.planning.targets import Targets, tail
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.scheduling.simulation import Arrival
@@ -58,34 +57,6 @@ class Site:
     def submit(self, prompt: list[int], params: SamplingParams) -> RequestStream:
         """Start a request."""
         return self.group.submit(Submit(self.group.new_request_id(), prompt, params, speculation=0))
-
-
-def prompt_of(length: int, seed: int) -> list[int]:
-    """Tokens that nobody else has."""
-    generator = random.Random(seed)
-    return [generator.randrange(100, 40_000) for _ in range(length)]
-
-
-async def drive(site: Site, arrivals: Sequence[Arrival], seed: int) -> Outcome:
-    """Send requests when they come; what became of each, in the words of the simulation."""
-    began = time.perf_counter()
-    served = [Served(one.time, one.output, 0, Progress(one.output)) for one in arrivals]
-    both = enumerate(zip(served, arrivals, strict=True))
-    await asyncio.gather(*(_one(site, one, prompt_of(arrival.prompt, seed + number), began) for number, (one, arrival) in both))
-    return Outcome(served)
-
-
-async def _one(site: Site, served: Served, prompt: list[int], began: float) -> None:
-    progress = served.progress
-    await asyncio.sleep(max(0.0, began + served.sent - time.perf_counter()))
-    async for outputs in site.submit(prompt, SamplingParams(max_tokens=served.output, temperature=0.0, ignore_eos=True)):
-        now = time.perf_counter() - began
-        if progress.count:
-            progress.longest_gap = max(progress.longest_gap, now - progress.last)
-        else:
-            progress.first = now
-        progress.last = now
-        progress.count += sum(len(output.tokens) for output in outputs)
 
 
 def scale_of(outcome: Outcome, targets: Targets) -> float:
@@ -147,7 +118,7 @@ class Burst:
 
 async def burst(site: Site, count: int, lengths: tuple[int, int]) -> Burst:
     """Many requests at one moment into a small pool."""
-    running = asyncio.create_task(drive(site, [Arrival(0.0, *lengths)] * count, 7))
+    running = asyncio.create_task(drive(site.group, [Arrival(0.0, *lengths)] * count, 7))
     most = [0, 0]
     while not running.done():
         for number, status in enumerate(site.group.statuses()):
