@@ -2,15 +2,18 @@
 //
 // A row's result is a function of its query and of the keys it sees, never of the rows beside it:
 //   - keys are visited in spans of 512 at absolute positions (32 pages), ascending; scores of 16 keys share one vector (K is
-//     stored transposed), each an fma chain over the head's dimensions in order, in powers of two;
-//   - a span's weights are relative to its largest score; 16 partial sums of weights, and the sums of values, go key by key
-//     in order;
+//     stored transposed), each a chain over the head's dimensions in order, in powers of two;
+//   - a span's weights are relative to its largest score; 16 partial sums of weights, and the sums of values, go over the
+//     keys in order;
 //   - spans are folded into the row's total in order (online softmax, as in FlashAttention), so that a long context may be
 //     cut at their borders, computed by several threads and merged in the same order;
 //   - keys outside the causal range or the window take no part at all: what their slots hold never enters a sum.
 // A whole span rather than a small tile knows its largest score because then nothing is ever rescaled inside it.
-// How scores and sums are computed is the format's: fp32 chains for bf16, integers in kv_codes_impl.hpp.
+// How scores and sums are computed is the format's: pairs of bf16 (bf16_pairs.hpp; queries and weights are rounded to bf16
+// as well) or integers (kv_codes_impl.hpp).
 #pragma once
+
+#include <type_traits>
 
 #include "attention_steps_impl.hpp"
 #include "kv_codes_impl.hpp"
@@ -21,8 +24,7 @@ namespace headrace::HEADRACE_ISA {
 
 struct Bf16Pages {
     static void prepare(Query& query, int width) {
-        for (int i = 0; i < width; i += 16) store(query.own + i, load(query.q + i) * splat(kLog2E));
-        query.q = query.own;
+        for (int i = 0; i < width; i += 16) keep(reinterpret_cast<Kept*>(query.own) + i, round_bf16(load(query.q + i) * splat(kLog2E)));
     }
 
     static void score(Query* const* queries, int count, const SpanPages& span, int width, float* buffer) {
@@ -35,16 +37,21 @@ struct Bf16Pages {
             });
             return;
         }
-        const float* keys[kWidePages];
+        const Wide* keys[kWidePages];
         for (int page = span.from; page < span.to; page += kWidePages) {
             const int end = smaller(page + kWidePages, span.to);
-            for (int p = page; p < end; ++p) keys[p - page] = widen(keys_of(span, p), width, buffer, p - page);
+            for (int p = page; p < end; ++p) {
+                Wide* to = wide(buffer, p - page, width);
+                widen_keys(keys_of(span, p), width, to);
+                keys[p - page] = to;
+            }
             in_blocks<kQueries>(queries, count, [&]<int R>(Query* const* block) { score_block<R>(block, keys, nullptr, page, end, width); });
         }
     }
 
     static void soften_span(Query& query, const SpanPages&, int width) {
-        soften(query, [&](int page, F16 weight, bool) { store(query.scores + 16 * page, weight); });
+        auto* weights = reinterpret_cast<Kept*>(query.scores);  // behind the scores that are still to be read
+        soften(query, [](F16 weight) { return round_bf16(weight); }, [&](int page, F16 weight, bool) { keep(weights + 16 * page, weight); });
         for (int i = 0; i < width; i += 16) store(query.sums + i, splat(0.0f));
     }
 
@@ -58,10 +65,14 @@ struct Bf16Pages {
             });
             return;
         }
-        const float* values[kWidePages];
+        const Wide* values[kWidePages];
         for (int page = span.from; page < span.to; page += kWidePages) {
             const int end = smaller(page + kWidePages, span.to);
-            for (int p = page; p < end; ++p) values[p - page] = widen(values_of(span, p, width), width, buffer, p - page);
+            for (int p = page; p < end; ++p) {
+                Wide* to = wide(buffer, p - page, width);
+                widen_values(values_of(span, p, width), width, to);
+                values[p - page] = to;
+            }
             in_blocks<kQueries>(queries, count, [&]<int R>(Query* const* block) { weigh_block<R>(block, values, nullptr, page, end, width); });
         }
     }
@@ -78,10 +89,9 @@ struct Bf16Pages {
     static const std::uint16_t* values_of(const SpanPages& span, int page, int width) {
         return keys_of(span, page) + kPageTokens * width;
     }
-    static const float* widen(const std::uint16_t* from, int width, float* buffer, int place) {
-        float* to = buffer + place * kPageTokens * width;
-        for (int i = 0; i < kPageTokens * width; i += 16) store(to + i, load_bf16(from + i));
-        return to;
+    // Where page number `place` of those made ready begins.
+    static Wide* wide(float* buffer, int place, int width) {
+        return reinterpret_cast<Wide*>(buffer) + place * kPageTokens * width / (sizeof(Wide) == sizeof(Kept) ? 1 : 2);
     }
 };
 
@@ -197,7 +207,7 @@ void finish_query(Query& query, int width) {
 }
 
 template <class Format>
-void attend_rows_of(const AttentionTile& work) {
+[[gnu::noinline]] void attend_rows_of(const AttentionTile& work) {
     Query queries[kMaxQueries], *active[kMaxQueries];
     const int count = work.rows * work.group, last = work.position + work.rows;
     for (int i = 0; i < count; ++i) queries[i] = make_query<Format>(work, i / work.group, i % work.group);
@@ -212,7 +222,7 @@ void attend_rows_of(const AttentionTile& work) {
 }
 
 template <class Format>
-void attend_span_of(const AttentionSpan& span) {
+[[gnu::noinline]] void attend_span_of(const AttentionSpan& span) {
     Query queries[kMaxQueries], *active[kMaxQueries];
     const AttentionTile& work = span.tile;
     for (int head = 0; head < work.group; ++head) queries[head] = make_query<Format>(work, 0, head);
@@ -226,7 +236,7 @@ void attend_span_of(const AttentionSpan& span) {
 }
 
 template <class Format>
-void merge_spans_of(const SpanMerge& merge) {
+[[gnu::noinline]] void merge_spans_of(const SpanMerge& merge) {
     const int width = merge.head_dim;
     for (int head = 0; head < merge.heads; ++head) {
         Query query;
@@ -249,16 +259,27 @@ HEADRACE_INLINE void with_format(KvFormat format, Body&& body) {
     }
 }
 
+// The state of tiny numbers is set around the whole of bf16 attention.
+template <class Format, class Work>
+[[gnu::noinline]] void run_alone(void (*kernel)(const Work&), const Work& work) {
+    if constexpr (std::is_same_v<Format, Bf16Pages>) {
+        const FlushTiny flush;
+        kernel(work);
+    } else {
+        kernel(work);
+    }
+}
+
 inline void attend_rows(const AttentionTile& work) {
-    with_format(work.format, [&](auto format) { attend_rows_of<decltype(format)>(work); });
+    with_format(work.format, [&](auto format) { run_alone<decltype(format)>(attend_rows_of<decltype(format)>, work); });
 }
 
 inline void attend_one_span(const AttentionSpan& span) {
-    with_format(span.tile.format, [&](auto format) { attend_span_of<decltype(format)>(span); });
+    with_format(span.tile.format, [&](auto format) { run_alone<decltype(format)>(attend_span_of<decltype(format)>, span); });
 }
 
 inline void merge_partial_spans(const SpanMerge& merge) {
-    with_format(merge.format, [&](auto format) { merge_spans_of<decltype(format)>(merge); });
+    with_format(merge.format, [&](auto format) { run_alone<decltype(format)>(merge_spans_of<decltype(format)>, merge); });
 }
 
 }  // namespace headrace::HEADRACE_ISA

@@ -2,6 +2,7 @@
 // which says why the bits hold; what differs for coded pages is in kv_codes_impl.hpp.
 #pragma once
 
+#include "bf16_pairs.hpp"
 #include "math.hpp"
 #include "row_kernels.hpp"
 
@@ -16,9 +17,6 @@ inline constexpr int kQueries = 3, kPagesAtOnce = 1, kVectorsAtOnce = 2;
 #else
 inline constexpr int kQueries = 1, kPagesAtOnce = 1, kVectorsAtOnce = 2;
 #endif
-
-HEADRACE_INLINE F16 load_lanes(const float* p) { return load(p); }
-HEADRACE_INLINE F16 load_lanes(const std::uint16_t* p) { return load_bf16(p); }
 
 HEADRACE_INLINE int smaller(int a, int b) { return a < b ? a : b; }
 HEADRACE_INLINE int larger(int a, int b) { return a > b ? a : b; }
@@ -150,14 +148,15 @@ HEADRACE_INLINE float highest_score(const Query& query) {
     return maximum(top);
 }
 
-// Turns scores into weights relative to the largest; use(page, weights, whole) gets those of 16 keys, unseen ones as zeros.
-template <class Use>
-HEADRACE_INLINE void soften(Query& query, Use&& use) {
+// Turns scores into weights relative to the largest, rounded as `round` says; use(page, weights, whole) gets those of 16 keys,
+// unseen ones as zeros.
+template <class Round, class Use>
+HEADRACE_INLINE void soften(Query& query, Round&& round, Use&& use) {
     query.peak = highest_score(query);
     const F16 peak = splat(query.peak);
     F16 total = splat(0.0f);
     for (int page = query.from_page(); page < query.to_page(); ++page) {
-        F16 weight = power_of_two(load(query.scores + 16 * page) - peak);
+        F16 weight = round(power_of_two(load(query.scores + 16 * page) - peak));
         const bool whole = sees_whole(query, page);
         if (!whole) weight = keep_seen(query, page, weight, 0.0f);
         total = total + weight;
@@ -166,30 +165,37 @@ HEADRACE_INLINE void soften(Query& query, Use&& use) {
     query.weight = sum(total);
 }
 
-// ---- keys and values that are floats ----------------------------------------------------------------------------------
+// ---- keys and values in bf16 -------------------------------------------------------------------------------------------
 
-// Scores of 16·P keys for R queries: chains over the dimensions in order. `coming`: null, or what to ask for meanwhile.
+HEADRACE_INLINE const Kept* kept_query(const Query& query) { return reinterpret_cast<const Kept*>(query.own); }
+HEADRACE_INLINE const Kept* kept_weights(const Query& query) { return reinterpret_cast<const Kept*>(query.scores); }
+
+// Scores of 16·P keys for R queries: chains over the pairs of dimensions in order. `coming`: what to ask for meanwhile, if
+// keys come from their pages.
 template <int R, int P, class T>
 HEADRACE_INLINE void score_pages(Query* const* queries, const T* const* keys, const std::uint8_t* const* coming, int page, int width) {
-    const float* rows[R];
-    for (int r = 0; r < R; ++r) rows[r] = queries[r]->q;
+    const Kept* rows[R];
+    for (int r = 0; r < R; ++r) rows[r] = kept_query(*queries[r]);
     F16 score[R][P];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
         for (int p = 0; p < P; ++p) score[r][p] = splat(0.0f);
-    for (int d = 0; d < width; ++d) {
+    for (int d = 0; d < width; d += 2) {
         if constexpr (sizeof(T) == 2)
 #pragma GCC unroll 8
             for (int p = 0; p < P; ++p) prefetch(coming[p] + d * kPageTokens * sizeof(T));
-        F16 key[P];
+#pragma GCC unroll 2
+        for (int part = 0; part < kPairParts; ++part) {
+            Lane key[P];
 #pragma GCC unroll 8
-        for (int p = 0; p < P; ++p) key[p] = load_lanes(keys[p] + d * kPageTokens);
+            for (int p = 0; p < P; ++p) key[p] = load_key(keys[p], d, part);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            const F16 q = splat(rows[r][d]);
+            for (int r = 0; r < R; ++r) {
+                const Factor q = factor(rows[r] + d, part);
 #pragma GCC unroll 8
-            for (int p = 0; p < P; ++p) score[r][p] = fma(q, key[p], score[r][p]);
+                for (int p = 0; p < P; ++p) score[r][p] = add_product(q, key[p], score[r][p]);
+            }
         }
     }
 #pragma GCC unroll 8
@@ -209,37 +215,41 @@ inline void score_block(Query* const* queries, const T* const* keys, const std::
         for (; page < seen.to; ++page) score_pages<R, 1>(queries, keys + page - from, coming + page - from, page, width);
 }
 
-// sums += weight · value over keys from … to − 1, in order; values[0] and coming[0] belong to page `base`.
+// sums += weight · value over keys from … to − 1, both even, in pairs in order; values[0] and coming[0] belong to page `base`.
 template <int R, int V, class T>
-HEADRACE_INLINE void weigh_keys(Query* const* queries, const T* const* values, const std::uint8_t* const* coming, int base, int width,
-                                int from, int to) {
+HEADRACE_INLINE void weigh_pairs(Query* const* queries, const T* const* values, const std::uint8_t* const* coming, int base, int width,
+                                 int from, int to) {
+    const Kept* weights[R];
+    for (int r = 0; r < R; ++r) weights[r] = kept_weights(*queries[r]);
     for (int column = 0; column < width; column += 16 * V) {
         F16 sum[R][V];
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
             for (int v = 0; v < V; ++v) sum[r][v] = load(queries[r]->sums + column + 16 * v);
-        const float* weights[R];
-        for (int r = 0; r < R; ++r) weights[r] = queries[r]->scores;
         for (int key = from; key < to;) {
             const int page = key / kPageTokens, end = smaller(to, (page + 1) * kPageTokens);
-            const std::ptrdiff_t place = (key % kPageTokens) * width + column;
-            const T* row = values[page - base] + place;
-            const std::uint8_t* later = sizeof(T) == 2 ? coming[page - base] + 2 * place : nullptr;
-            for (; key < end; ++key, row += width) {
-                if constexpr (sizeof(T) == 2) {
+            const T* rows = values[page - base];
+            const std::uint8_t* later = sizeof(T) == 2 ? coming[page - base] + 2 * column : nullptr;
+            for (; key < end; key += 2) {
+                const int token = key % kPageTokens;
+                if constexpr (sizeof(T) == 2)
 #pragma GCC unroll 8
-                    for (int v = 0; v < V; v += 2) prefetch(later + 32 * v);
-                    later += 2 * width;
-                }
-                F16 value[V];
+                    for (int v = 0; v < V; v += 2) {
+                        prefetch(later + 2 * token * width + 32 * v);
+                        prefetch(later + 2 * (token + 1) * width + 32 * v);
+                    }
+#pragma GCC unroll 2
+                for (int part = 0; part < kPairParts; ++part) {
+                    Lane value[V];
 #pragma GCC unroll 8
-                for (int v = 0; v < V; ++v) value[v] = load_lanes(row + 16 * v);
+                    for (int v = 0; v < V; ++v) value[v] = load_value(rows, token, column + 16 * v, width, part);
 #pragma GCC unroll 8
-                for (int r = 0; r < R; ++r) {
-                    const F16 weight = splat(weights[r][key]);
+                    for (int r = 0; r < R; ++r) {
+                        const Factor weight = factor(weights[r] + key, part);
 #pragma GCC unroll 8
-                    for (int v = 0; v < V; ++v) sum[r][v] = fma(weight, value[v], sum[r][v]);
+                        for (int v = 0; v < V; ++v) sum[r][v] = add_product(weight, value[v], sum[r][v]);
+                    }
                 }
             }
         }
@@ -255,9 +265,30 @@ HEADRACE_INLINE void weigh(Query* const* queries, const T* const* values, const 
                            int to) {
     if (from >= to) return;
     if (width % (16 * kVectorsAtOnce) == 0)
-        weigh_keys<R, kVectorsAtOnce>(queries, values, coming, base, width, from, to);
+        weigh_pairs<R, kVectorsAtOnce>(queries, values, coming, base, width, from, to);
     else
-        weigh_keys<R, 2>(queries, values, coming, base, width, from, to);
+        weigh_pairs<R, 2>(queries, values, coming, base, width, from, to);
+}
+
+// One key whose neighbour the query does not see.
+template <class T>
+HEADRACE_INLINE void weigh_key(Query& query, const T* const* values, int base, int width, int key) {
+    const F16 weight = factor_of(kept_weights(query)[key]);
+    const T* page = values[key / kPageTokens - base];
+    for (int i = 0; i < width; i += 16) {
+        const F16 value = value_of(page, key % kPageTokens, i, width);
+        store(query.sums + i, fma(weight, value, load(query.sums + i)));
+    }
+}
+
+// Keys from … to − 1 for one query: where they begin or end inside a pair, its other key is not read.
+template <class T>
+HEADRACE_INLINE void weigh_one(Query* const* query, const T* const* values, const std::uint8_t* const* coming, int base, int width,
+                               int from, int to) {
+    if (from >= to) return;
+    if (from % 2 != 0) weigh_key(**query, values, base, width, from++);
+    weigh<1>(query, values, coming, base, width, from, to - to % 2);
+    if (to % 2 != 0 && from < to) weigh_key(**query, values, base, width, to - 1);
 }
 
 // Keys of pages base … end − 1 that the queries see. What only some of them see is added on its own, in its place: the other
@@ -266,19 +297,20 @@ template <int R, class T>
 inline void weigh_block(Query* const* queries, const T* const* values, const std::uint8_t* const* coming, int base, int end, int width) {
     const int first = base * kPageTokens, last = end * kPageTokens;
     if constexpr (R == 1) {
-        weigh<1>(queries, values, coming, base, width, larger(queries[0]->from, first), smaller(queries[0]->to, last));
+        weigh_one(queries, values, coming, base, width, larger(queries[0]->from, first), smaller(queries[0]->to, last));
     } else {
         int from = first, to = last;
         for (int r = 0; r < R; ++r) {
             from = larger(from, queries[r]->from);
             to = smaller(to, queries[r]->to);
         }
-        to = larger(to, from);
+        from += from % 2;
+        to = larger(to - to % 2, from);
         for (int r = 0; r < R; ++r)
-            weigh<1>(queries + r, values, coming, base, width, larger(queries[r]->from, first), smaller(smaller(from, queries[r]->to), last));
+            weigh_one(queries + r, values, coming, base, width, larger(queries[r]->from, first), smaller(smaller(from, queries[r]->to), last));
         weigh<R>(queries, values, coming, base, width, from, to);
         for (int r = 0; r < R; ++r)
-            weigh<1>(queries + r, values, coming, base, width, larger(to, queries[r]->from), smaller(queries[r]->to, last));
+            weigh_one(queries + r, values, coming, base, width, larger(to, queries[r]->from), smaller(queries[r]->to, last));
     }
 }
 

@@ -53,7 +53,7 @@ bool system_grants_tiles() {
 std::vector<Feature> probe() {
     return {
         HERE("avx2"),     HERE("fma"),      HERE("f16c"),       HERE("avx512f"), HERE("avx512bw"), HERE("avx512vl"),
-        HERE("avx512dq"), HERE("avx512vnni"), {"amx-tile", has_amx(24)}, {"amx-int8", has_amx(25)},
+        HERE("avx512dq"), HERE("avx512vnni"), HERE("avx512bf16"), {"amx-tile", has_amx(24)}, {"amx-int8", has_amx(25)},
         HERE("ssse3"),    HERE("sse4.2"),   HERE("popcnt"),
     };
 }
@@ -66,7 +66,8 @@ std::vector<Feature> probe() { return {}; }
 
 #endif
 
-constexpr std::size_t kForAvx2 = 3, kForAvx512 = 8, kForAmx = 10;  // the first so many; numpy's compiled parts need the rest
+// The first so many; numpy's compiled parts need the rest.
+constexpr std::size_t kForAvx2 = 3, kForAvx512 = 8, kForBf16 = 9, kForAmx = 11;
 
 // HEADRACE_CPU_WITHOUT: features, with commas between, that are to count as missing, as if this were an older CPU.
 void hide(std::vector<Feature>& features, const std::string& names) {
@@ -119,6 +120,16 @@ std::string lacking(std::size_t first, std::size_t last) {
 std::string cpu_lacks_for_avx2() { return lacking(0, kForAvx2); }
 
 std::string cpu_lacks_for_avx512() { return lacking(0, kForAvx512); }
+
+std::string cpu_lacks_for_bf16() { return lacking(0, kForBf16); }
+
+bool cpu_multiplies_bf16_fast() {
+#if defined(__x86_64__)
+    return __builtin_cpu_is("amd") != 0;
+#else
+    return false;
+#endif
+}
 
 std::string cpu_lacks_for_amx() {
     if (std::string names = lacking(0, kForAmx); !names.empty()) return names;

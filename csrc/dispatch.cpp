@@ -16,8 +16,11 @@ struct Variant {
     const char* name;
     Fill fill;
     std::string (*lacking)();
-    bool automatic;
+    bool (*automatic)();
 };
+
+bool always() { return true; }
+bool never() { return false; }
 
 void fill_portable(KernelTable& table) {
     portable::fill_matmul(table);
@@ -57,6 +60,15 @@ void fill_avx512(KernelTable& table) {
 constexpr Fill fill_avx512 = nullptr;
 #endif
 
+#if defined(HEADRACE_HAS_avx512) && defined(HEADRACE_HAS_avx512_bf16)
+void fill_avx512_bf16(KernelTable& table) {
+    fill_avx512(table);
+    avx512_bf16::fill_attention(table);
+}
+#else
+constexpr Fill fill_avx512_bf16 = nullptr;
+#endif
+
 #if defined(HEADRACE_HAS_avx512) && defined(HEADRACE_HAS_amx)
 void fill_amx(KernelTable& table) {
     fill_avx512(table);
@@ -78,11 +90,12 @@ constexpr Fill fill_amx_emulated = nullptr;
 #endif
 
 const Variant kVariants[] = {  // best first
-    {"amx", fill_amx, cpu_lacks_for_amx, true},
-    {"avx512", fill_avx512, cpu_lacks_for_avx512, true},
-    {"avx2", fill_avx2, cpu_lacks_for_avx2, true},
-    {"portable", fill_portable, [] { return std::string(); }, true},
-    {"amx-emulated", fill_amx_emulated, cpu_lacks_for_avx512, false},
+    {"amx", fill_amx, cpu_lacks_for_amx, always},
+    {"avx512-bf16", fill_avx512_bf16, cpu_lacks_for_bf16, cpu_multiplies_bf16_fast},
+    {"avx512", fill_avx512, cpu_lacks_for_avx512, always},
+    {"avx2", fill_avx2, cpu_lacks_for_avx2, always},
+    {"portable", fill_portable, [] { return std::string(); }, always},
+    {"amx-emulated", fill_amx_emulated, cpu_lacks_for_avx512, never},
 };
 struct Entry {
     IsaSupport support;
@@ -95,7 +108,7 @@ const std::vector<Entry>& entries() {
         for (const Variant& variant : kVariants) {
             const std::string lacking = variant.fill == nullptr ? "not in this build" : variant.lacking();
             Entry& entry = made.emplace_back();
-            entry.support = {variant.name, variant.fill != nullptr, lacking.empty(), variant.automatic, lacking};
+            entry.support = {variant.name, variant.fill != nullptr, lacking.empty(), variant.automatic(), lacking};
             entry.table.isa = variant.name;
             if (lacking.empty()) variant.fill(entry.table);
         }

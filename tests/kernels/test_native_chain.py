@@ -83,9 +83,10 @@ def test_agrees_with_torch(name: str) -> None:
     got, expected = all_logits(native, batch, new_pool(native, 10)), None
     torch_chain.forward(batch, np.zeros((10, native.page_layout.page_bytes), np.uint8))
     expected = torch_chain.logits(0, len(batch.output_rows))
-    # K and V are rounded to bf16 by both; a value that falls on the other side of a rounding border differs by 1/256.
+    # K and V are rounded to bf16 by both; a value that falls on the other side of a rounding border differs by 1/256. The
+    # native chain rounds queries and attention's weights as well.
     assert np.abs(got - expected).max() < 0.01 * np.abs(expected).max()
-    assert np.abs(got - expected).mean() < 0.001 * np.abs(expected).std()
+    assert np.abs(got - expected).mean() < 0.006 * np.abs(expected).std()
     np.testing.assert_allclose(native.hidden() @ head_values(weights, config.tied_head).T, got, rtol=1e-4, atol=1e-4)
 
 
