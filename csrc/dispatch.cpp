@@ -30,6 +30,7 @@ void fill_portable(KernelTable& table) {
     portable::fill_scans(table);
     portable::fill_peaks(table);
     portable::fill_adapters(table);
+    portable::fill_dense(table);
 }
 
 #if defined(HEADRACE_HAS_avx2)
@@ -41,6 +42,7 @@ void fill_avx2(KernelTable& table) {
     avx2::fill_scans(table);
     avx2::fill_peaks(table);
     avx2::fill_adapters(table);
+    avx2::fill_dense(table);
 }
 #else
 constexpr Fill fill_avx2 = nullptr;
@@ -55,6 +57,7 @@ void fill_avx512(KernelTable& table) {
     avx512::fill_scans(table);
     avx512::fill_peaks(table);
     avx512::fill_adapters(table);
+    avx512::fill_dense(table);
 }
 #else
 constexpr Fill fill_avx512 = nullptr;

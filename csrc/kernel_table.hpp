@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "adapter_kernels.hpp"
+#include "dense_kernels.hpp"
 #include "formats.hpp"
 #include "row_kernels.hpp"
 #include "sampler_scans.hpp"
@@ -46,6 +47,7 @@ struct KernelTable {
     PeakKernels peaks = {};
     RowKernels rows = {};              // norms, row quantisation, rotary positions, attention
     AdapterKernels adapters = {};
+    DenseKernels dense = {};           // fp32 products with packed weights, for training
     ScanKernels scans = {};            // passes of the sampler over logits
 };
 
@@ -66,6 +68,7 @@ void fill_rows(KernelTable&);
 void fill_scans(KernelTable&);
 void fill_peaks(KernelTable&);
 void fill_adapters(KernelTable&);
+void fill_dense(KernelTable&);
 }
 namespace avx2 {
 void fill_matmul(KernelTable&);
@@ -75,6 +78,7 @@ void fill_rows(KernelTable&);
 void fill_scans(KernelTable&);
 void fill_peaks(KernelTable&);
 void fill_adapters(KernelTable&);
+void fill_dense(KernelTable&);
 }
 namespace avx512 {
 void fill_matmul(KernelTable&);
@@ -84,6 +88,7 @@ void fill_rows(KernelTable&);
 void fill_scans(KernelTable&);
 void fill_peaks(KernelTable&);
 void fill_adapters(KernelTable&);
+void fill_dense(KernelTable&);
 }
 namespace avx512_bf16 {
 void fill_attention(KernelTable&);

@@ -6,6 +6,7 @@ namespace nb = nanobind;
 namespace headrace {
 void bind_adapters(nb::module_& m);
 void bind_chain(nb::module_& m);
+void bind_dense(nb::module_& m);
 void bind_matmul(nb::module_& m);
 void bind_sampler(nb::module_& m);
 void bind_tiles(nb::module_& m);
@@ -16,6 +17,7 @@ NB_MODULE(_native, m) {
     headrace::bind_matmul(m);
     headrace::bind_adapters(m);
     headrace::bind_chain(m);
+    headrace::bind_dense(m);
     headrace::bind_sampler(m);
     headrace::bind_tiles(m);
 }

@@ -27,6 +27,7 @@ from headrace.engine.request import Limits
 from headrace.engine.settings import EngineSettings
 from headrace.engine.speculating import Speculating
 from headrace.engine.training import Training, TrainingParts
+from headrace.engine.training_memory import packed_again
 from headrace.engine.viewing import Viewing
 from headrace.engine.wire import Ready
 from headrace.errors import HeadraceError
@@ -302,7 +303,7 @@ def make_training(scheduler: Scheduler, arena: Arena, model: OpenModel, threads:
     leave = max(pool.total // 2, pool.pages_for(context))
     target = settings.gap_target_ms / 1000 if settings.gap_target_ms is not None else None
     bound = scheduler.budget.seconds if scheduler.budget.seconds is not None else math.inf
-    backbone = partial(Backbone, model.config, model.weights)
+    backbone = partial(Backbone, model.config, model.weights, matrices=partial(packed_again, model))
     parts = TrainingParts(
         model.config, backbone, pool, arena.rows, threads, leave, target, bound, partial(check_base, model.weights)
     )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from headrace.kernels._native import PackedMatrix, ThreadPool
 from headrace.kernels.interface import Bytes
+from headrace.kernels.packed_cache import PackedCache
 from headrace.memory.page_pool import PagePool
+from headrace.models.catalog import OpenModel
 
 
 class JobPages:
@@ -51,3 +55,8 @@ def take_pages(pool: PagePool, count: int, leave: int) -> list[int] | None:
     if pool.available - count < 0 or pool.total - count < leave:
         return None
     return pool.allocate(count)
+
+
+def packed_again(model: OpenModel) -> Mapping[str, PackedMatrix]:
+    """A model's matrices as its chain has them: in the same memory where they are kept as a file."""
+    return PackedCache().matrices(model.config, model.weights, model.files, ThreadPool(1))

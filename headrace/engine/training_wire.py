@@ -80,7 +80,7 @@ class TrainingEnded(msgspec.Struct, tag="training_ended", frozen=True):
 class TrainingGauges(msgspec.Struct, frozen=True):
     """Fine-tuning. ``jobs`` and ``pages`` (of the pool, held by jobs) go up and down; ``seconds`` (spent in units), ``units``,
     ``tokens``, ``steps`` (of optimisers) and ``beside`` (units that ran between steps that streams waited for) only grow.
-    ``backbone_bytes``: of the dequantised weights, outside of the pool, while there are jobs."""
+    ``backbone_bytes``: of the weights, as they are served and outside of the pool, while there are jobs."""
 
     jobs: int = 0
     pages: int = 0

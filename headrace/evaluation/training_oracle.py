@@ -26,7 +26,7 @@ class TorchOracle:
     def log_probabilities(self, pack: Pack) -> Tensor:
         """Of each loss row's target."""
         config, backbone = self._backbone.config, self._backbone
-        x = torch.from_numpy(backbone.embedding)[torch.from_numpy(pack.tokens).long()] * config.embedding_scale
+        x = torch.from_numpy(backbone.embedding.values())[torch.from_numpy(pack.tokens).long()] * config.embedding_scale
         layer = -1
         for block in backbone.blocks:
             if isinstance(block, AttentionWeights):
@@ -35,7 +35,7 @@ class TorchOracle:
             else:
                 x = x + self._mlp(x, block, layer)
         hidden = rms_norm(x, torch.from_numpy(backbone.final_norm), config.norm_eps)[torch.from_numpy(pack.loss_rows).long()]
-        logits = F.log_softmax(hidden @ torch.from_numpy(backbone.head).T, dim=-1)
+        logits = F.log_softmax(hidden @ torch.from_numpy(backbone.head.values()).T, dim=-1)
         return logits.gather(1, torch.from_numpy(pack.targets).long()[:, None])[:, 0]
 
     def gradient(self, layer: int, name: str) -> tuple[Tensor, Tensor]:
@@ -56,7 +56,7 @@ class TorchOracle:
         spec, eps, count = block.spec, self._backbone.config.norm_eps, len(pack)
         heads, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
         h = rms_norm(x, torch.from_numpy(block.norm), eps)
-        weights = torch.from_numpy(block.qkv).split((heads, keys, keys))
+        weights = torch.from_numpy(block.qkv.values()).split((heads, keys, keys))
         rows = [self._linear(h, weight, layer, name) for weight, name in zip(weights, "qkv", strict=True)]
         if block.qkv_bias is not None:
             rows = [one + bias for one, bias in zip(rows, torch.from_numpy(block.qkv_bias).split((heads, keys, keys)), strict=True)]
@@ -69,16 +69,16 @@ class TorchOracle:
         key, value = (one.repeat_interleave(group, dim=1).transpose(0, 1) for one in (key, value))
         scores = query.transpose(0, 1) @ key.transpose(1, 2) * spec.scale
         shares = scores.masked_fill(~self._visible(pack, spec.window), float("-inf")).softmax(-1)
-        out = self._linear((shares @ value).transpose(0, 1).reshape(count, -1), torch.from_numpy(block.o), layer, "o")
+        out = self._linear((shares @ value).transpose(0, 1).reshape(count, -1), torch.from_numpy(block.o.values()), layer, "o")
         return out if block.post_norm is None else rms_norm(out, torch.from_numpy(block.post_norm), eps)
 
     def _mlp(self, x: Tensor, block: MlpWeights, layer: int) -> Tensor:
         eps = self._backbone.config.norm_eps
         h = rms_norm(x, torch.from_numpy(block.norm), eps)
-        gate_weight, up_weight = torch.from_numpy(block.gate_up).chunk(2)
+        gate_weight, up_weight = torch.from_numpy(block.gate_up.values()).chunk(2)
         gate, up = self._linear(h, gate_weight, layer, "gate"), self._linear(h, up_weight, layer, "up")
         active = F.silu(gate) if block.spec.activation == "silu" else F.gelu(gate, approximate="tanh")
-        out = self._linear(active * up, torch.from_numpy(block.down), layer, "down")
+        out = self._linear(active * up, torch.from_numpy(block.down.values()), layer, "down")
         return out if block.post_norm is None else rms_norm(out, torch.from_numpy(block.post_norm), eps)
 
     @staticmethod

@@ -14,7 +14,11 @@ def training_metrics(counts: TrainingGauges) -> Iterator[Metric]:
     for name, text, value in (
         ("headrace_training_jobs", "Fine-tuning jobs under way in engines.", counts.jobs),
         ("headrace_training_pages", "Pages of the pool that jobs hold.", counts.pages),
-        ("headrace_training_backbone_bytes", "Dequantised weights, outside of the pool.", counts.backbone_bytes),
+        (
+            "headrace_training_backbone_bytes",
+            "Weights that jobs train on, as they are served, outside of the pool.",
+            counts.backbone_bytes,
+        ),
     ):
         yield GaugeMetricFamily(name, text, value=value)
     for name, text, amount in (

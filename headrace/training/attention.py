@@ -72,7 +72,7 @@ class AttentionBlock:
         mixed, gradients = rows.mixed[first:end], Gradients()
         if self._weights.post_norm is not None:
             dy = norm_back(self._output(mixed), self._weights.post_norm, self._eps, dy)
-        dmixed = dy @ self._weights.o if self.needs.upstream else None
+        dmixed = self._weights.o.back(dy) if self.needs.upstream else None
         if "o" in self._bypasses:
             gradients["o"] = self._bypasses["o"].back(mixed, dy, dmixed)
         if dmixed is None:
@@ -99,7 +99,7 @@ class AttentionBlock:
             dq, dk = norm_back(query, weights.q_norm, self._eps, dq), norm_back(key, weights.k_norm, self._eps, dk)
         count = end - first
         draw = np.concatenate([dq.reshape(count, -1), dk.reshape(count, -1), dv.reshape(count, -1)], axis=1)
-        dh = draw @ weights.qkv if self.needs.input else None
+        dh = weights.qkv.back(draw) if self.needs.input else None
         edges = (0, self._heads, self._heads + self._keys, self._heads + 2 * self._keys)
         for name, begin, stop in zip("qkv", edges[:-1], edges[1:], strict=True):
             if name in self._bypasses:
@@ -111,7 +111,7 @@ class AttentionBlock:
 
     def _raw(self, h: Floats) -> Floats:
         """Products with Q, K and V, bypasses and biases included: [t, (heads + 2 · kv_heads) · head_dim]."""
-        raw = h @ self._weights.qkv.T
+        raw = self._weights.qkv.forward(h)
         if self._weights.qkv_bias is not None:
             raw += self._weights.qkv_bias
         edges = (0, self._heads, self._heads + self._keys, self._heads + 2 * self._keys)
@@ -127,7 +127,7 @@ class AttentionBlock:
         return raw[:, :one].reshape(count, -1, d), raw[:, one:two].reshape(count, -1, d), raw[:, two:].reshape(count, -1, d)
 
     def _output(self, mixed: Floats) -> Floats:
-        out = mixed @ self._weights.o.T
+        out = self._weights.o.forward(mixed)
         if "o" in self._bypasses:
             self._bypasses["o"].add(mixed, out)
         return np.asarray(out)

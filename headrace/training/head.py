@@ -74,7 +74,7 @@ class Head:
     def _multiply(self, first: int, end: int, own: tuple[int, int]) -> None:
         def work(part: tuple[int, int]) -> None:
             rows = slice(*part)
-            np.matmul(self._normed[rows], self._backbone.head[own[0] : own[1]].T, out=self._logits[rows, own[0] : own[1]])
+            self._backbone.head.forward(self._normed[rows], *own, out=self._logits[rows, own[0] : own[1]])
 
         self._crew.run(work, self._parts(end - first))
 
@@ -104,7 +104,7 @@ class Head:
     def _take_back(self, first: int, end: int, own: tuple[int, int]) -> None:
         def work(part: tuple[int, int]) -> None:
             rows = slice(*part)
-            self._back[rows] += self._logits[rows, own[0] : own[1]] @ self._backbone.head[own[0] : own[1]]
+            self._backbone.head.back(self._logits[rows, own[0] : own[1]], *own, add_to=self._back[rows])
 
         self._crew.run(work, self._parts(end - first))
 

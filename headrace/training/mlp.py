@@ -42,7 +42,7 @@ class MlpBlock:
         product = active * up
         if weights.post_norm is not None:
             dy = norm_back(self._output(product), weights.post_norm, self._eps, dy)
-        dproduct = dy @ weights.down if self.needs.upstream else None
+        dproduct = weights.down.back(dy) if self.needs.upstream else None
         if "down" in bypasses:
             gradients["down"] = bypasses["down"].back(product, dy, dproduct)
         if dproduct is None:
@@ -51,7 +51,7 @@ class MlpBlock:
         np.multiply(dproduct, active, out=dboth[:, self._inner :])
         dproduct *= up
         np.multiply(dproduct, activate_back(weights.spec.activation, gate, inside), out=dboth[:, : self._inner])
-        dh = dboth @ weights.gate_up if self.needs.input else None
+        dh = weights.gate_up.back(dboth) if self.needs.input else None
         for name, part in (("gate", dboth[:, : self._inner]), ("up", dboth[:, self._inner :])):
             if name in bypasses:
                 gradients[name] = bypasses[name].back(h, part, dh)
@@ -60,14 +60,14 @@ class MlpBlock:
         return gradients
 
     def _both(self, h: Floats) -> Floats:
-        both = h @ self._weights.gate_up.T
+        both = self._weights.gate_up.forward(h)
         for name, part in (("gate", both[:, : self._inner]), ("up", both[:, self._inner :])):
             if name in self._bypasses:
                 self._bypasses[name].add(h, part)
         return np.asarray(both)
 
     def _output(self, product: Floats) -> Floats:
-        out = product @ self._weights.down.T
+        out = self._weights.down.forward(product)
         if "down" in self._bypasses:
             self._bypasses["down"].add(product, out)
         return np.asarray(out)

@@ -88,7 +88,7 @@ class Passes:
 
     def _begin(self, pack: Pack) -> None:
         stream = self.saved.stream[: len(pack)]
-        stream[:] = self._backbone.embedding[pack.tokens]
+        stream[:] = self._backbone.embedding.rows(pack.tokens)
         stream *= stream.dtype.type(self.config.embedding_scale)
         self._angles.clear()
 

@@ -31,7 +31,7 @@ def gradients(
 ) -> tuple[Backbone, Parameters, np.ndarray[Any, Any]]:
     config = tiny_config(**KINDS[kind])
     backbone = Backbone(config, RandomWeights(config), dtype)
-    parameters = Parameters(config, settings, dtype)
+    parameters = Parameters(config, settings, backbone.dtype)
     randomise(parameters)
     crew = Crew(threads)
     passes = Passes(backbone, parameters, crew, room)
@@ -81,11 +81,22 @@ def test_pruned_gradients_are_the_same(targets: tuple[str, ...]) -> None:
             np.testing.assert_allclose(own, other.numpy(), rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_weights_give_the_gradients_of_plain_ones(kind: str) -> None:
+    settings, pack = TrainingSettings(rank=4, max_tokens=64), one_pack()
+    _, exact, scores = gradients(kind, pack, Room(64), settings)
+    _, plain, _ = gradients(kind, pack, Room(64), settings, np.float32)
+    _, packed, found = gradients(kind, pack, Room(64), settings, None)
+    apart = [np.abs(one.gradient - exact.gradient).max() for one in (packed, plain)]
+    assert apart[0] <= 3 * apart[1], "as near to float64 as numpy's products in fp32"
+    np.testing.assert_allclose(found, scores, rtol=1e-4)
+
+
 def test_threads_and_kept_gates_change_no_bit() -> None:
     settings, pack = TrainingSettings(rank=4, max_tokens=64), one_pack()
-    _, alone, out = gradients("gemma", pack, Room(64, part_rows=16), settings, np.float32)
+    _, alone, out = gradients("gemma", pack, Room(64, part_rows=16), settings, None)
     for threads, keep in ((2, True), (1, False), (3, False)):
-        _, other, again = gradients("gemma", pack, Room(64, keep, 16), settings, np.float32, threads)
+        _, other, again = gradients("gemma", pack, Room(64, keep, 16), settings, None, threads)
         assert np.array_equal(alone.gradient, other.gradient)
         assert np.array_equal(out, again)
 

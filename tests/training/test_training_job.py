@@ -114,8 +114,8 @@ def test_preference_gradients_are_those_of_autograd(pairs: Dataset) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_step_and_row(data: Dataset, tmp_path: Path) -> None:
-    broken = Backbone(CONFIG, RandomWeights(CONFIG))
-    broken.embedding[int(data.sequence(4).tokens[0])] = np.nan
+    broken = Backbone(CONFIG, RandomWeights(CONFIG), np.float32)
+    broken.embedding.values()[int(data.sequence(4).tokens[0])] = np.nan
     with pytest.raises(HeadraceError, match=r"step \d+: the loss of row \d+ is not finite") as caught:
         run(Work(SETTINGS, data, None, tmp_path / "job"), backbone=broken)
     assert caught.value.code == "training_failed"

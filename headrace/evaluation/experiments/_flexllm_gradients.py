@@ -87,14 +87,14 @@ def losses(conditions: Conditions, backbone: Backbone, ids: list[int]) -> list[C
     return [Claim("losses", "losses of AdamW steps, largest difference from torch's", "<=", 1e-4, apart, "rel.", note)]
 
 
-def memory(conditions: Conditions, backbone: Backbone, ids: list[int]) -> list[Claim]:
+def memory(conditions: Conditions, model: OpenModel, ids: list[int]) -> list[Claim]:
     """What the backward pass keeps, counted where it is made: our buffers, and the tensors that autograd saves."""
     conditions.report("memory", 0, 1)
     tokens = 1024
-    pack = text_pack(ids, tokens)
+    pack, backbone = text_pack(ids, tokens), Backbone(model.config, model.weights, np.float32)
     parameters = Parameters(backbone.config, TrainingSettings(max_tokens=tokens))
     saved: dict[int, int] = {}
-    frozen = {id_ for block in backbone.blocks for id_ in _addresses(block)} | {backbone.head.ctypes.data}
+    frozen = {id_ for block in backbone.blocks for id_ in _addresses(block)} | {backbone.head.values().ctypes.data}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -173,5 +173,5 @@ def _backward(loss: Any) -> None:
 
 
 def _addresses(block: Any) -> list[int]:
-    names = ("qkv", "o", "gate_up", "down", "norm")
-    return [getattr(block, name).ctypes.data for name in names if hasattr(block, name)]
+    names = ("qkv", "o", "gate_up", "down")
+    return [block.norm.ctypes.data, *(getattr(block, name).values().ctypes.data for name in names if hasattr(block, name))]

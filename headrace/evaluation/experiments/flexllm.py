@@ -28,7 +28,7 @@ def run(conditions: Conditions) -> Findings:
         claims = [
             *gradients.gradients(conditions, model, backbone, ids),
             *gradients.losses(conditions, backbone, ids),
-            *gradients.memory(conditions, backbone, ids),
+            *gradients.memory(conditions, model, ids),
         ]
         with tempfile.TemporaryDirectory(prefix="headrace-training-") as folder:
             load = Beside(bench, backbone, Path(folder), conditions.seed)
