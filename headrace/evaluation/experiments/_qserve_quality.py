@@ -16,7 +16,7 @@ from headrace.text.open_tokenizer import open_tokenizer
 
 _WINDOW = 512
 _WINDOWS = 100  # 51,200 tokens, for the default format
-_SPARSE = 4  # the other formats read each so manieth window: their limits are wider than what that leaves uncertain
+_SPARSE = 10  # the other formats read each so manieth window: their limits are wider than what that leaves uncertain
 _LIMITS: dict[str, tuple[float, float]] = {"bf16": (0.01, 1.02), "a8": (0.01, 1.02), "kv8": (0.01, 1.02), "kv4": (0.02, 1.05)}
 
 
