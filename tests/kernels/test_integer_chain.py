@@ -67,4 +67,4 @@ def test_near_the_dequantised_chain(model: tuple[ModelConfig, WeightSource], for
     torch_chain = TorchChain(*model)
     torch_chain.forward(make_batch([Piece(TOKENS, 0, [0, 1, 2, 3])]), np.zeros((10, torch_chain.page_layout.page_bytes), np.uint8))
     expected = torch_chain.logits(0, len(TOKENS))
-    assert np.abs(got - expected).mean() < (0.002 if form[1] == 16 else 0.05) * np.abs(expected).std()
+    assert np.abs(got - expected).mean() < (0.006 if form[1] == 16 else 0.05) * np.abs(expected).std()

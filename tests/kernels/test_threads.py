@@ -79,3 +79,9 @@ def test_bounds(threads: int) -> None:
     pool = ThreadPool(1)
     with pytest.raises(ValueError, match="between 1 and 256"):
         pool.resize(threads)
+
+
+def test_what_an_engine_froze_is_not_called_leaked() -> None:
+    code = "import gc; from headrace.kernels import _native; held = [_native.ThreadPool(1)]; held.append(held); gc.collect(); gc.freeze()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == ""
