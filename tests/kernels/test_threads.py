@@ -82,6 +82,6 @@ def test_bounds(threads: int) -> None:
 
 
 def test_what_an_engine_froze_is_not_called_leaked() -> None:
-    code = "import gc; from headrace.kernels import _native; held = [_native.ThreadPool(1)]; held.append(held); gc.collect(); gc.freeze()"
+    code = "import gc; from headrace.kernels import _native as n; held = [n.ThreadPool(1)]; held.append(held); gc.freeze()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == ""
