@@ -39,6 +39,7 @@ from headrace.instances.member import Member
 from headrace.instances.options import GroupOptions
 from headrace.instances.owners import Owned
 from headrace.instances.relocation import Relocation
+from headrace.instances.resizing import Resizing
 from headrace.instances.shared_adapters import SharedAdapters
 from headrace.instances.shared_training import SharedTraining
 from headrace.instances.slots import Slot, Slots, SlotState
@@ -96,6 +97,7 @@ class InstanceGroup(EngineClient):
         self.balancing = Balancing(options, self.slots, self.relocation, self._owners, self.handoff)
         self.training = SharedTraining(options, self.slots, self._tell_training, self.register_adapter)
         self.draining = Draining(options, self.slots, self.relocation, self._owners, self.handoff, self.training)
+        self.resizing = Resizing(options, self.slots, self.draining, self._settle_homeless)
         self._past = Gauges()
         self._past_refusals: Counter[str] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
@@ -120,6 +122,8 @@ class InstanceGroup(EngineClient):
             self._tasks = [asyncio.create_task(self.balancing.watch())]
             if self.options.round_seconds > 0:
                 self._tasks.append(asyncio.create_task(self.balancing.rounds()))
+            if self.options.scaling is not None:
+                self._tasks.append(asyncio.create_task(self.resizing.looks()))
         return self._ready
 
     async def drain(self, timeout: float | None = None) -> bool:
@@ -129,7 +133,8 @@ class InstanceGroup(EngineClient):
         while self._streams and self._dead is None and (until is None or time.monotonic() < until):
             await asyncio.sleep(0.01)
         left = None if until is None else max(0.0, until - time.monotonic())
-        ended = await asyncio.gather(*(slot.member.drain(left) for slot in self.slots.all if slot.member.dead is None))
+        there = [slot.member for slot in self.slots.all if slot.state != "gone" and slot.member.dead is None]
+        ended = await asyncio.gather(*(member.drain(left) for member in there))
         self._close()
         return all(ended)
 

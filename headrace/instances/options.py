@@ -9,6 +9,7 @@ from headrace.placement.dispatch import DispatchRule
 from headrace.placement.joining import Joining
 from headrace.placement.pairing import PairingRule
 from headrace.placement.roles import Role
+from headrace.placement.scaling import ScalingRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class GroupOptions:
     ``round_seconds``: between looks at who should give requests to whom; 0: never. ``restart_seconds``: wait after a first crash.
     ``roles``: by instance; empty: ``all`` for each.
     ``ask_first``: a page that the destination of a move has is not sent; off: all are, to compare with.
+    ``scaling``: between its least and ``instances`` of them run, as the load wants, looked at every ``look_seconds``.
     ``joining``: where instances of other machines come in; none: all are processes of this one.
     """
 
@@ -28,6 +30,8 @@ class GroupOptions:
     restart_seconds: float = 0.5
     roles: tuple[Role, ...] = ()
     joining: Joining | None = None
+    scaling: ScalingRule | None = None
+    look_seconds: float = 1.0
     ask_first: bool = True
     dispatch: DispatchRule = field(default_factory=DispatchRule)
     pairing: PairingRule = field(default_factory=PairingRule)

@@ -37,7 +37,7 @@ STEADY_SECONDS = 60.0
 
 SlotState = Literal["loading", "serving", "leaving", "drained", "waiting", "gone"]
 """``leaving``: it is being emptied. ``drained``: it is empty and takes nothing. ``waiting``: to start again after a crash.
-``gone``: emptied and ended."""
+``gone``: emptied and ended, or not wanted so far."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +61,7 @@ class Slots:
     def __init__(self, options: GroupOptions, command: Sequence[str], events: MemberEvents) -> None:
         self.all: list[Slot] = []
         self._instances = options.instances
+        self._first_ones = options.scaling.least if options.scaling is not None else options.instances
         self._restart_seconds = options.restart_seconds
         self.hall = Hall(options.joining, read_key()) if options.joining is not None else None
         self._command = command
@@ -98,14 +99,17 @@ class Slots:
             await self.hall.open()
             parts = [Part(settings.threads or 0, ())] * self._instances  # 0: as many as their machines have
         self.all = [Slot(number, part, self._new_member(number, 1)) for number, part in enumerate(parts)]
-        for slot in self.all:
+        for slot in self.all[self._first_ones :]:
+            slot.state = "gone"
+        for slot in self.all[: self._first_ones]:
             await self._launch(slot)
 
     async def started(self) -> Ready:
         """Wait until every instance has loaded: one answer for all. Raises what the first that can't raises."""
-        readies = await asyncio.gather(*(slot.member.started() for slot in self.all))
+        first = self.all[: self._first_ones]
+        readies = await asyncio.gather(*(slot.member.started() for slot in first))
         self._first = readies[0]
-        for slot, ready in zip(self.all, readies, strict=True):
+        for slot, ready in zip(first, readies, strict=True):
             self._check_alike(ready, slot.number)
             slot.member.informed = True
             self._serve(slot)

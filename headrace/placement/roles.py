@@ -14,16 +14,15 @@ from typing import Literal, TypeVar, get_args
 from headrace.errors import HeadraceError
 from headrace.placement.joining import read_joining
 from headrace.placement.load import Load, freeness
+from headrace.placement.scaling import MOST_INSTANCES, read_span
 from headrace.settings.nearest import suggestion
 
 Role = Literal["all", "prefill", "decode"]
 T = TypeVar("T")
 
-MOST_INSTANCES = 64
-
 
 def read_instances(words: Sequence[str]) -> tuple[Role, ...]:
-    """Roles in order of instances, from a number of instances (``all`` each) or the role of each.
+    """Roles in order of instances, from a number of instances, or the most of a span (``all`` each), or the role of each.
 
     Raises ``invalid_setting`` for a number out of bounds, an unknown role, and roles of which none takes prompts, or none tokens.
     """
@@ -31,6 +30,10 @@ def read_instances(words: Sequence[str]) -> tuple[Role, ...]:
     if joining is not None:
         joined: Role = "all"
         return (joined,) * joining.instances
+    span = read_span(words)
+    if span is not None:
+        following: Role = "all"
+        return (following,) * span.most
     if len(words) == 1 and words[0].strip().lstrip("+-").isdigit():
         count = int(words[0]) if len(words[0]) < 9 else MOST_INSTANCES + 1
         if not 1 <= count <= MOST_INSTANCES:

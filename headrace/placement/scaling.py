@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from headrace.errors import HeadraceError
 from headrace.placement.load import Load, freeness
+
+MOST_INSTANCES = 64
+_SLACK = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class ScalingRule:
-    """Mean freeness stays between ``low`` and ``high``; it must be outside for ``patience`` looks in a row."""
+    """Between ``least`` and ``most`` instances; what is wrong must be so for ``patience`` looks in a row, or for ``calm`` ones
+    before an instance goes.
+
+    More when the mean freeness is below ``low``, or an instance has more than ``crowd`` requests on average: with plenty of pages
+    it is computing that they lack. Fewer when the others could take what there is and would be neither.
+    """
 
     low: float = 10.0
-    high: float = 60.0
+    crowd: float = 6.0
     least: int = 1
-    most: int = 64
+    most: int = MOST_INSTANCES
     patience: int = 3
+    calm: int = 10
+
+
+def read_span(words: Sequence[str]) -> ScalingRule | None:
+    """``LEAST..MOST`` instances; ``None`` for what is not written so. Raises ``invalid_setting`` for bounds that can't be."""
+    low, dots, high = words[0].strip().partition("..") if len(words) == 1 else ("", "", "")
+    if not dots:
+        return None
+    least, most = (int(text) if text.isascii() and text.isdigit() and len(text) < 4 else 0 for text in (low, high))
+    if not 1 <= least < most <= MOST_INSTANCES:
+        message = f"instances that follow the load are LEAST..MOST with 1 to {MOST_INSTANCES}, as 1..4, not {words[0][:32]!r}"
+        raise HeadraceError("invalid_setting", message, param="instances")
+    return ScalingRule(least=least, most=most)
 
 
 class Scaling:
-    """Looks at the loads now and then ("Llumnix": the mean freeness is kept in a band)."""
+    """Looks at the loads now and then ("Llumnix" keeps the mean freeness in a band)."""
 
     def __init__(self, rule: ScalingRule | None = None) -> None:
         self.rule = rule or ScalingRule()
@@ -34,13 +56,15 @@ class Scaling:
         if not staying:
             return 1
         mean = math.fsum(freeness(load, whole_queue=True) for load in staying) / len(staying)
-        if mean < rule.low and len(staying) < rule.most:
+        requests = sum(load.running + load.waiting for load in staying)
+        crowded = mean < rule.low or requests > rule.crowd * len(staying)
+        if crowded and len(staying) < rule.most:
             self._outside = min(-1, self._outside - 1)
-        elif mean > rule.high and len(staying) > rule.least and self._fits_in_fewer(staying):
+        elif not crowded and len(staying) > rule.least and self._fits_in_fewer(staying):
             self._outside = max(1, self._outside + 1)
         else:
             self._outside = 0
-        if abs(self._outside) < rule.patience:
+        if abs(self._outside) < (rule.calm if self._outside > 0 else rule.patience):
             return 0
         direction = -1 if self._outside > 0 else 1
         self._outside = 0
@@ -52,8 +76,9 @@ class Scaling:
         return min(staying, key=lambda number: (staying[number].running, -number), default=None)
 
     def _fits_in_fewer(self, staying: list[Load]) -> bool:
-        """What is held now must not put the others below the band."""
+        """What is here now would leave the others well within both bounds, so that none of them is missed at once."""
         held = sum(load.held + load.queue for load in staying)
-        running = sum(load.running + load.waiting for load in staying)
+        requests = sum(load.running + load.waiting for load in staying)
         rest = sum(load.pages for load in staying) - max(load.pages for load in staying)
-        return (rest - held) / max(1, running) > self.rule.low
+        free = (rest - held) / max(1, requests)
+        return free > _SLACK * self.rule.low and _SLACK * requests <= self.rule.crowd * (len(staying) - 1)

@@ -60,7 +60,8 @@ class _Stretch:
 
 @dataclass(slots=True)
 class SimulatedInstance:
-    """Runs requests in simulated time. ``version`` tells events that still hold from those that were overtaken.
+    """Runs requests in simulated time. ``version`` tells events that still hold from those that were overtaken. ``leaving``: it is
+    being emptied, or is not there.
 
     Streams that go on alone are advanced by many steps at once; whoever arrives in between cuts that stretch at the end of
     the step under way, as in reality.
@@ -69,8 +70,10 @@ class SimulatedInstance:
     model: InstanceModel
     scheduler: Scheduler = field(init=False)
     version: int = 0
+    leaving: bool = False
     _stretch: _Stretch | None = None
     _under_way: dict[int, Progress] = field(default_factory=dict)
+    _priorities: bool = False  # urgent requests have been here
 
     def __post_init__(self) -> None:
         model = self.model
@@ -90,6 +93,7 @@ class SimulatedInstance:
     def add(self, item: Item, progress: Progress, now: float) -> float | None:
         """A request arrives. The time of the next event when that has changed."""
         self.scheduler.add(item)
+        self._priorities |= item.priority > 0
         self._under_way[item.item_id] = progress
         if self._stretch is None:
             return self.begin(now)
@@ -122,17 +126,30 @@ class SimulatedInstance:
     def take_in(self, item: Item, progress: Progress, lease: Lease) -> None:
         """A request goes on here behind what it has computed, between two steps."""
         item.pages = lease.pages[: len(item.pages)]
+        self._priorities |= item.priority > 0
         self._under_way[item.item_id] = progress
         self.scheduler.handover.attach([item], lease)
 
-    def load(self) -> Load:
-        """The numbers that it would report."""
+    def load(self, now: float | None = None) -> Load:
+        """The numbers that it would report; with ``now``, pages that streams have filled since their stretch began count too."""
         scheduler = self.scheduler
+        grown = self._grown(now) if now is not None and self._stretch is not None else 0
         pool, waiting = scheduler.pool, scheduler.waiting
-        queue = 0
+        head = queue = urgent = 0
         if waiting:
-            queue = sum(pool.pages_for(len(item.tokens)) for item in scheduler.items if item.state is ItemState.WAITING)
-        return Load(pool.total, pool.held + pool.reserved, scheduler.running, waiting, queue=queue)
+            need, first = scheduler.handover.goal_pages, scheduler.handover.first_waiting
+            head = need(first) if first is not None else 0
+            queue = sum(need(item) for item in scheduler.items if item.state is ItemState.WAITING)
+        if self._priorities:
+            urgent = sum(item.priority > 0 and item.state is ItemState.RUNNING for item in scheduler.items)
+        return Load(pool.total, pool.held + pool.reserved + grown, scheduler.running, waiting, head, queue, urgent, self.leaving)
+
+    def _grown(self, now: float) -> int:
+        assert self._stretch is not None, "something is under way"
+        steps = _steps_until(self._stretch, now) if self._stretch.count > 1 else 1
+        items = [piece.item for piece in self._stretch.step.slices] if steps > 1 else ()
+        pages_for = self.scheduler.pool.pages_for
+        return sum(max(0, pages_for(len(item.tokens) + steps - 1) - len(item.pages)) for item in items)
 
     def begin(self, now: float) -> float | None:
         """Plan the next stretch; the time of its end, ``None`` when there is nothing to do."""

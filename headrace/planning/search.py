@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from headrace.placement.roles import Role, for_prompts
-from headrace.planning.cluster import Outcome, simulate_cluster
+from headrace.planning.cluster import Exchange, Outcome, simulate_cluster
 from headrace.planning.dispatch import DISPATCHERS
 from headrace.planning.instance import InstanceModel
 from headrace.planning.targets import Targets, attainment
@@ -32,13 +32,15 @@ class Requests(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A way to use the machine: ``instances``, one model each, of which one has ``threads``. ``roles``: of each; none: ``all``."""
+    """A way to use the machine: ``instances``, one model each, of which one has ``threads``. ``roles``: of each; none: ``all``.
+    ``balanced``: full ones give requests to free ones."""
 
     name: str
     instances: tuple[InstanceModel, ...]
     threads: int
     dispatch: str = "freest"
     roles: tuple[Role, ...] = ()
+    balanced: bool = False
 
     @property
     def step_tokens(self) -> int:
@@ -74,7 +76,7 @@ def run_at(layout: Layout, sample: Sample, rate: float) -> Outcome:
     prompts = for_prompts(range(count), dict(enumerate(layout.roles))) if layout.roles else range(count)
     dispatcher = DISPATCHERS.get(layout.dispatch)(len(prompts))
     arrivals = sample.requests.arrivals(rate, sample.count, sample.seed)
-    return simulate_cluster(layout.instances, dispatcher, arrivals, roles=layout.roles)
+    return simulate_cluster(layout.instances, dispatcher, arrivals, exchange=Exchange(layout.roles, layout.balanced))
 
 
 def goodput(layout: Layout, sample: Sample, targets: Targets, start: float) -> Plan:

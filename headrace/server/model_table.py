@@ -46,7 +46,7 @@ class ModelTable:
         self._options = options
         self._engine, self._scheduling = engine
         self._by_name: dict[str, ServedModel] = {}
-        maker = engine_maker(options.roles, client, options.joining)
+        maker = engine_maker(options.roles, client, options.joining, options.scaling)
         apart = len(entries) > 1
         self.models = [ServedModel(entry, maker, pinned=False, keep=options.unload_after, apart=apart) for entry in entries]
         for model in self.models:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from headrace.placement.joining import Joining, read_joining
 from headrace.placement.roles import Role, read_instances
+from headrace.placement.scaling import ScalingRule, read_span
 from headrace.settings.declaration import option, validate
 from headrace.settings.log_lines import FORMATS
 
@@ -33,8 +34,8 @@ class ServerSettings:
     instances: tuple[str, ...] = option(
         ("1",),
         help="Engine processes of each model, which share threads and pages out: how many, or what each takes, such as "
-        "prefill,decode (roles: all, prefill for new requests, decode for those with a first token). join:N@HOST:PORT: N that join "
-        "from other machines (`headrace instance`).",
+        "prefill,decode (roles: all, prefill for new requests, decode for those with a first token). 1..4: as many as the load "
+        "wants. join:N@HOST:PORT: N that join from other machines (`headrace instance`).",
     )
     max_queue: int = option(256, unit="requests", minimum=1, maximum=100_000, help="Requests in flight before new ones get 429.")
     max_body_kib: int = option(8192, unit="KiB", minimum=1, maximum=1_048_576, help="Largest request body; more gets 413.")
@@ -76,3 +77,8 @@ class ServerSettings:
     def joining(self) -> Joining | None:
         """Where instances of other machines join; ``None``: all are processes of this one."""
         return read_joining(self.instances)
+
+    @property
+    def scaling(self) -> ScalingRule | None:
+        """Between how many instances the load decides; ``None``: all run."""
+        return read_span(self.instances)

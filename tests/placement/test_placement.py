@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.errors import HeadraceError
 from headrace.placement.dispatch import DispatchRule, Newcomer, choose_instance
 from headrace.placement.load import Load, freeness, virtual_usage
 from headrace.placement.pairing import Pairing, PairingRule
-from headrace.placement.scaling import Scaling, ScalingRule
+from headrace.placement.roles import read_instances
+from headrace.placement.scaling import Scaling, ScalingRule, read_span
 
 LOADS = st.builds(
     Load, st.just(100), st.integers(0, 100), st.integers(0, 20), st.integers(0, 5), st.integers(0, 500), st.integers(0, 500),
@@ -74,7 +77,7 @@ def test_pairs_are_sane_whatever_the_loads(loads: dict[int, Load]) -> None:
 
 
 def test_instances_follow_the_load_with_patience() -> None:
-    scaling = Scaling(ScalingRule(low=10, high=60, patience=2))
+    scaling = Scaling(ScalingRule(low=10, patience=2, calm=2))
     tight = {0: Load(100, held=90, running=5), 1: Load(100, held=95, running=5)}
     idle = {0: Load(1000, running=1), 1: Load(1000), 2: Load(1000)}
     assert [scaling.look(tight) for _ in range(3)] == [0, 1, 0]
@@ -82,3 +85,19 @@ def test_instances_follow_the_load_with_patience() -> None:
     assert scaling.look({0: Load(1000)}) == 0, "one stays"
     assert scaling.victim(idle) == 2
     assert scaling.look({}) == 1
+    crowd = {0: Load(10_000, held=100, running=6, waiting=2), 1: Load(10_000, held=100, running=5)}
+    assert [scaling.look(crowd) for _ in range(2)] == [0, 1], "pages are left, but not time"
+    edge = {0: Load(10_000, running=4), 1: Load(10_000, running=2)}
+    assert [scaling.look(edge) for _ in range(4)] == [0] * 4, "one would be crowded at once"
+
+
+def test_a_span_of_instances() -> None:
+    found = read_span(("2..9",))
+    assert found is not None
+    assert (found.least, found.most) == (2, 9)
+    assert read_instances(("1..3",)) == ("all",) * 3
+    assert read_span(("3",)) is None
+    assert read_span(("prefill", "decode")) is None
+    for wrong in ("0..3", "3..3", "4..1", "1..", "..2", "1..65", "a..b", "1..2..3"):
+        with pytest.raises(HeadraceError, match=r"1\.\.4"):
+            read_instances((wrong,))

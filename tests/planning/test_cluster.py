@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_simulated_instance import model, requests
 
+from headrace.placement.dispatch import Newcomer
 from headrace.placement.load import Load
 from headrace.planning.cluster import Outcome, Served, simulate_cluster
 from headrace.planning.dispatch import DISPATCHERS, Least
@@ -56,7 +57,7 @@ def test_least_is_the_least(changes: list[tuple[int, int]]) -> None:
     for instance, live in changes:
         now[instance] = live
         least.note(instance, Load(1, running=live))
-        assert now[least.choose()] == min(now)
+        assert now[least.choose(Newcomer(1))] == min(now)
 
 
 def test_both_promises_must_be_kept_by_the_same_request() -> None:

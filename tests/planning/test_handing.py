@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_simulated_instance import model, requests
 
 from headrace.placement.roles import Role
-from headrace.planning.cluster import Cluster, Outcome, simulate_cluster
+from headrace.planning.cluster import Cluster, Exchange, Outcome, simulate_cluster
 from headrace.planning.dispatch import DISPATCHERS
 from headrace.planning.instance import InstanceModel
 from headrace.scheduling.simulation import Arrival
@@ -20,7 +20,7 @@ PAIR: tuple[Role, ...] = ("prefill", "decode")
 
 
 def cluster(models: list[InstanceModel], roles: tuple[Role, ...], prompts: int = 1) -> Cluster:
-    return Cluster(models, DISPATCHERS.get("freest")(prompts), roles)
+    return Cluster(models, DISPATCHERS.get("freest")(prompts), Exchange(roles))
 
 
 def check(made: Cluster, outcome: Outcome, arrivals: list[Arrival]) -> None:
@@ -61,7 +61,7 @@ def test_tokens_are_made_elsewhere() -> None:
 
 def test_a_long_prompt_stretches_no_step_elsewhere() -> None:
     arrivals = [Arrival(0.0, 50, 60), Arrival(0.1, 3000, 2)]
-    apart = simulate_cluster([model(), model()], DISPATCHERS.get("freest")(1), arrivals, roles=PAIR)
+    apart = simulate_cluster([model(), model()], DISPATCHERS.get("freest")(1), arrivals, exchange=Exchange(PAIR))
     mixed = simulate_cluster([model()], DISPATCHERS.get("freest")(1), arrivals)
     gaps = [outcome.served[0].longest_gap for outcome in (apart, mixed)]
     assert gaps[0] < 0.7 * gaps[1]
@@ -80,7 +80,7 @@ def test_plain_roles_are_no_roles() -> None:
     arrivals = requests(60, 8.0, 4)
     found = []
     for roles in ((), ("all", "all")):
-        outcome = simulate_cluster([model(), model()], DISPATCHERS.get("freest")(2), arrivals, roles=roles)
+        outcome = simulate_cluster([model(), model()], DISPATCHERS.get("freest")(2), arrivals, exchange=Exchange(roles))
         found.append([(one.progress.first, one.progress.last, one.instance) for one in outcome.served])
     assert found[0] == found[1]
 

@@ -6,6 +6,7 @@ import asyncio
 import random
 import statistics
 import time
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -19,7 +20,7 @@ from headrace.instances.owners import Owned
 from headrace.scheduling.settings import SchedulingSettings
 
 _PAUSE = 0.03  # seconds between two moves of one request
-_MOVES_EACH = 3  # of one length
+_MOVES_EACH = 16  # of one length, each time that it has its turn
 
 
 class Fleet:
@@ -114,26 +115,34 @@ class Still:
 
 
 async def still_times(fleet: Fleet, lengths: tuple[int, ...]) -> Still:
-    """The time for which a request of each length is in nobody's batch."""
-    seconds, step, recompute = [], 0.0, 0.0
-    for length in lengths:
+    """The time for which a request of each length is in nobody's batch; lengths have their turn up and down again.
+
+    Medians of many, since one is a millisecond, in which a machine may do something else.
+    """
+    found: dict[int, list[float]] = {length: [] for length in lengths}
+    step = recompute = 0.0
+    for length in (*lengths, *reversed(lengths)):
         began = time.perf_counter()
-        stream = fleet.submit(_prompt(length, length), SamplingParams(max_tokens=400, ignore_eos=True))
+        stream = fleet.submit(_prompt(length, length), SamplingParams(max_tokens=1000, ignore_eos=True))
         await anext(stream)
-        recompute = time.perf_counter() - began
-        times = []
+        if length == max(lengths):
+            recompute = time.perf_counter() - began
         for _ in range(_MOVES_EACH):
             if await fleet.move(stream):
-                times.append(fleet.group.relocation.counts.last_still[-1])
-        gaps = []
-        for _ in range(8):
-            began = time.perf_counter()
-            await anext(stream)
-            gaps.append(time.perf_counter() - began)
-        step = statistics.median(gaps)
-        seconds.append(statistics.median(times) if times else float("nan"))
+                found[length].append(fleet.group.relocation.counts.last_still[-1])
+        if length == max(lengths):
+            step = await _step_of(stream)
         stream.cancel()
-    return Still(seconds, step, recompute)
+    return Still([statistics.median(found[length] or [float("nan")]) for length in lengths], step, recompute)
+
+
+async def _step_of(stream: RequestStream) -> float:
+    gaps = []
+    for _ in range(8):
+        began = time.perf_counter()
+        await anext(stream)
+        gaps.append(time.perf_counter() - began)
+    return statistics.median(gaps)
 
 
 async def times_to_empty(fleet: Fleet, output: int) -> float:
@@ -172,26 +181,37 @@ async def lost_engines(fleet: Fleet, count: int, output: int, seed: int) -> floa
     return 100.0 * same / count
 
 
-async def making_room(conditions: Conditions) -> tuple[float, float]:
-    """Seconds until the first token of a prompt that fits nowhere until short requests have moved: (with moves, without)."""
-    found = []
-    for rounds in (0.05, 0.0):
-        async with Fleet(conditions, pool_mib=48, rounds=rounds) as fleet:
-            ready = fleet.group.ready
-            tokens = ready.pages_total * ready.page_tokens // 2 if ready is not None else 0  # of one instance
-            short = [
-                fleet.submit(_prompt(tokens // 5, i), SamplingParams(max_tokens=tokens // 8, seed=i, ignore_eos=True))
-                for i in range(4)
-            ]
-            readers = [asyncio.create_task(_read(stream)) for stream in short]
-            await asyncio.sleep(1.0)
-            began = time.perf_counter()
-            large = fleet.submit(_prompt(tokens * 11 // 20, 9), SamplingParams(max_tokens=2, ignore_eos=True))
-            await anext(large)
-            found.append(time.perf_counter() - began)
-            large.cancel()
-            for stream in short:
-                stream.cancel()
-            for reader in readers:
-                reader.cancel()
-    return found[0], found[1]
+async def making_room(conditions: Conditions, trials: int) -> tuple[float, float]:
+    """Seconds until the first token of a prompt that fits nowhere until short requests have moved: (with moves, without).
+
+    Medians of so many trials in turns.
+    """
+    found: dict[float, list[float]] = {0.05: [], 0.0: []}
+    async with AsyncExitStack() as stack:
+        fleets = {rounds: await stack.enter_async_context(Fleet(conditions, 64, rounds)) for rounds in found}
+        for trial in range(trials):
+            for rounds, fleet in fleets.items() if trial % 2 else reversed(fleets.items()):
+                found[rounds].append(await _wait_for_room(fleet))
+    return statistics.median(found[0.05]), statistics.median(found[0.0])
+
+
+async def _wait_for_room(fleet: Fleet) -> float:
+    """Each of two instances has two requests that leave too little room for a third, until one has moved or ended."""
+    ready = fleet.group.ready
+    tokens = ready.pages_total * ready.page_tokens // 2 if ready is not None else 0  # of one instance
+    params = SamplingParams(max_tokens=tokens * 11 // 100, ignore_eos=True)
+    short = [fleet.submit(_prompt(tokens * 21 // 100, i), params) for i in range(4)]
+    for stream in short:
+        await anext(stream)
+    readers = [asyncio.create_task(_read(stream)) for stream in short]
+    began = time.perf_counter()
+    large = fleet.submit(_prompt(tokens * 61 // 100, 9), SamplingParams(max_tokens=2, ignore_eos=True))
+    await anext(large)
+    seconds = time.perf_counter() - began
+    large.cancel()
+    for stream in short:
+        stream.cancel()
+    await asyncio.gather(*readers)
+    while any(status.gauges.running or status.gauges.waiting for status in fleet.group.statuses()):
+        await asyncio.sleep(0.01)
+    return seconds

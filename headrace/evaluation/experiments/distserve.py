@@ -19,7 +19,7 @@ from headrace.planning.workload import Lengths, Traffic
 _PARTS = 6
 _SHARES = (0.35, 0.6, 0.85)
 """Loads, as parts of what one request after the other would be."""
-_REHEARSED = 2.0  # seconds before each of them
+_REHEARSED = 1.5  # seconds before each of them
 _LIVE = Traffic(Lengths("lognormal", 64, 0.7), Lengths("lognormal", 12, 0.5), longest=4096)
 
 
@@ -37,7 +37,7 @@ class _Scale:
 
 
 _QUICK = _Scale(12, 8, 3.5, 1, 100, ("summarise",), 12)
-_FULL = _Scale(60, 24, 12.0, 3, 400, ("chat", "code", "summarise"), 24)
+_FULL = _Scale(60, 24, 8.0, 3, 400, ("chat", "code", "summarise"), 24)
 
 
 @dataclass(frozen=True, slots=True)
