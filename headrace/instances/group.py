@@ -136,6 +136,7 @@ class InstanceGroup(EngineClient):
         there = [slot.member for slot in self.slots.all if slot.state != "gone" and slot.member.dead is None]
         ended = await asyncio.gather(*(member.drain(left) for member in there))
         self._close()
+        await self.slots.closed()
         return all(ended)
 
     async def stop(self) -> int | None:
@@ -143,6 +144,7 @@ class InstanceGroup(EngineClient):
         self._leaving = True
         self._close()  # first, so that none starts again meanwhile
         codes = await asyncio.gather(*(slot.member.stop() for slot in self.slots.all))
+        await self.slots.closed()
         self._end(HeadraceError("engine_dead", "the engines have been stopped"))
         return next((code for code in codes if code), 0 if codes else None)
 
@@ -305,10 +307,6 @@ class InstanceGroup(EngineClient):
     def news(self, member: Member, message: RelocationNews) -> None:
         """A request comes or goes."""
         self.relocation.hear(member, message)
-
-    def takes(self, member: Member, role: Role) -> None:
-        """A worker of another machine has its role with it."""
-        self.handoff.takes(member.number, role)
 
     def lost(self, member: Member) -> None:
         """A process has ended: its requests go on elsewhere, and it starts again."""

@@ -87,6 +87,9 @@ class Hall:
         if self._server is not None:
             self._server.close()
 
+    async def closed(self) -> None:
+        """Wait until all that was started for the workers has ended."""
+
     async def _come(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = str((writer.get_extra_info("peername") or ("?",))[0])
         if self._greeting >= MOST_GREETINGS:

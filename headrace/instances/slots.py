@@ -25,8 +25,10 @@ from headrace.instances.hall import Hall
 from headrace.instances.hall_key import read_key
 from headrace.instances.member import Member, MemberEvents
 from headrace.instances.options import GroupOptions
+from headrace.instances.ray_hall import RayHall
 from headrace.instances.remote_member import RemoteMember
 from headrace.instances.shape import Part, split_machine
+from headrace.placement.joining import Joining
 from headrace.scheduling.settings import SchedulingSettings
 
 logger = logging.getLogger("headrace.instances.slots")
@@ -55,6 +57,10 @@ class Slot:
     task: asyncio.Task[None] | None = None
 
 
+def _hall(joining: Joining) -> Hall:
+    return RayHall(joining) if joining.cluster is not None else Hall(joining, read_key())
+
+
 class Slots:
     """All instances of a group. ``serves`` is told when one begins to serve, ``prepare`` has it ready before that."""
 
@@ -63,7 +69,7 @@ class Slots:
         self._instances = options.instances
         self._first_ones = options.scaling.least if options.scaling is not None else options.instances
         self._restart_seconds = options.restart_seconds
-        self.hall = Hall(options.joining, read_key()) if options.joining is not None else None
+        self.hall = _hall(options.joining) if options.joining is not None else None
         self._command = command
         self._events = events
         self._folder: Path | None = None
@@ -96,7 +102,7 @@ class Slots:
         parts = split_machine(self._instances, settings.threads or usable_cores(), core_numbers())
         if self.hall is not None:
             self._identity = await asyncio.to_thread(identity_here, settings)
-            await self.hall.open()
+            await (self.hall.bring(settings.threads, settings.pool_mib) if isinstance(self.hall, RayHall) else self.hall.open())
             parts = [Part(settings.threads or 0, ())] * self._instances  # 0: as many as their machines have
         self.all = [Slot(number, part, self._new_member(number, 1)) for number, part in enumerate(parts)]
         for slot in self.all[self._first_ones :]:
@@ -142,6 +148,11 @@ class Slots:
             self.hall.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def closed(self) -> None:
+        """Wait until what brought the workers has ended too."""
+        if self.hall is not None:
+            await self.hall.closed()
 
     def _new_member(self, number: int, incarnation: int) -> Member:
         assert self._folder is not None, "the group has been launched"

@@ -1,33 +1,47 @@
-"""Instances that come from other machines: how many are awaited, and where."""
+"""Instances that come from other machines: how many are awaited, and where; or how many a cluster is to bring."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headrace.errors import HeadraceError
 
 _WORD = "join:"
+_CLUSTER_WORD = "ray:"
+_CLUSTER = re.compile(r"auto|[A-Za-z0-9.\[\]:_-]{1,255}")
 MOST_JOINERS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Joining:
-    """So many instances join at this address."""
+    """So many instances join at this address.
+
+    ``cluster``: the address of the Ray cluster that brings them (empty: the one that Ray's own environment names, else one of this
+    machine alone); ``None``: they are started by hand.
+    """
 
     instances: int
     host: str
     port: int
+    cluster: str | None = None
 
 
 def read_joining(words: Sequence[str]) -> Joining | None:
-    """``join:N@HOST:PORT``; ``None`` for anything that does not begin with ``join:``. Raises ``invalid_setting``."""
-    if not words or not words[0].strip().startswith(_WORD):
+    """``join:N@HOST:PORT`` or ``ray:N@ADDRESS`` (``ray:N``); ``None`` for anything else. Raises ``invalid_setting``."""
+    first = words[0].strip() if words else ""
+    word = next((word for word in (_WORD, _CLUSTER_WORD) if first.startswith(word)), None)
+    if word is None:
         return None
-    count, _, address = words[0].strip()[len(_WORD) :].partition("@")
+    count, at, address = first[len(word) :].partition("@")
     if len(words) != 1 or not (count.isascii() and count.isdigit() and len(count) < 4) or not 1 <= int(count) <= MOST_JOINERS:
         raise _wrong(words[0])
-    return Joining(int(count), *read_address(address))
+    if word == _WORD:
+        return Joining(int(count), *read_address(address))
+    if at and not _CLUSTER.fullmatch(address):
+        raise _wrong(words[0])
+    return Joining(int(count), "", 0, cluster=address)
 
 
 def read_address(text: str) -> tuple[str, int]:
@@ -40,5 +54,7 @@ def read_address(text: str) -> tuple[str, int]:
 
 
 def _wrong(text: str) -> HeadraceError:
-    message = f"instances that join are written join:N@HOST:PORT with 1 to {MOST_JOINERS} of them, not {text[:64]!r}"
+    message = (
+        f"instances elsewhere are join:N@HOST:PORT, ray:N or ray:N@ADDRESS with 1 to {MOST_JOINERS} of them, not {text[:64]!r}"
+    )
     return HeadraceError("invalid_setting", message, param="instances")

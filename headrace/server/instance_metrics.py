@@ -8,6 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from headrace.instances.group import InstanceGroup, InstanceStatus
+from headrace.instances.ray_hall import RayHall
 from headrace.server.served_model import ServedModel
 
 _GAUGES: tuple[tuple[str, str, Callable[[InstanceStatus], float]], ...] = (
@@ -69,8 +70,24 @@ class InstanceCollector(Collector):
             for (at, reason), count in group.refusals().items():
                 refused.add_metric([model, at, reason], count)
         yield refused
+        yield from _of_clusters(groups)
         for name, text, amount in _COUNTERS:
             counter = CounterMetricFamily(name, text, labels=["model"])
             for model, group in groups:
                 counter.add_metric([model], amount(group))
             yield counter
+
+
+def _of_clusters(groups: Iterable[tuple[str, InstanceGroup]]) -> Iterator[Metric]:
+    """What a Ray cluster does for groups whose workers it brings."""
+    halls = [(model, group.slots.hall) for model, group in groups if isinstance(group.slots.hall, RayHall)]
+    if not halls:
+        return
+    placed = GaugeMetricFamily("headrace_cluster_workers", "Workers that the Ray cluster runs now.", labels=["model"])
+    ended = CounterMetricFamily("headrace_cluster_workers_ended", "Workers that ended in the Ray cluster.", labels=["model"])
+    for model, hall in halls:
+        if isinstance(hall, RayHall):
+            placed.add_metric([model], len(hall.placed))
+            ended.add_metric([model], hall.ended)
+    yield placed
+    yield ended

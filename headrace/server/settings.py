@@ -35,7 +35,8 @@ class ServerSettings:
         ("1",),
         help="Engine processes of each model, which share threads and pages out: how many, or what each takes, such as "
         "prefill,decode (roles: all, prefill for new requests, decode for those with a first token). 1..4: as many as the load "
-        "wants. join:N@HOST:PORT: N that join from other machines (`headrace instance`).",
+        "wants. join:N@HOST:PORT: N that join from other machines (`headrace instance`). ray:N@ADDRESS: N that a Ray cluster "
+        "runs; ray:N: one of this machine.",
     )
     max_queue: int = option(256, unit="requests", minimum=1, maximum=100_000, help="Requests in flight before new ones get 429.")
     max_body_kib: int = option(8192, unit="KiB", minimum=1, maximum=1_048_576, help="Largest request body; more gets 413.")

@@ -48,10 +48,7 @@ def rotate(x: Floats, cosine: Floats, sine: Floats) -> Floats:
 def activate(kind: Activation, gate: Floats) -> tuple[Floats, Floats]:
     """The activation of ``gate`` and what its derivative needs: see :func:`activate_back`."""
     if kind == "silu":
-        inner = np.negative(gate)
-        np.exp(inner, out=inner)
-        inner += 1.0
-        np.reciprocal(inner, out=inner)
+        inner = 1.0 / (1.0 + np.exp(-gate))
         return gate * inner, inner
     inner = np.tanh(_TANH_SCALE * (gate + _TANH_CUBE * gate * gate * gate))
     return 0.5 * gate * (1.0 + inner), inner
@@ -60,11 +57,7 @@ def activate(kind: Activation, gate: Floats) -> tuple[Floats, Floats]:
 def activate_back(kind: Activation, gate: Floats, inner: Floats) -> Floats:
     """The activation's derivative at ``gate``."""
     if kind == "silu":
-        slope = np.subtract(1.0, inner, dtype=inner.dtype)
-        slope *= gate
-        slope += 1.0
-        slope *= inner
-        return slope
+        return np.asarray(inner * (1.0 + gate * (1.0 - inner)))
     slope = _TANH_SCALE * (1.0 + 3.0 * _TANH_CUBE * gate * gate)
     return np.asarray(0.5 * (1.0 + inner) + 0.5 * gate * (1.0 - inner * inner) * slope)
 

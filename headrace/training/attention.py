@@ -157,8 +157,7 @@ class AttentionBlock:
         hidden = distance < 0
         if spec.window is not None:
             hidden |= distance >= spec.window
-        seen = scores.reshape(spec.kv_heads, -1, count, keys)
-        seen += np.where(hidden, -np.inf, 0.0).astype(scores.dtype)
+        scores.reshape(spec.kv_heads, -1, count, keys)[:, :, hidden] = -np.inf
         soften(scores)
         return np.asarray(scores)
 
