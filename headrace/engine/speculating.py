@@ -113,6 +113,7 @@ class Speculating:
         right = 0
         for guess, grade, token in zip(tokens, grades, sampled, strict=False):
             correct = guess == token
+            acceptance.compare(grade, record, right=correct)
             record.observe(acceptance.chance(grade), right=correct)
             acceptance.observe(grade, right=correct)
             if not correct:

@@ -18,6 +18,9 @@ from headrace.text.open_tokenizer import open_tokenizer
 _FEWEST = 16
 """Tokens of an answer that is long enough for a rate."""
 
+_FRESH = 0.6
+"""Answers that say less than this for the first time have no rate: a server whose arithmetic derails the model would look fast."""
+
 
 @dataclass(frozen=True, slots=True)
 class SpeculationRounds:
@@ -59,7 +62,18 @@ class SpeculationRounds:
         if tokens < _FEWEST or len(found.times) < 2:
             notes.append(f"{name}, {what}: an answer of {tokens} tokens says nothing of speed")
             return math.nan
+        text = "".join(found.text)
+        if (fresh := fresh_share(text)) < _FRESH:
+            notes.append(f"{name}, {what}: goes round in circles ({fresh:.0%} of three words are new), which anybody can guess")
+            return math.nan
         return (tokens - 1) / (found.times[-1] - found.times[0])
+
+
+def fresh_share(text: str) -> float:
+    """Of all three adjacent words of a text, how many are none that stood before."""
+    words = text.split()
+    triples = list(zip(words, words[1:], words[2:], strict=False))
+    return len(set(triples)) / len(triples) if triples else 1.0
 
 
 async def _answer(url: str, prompt: Sequence[int], tokens: int) -> Stream:

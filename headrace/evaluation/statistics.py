@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 POINTS = (50, 90, 95, 99)
 _SMOOTHING_SPAN = 16
+_RARE = 5.0  # expected counts below which chi² is no chi²
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +82,34 @@ def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
     """Median of pairwise ratios: what interleaved with/without runs should be compared by. NaN for no pairs."""
     ratios = [a / b for a, b in zip(numerators, denominators, strict=True) if b]
     return statistics.median(ratios) if ratios else math.nan
+
+
+@dataclass(slots=True)
+class Fit:
+    """Pearson's chi² of counts against chances, over several independent tables. ``total`` over ``freedom`` degrees."""
+
+    total: float = 0.0
+    freedom: int = 0
+
+    def add(self, counts: Sequence[float], chances: Sequence[float]) -> None:
+        """One table: chances add up to 1. Kinds that are expected less than five times count as one."""
+        drawn = sum(counts)
+        cells = [(count, drawn * chance) for count, chance in zip(counts, chances, strict=True)]
+        rare = [cell for cell in cells if cell[1] < _RARE]
+        cells = [cell for cell in cells if cell[1] >= _RARE]
+        seen, mean = sum(count for count, _ in rare), sum(mean for _, mean in rare)
+        if mean > 0.0:
+            cells.append((seen, mean))
+        elif seen:
+            self.total = math.inf  # what can't be, was
+        self.total += sum((count - mean) ** 2 / mean for count, mean in cells)
+        self.freedom += max(0, len(cells) - 1)
+
+    @property
+    def p(self) -> float:
+        """The chance that counts which follow the chances fit less well; Wilson's and Hilferty's approximation."""
+        if not self.freedom:
+            return 0.0 if self.total else 1.0
+        spread = 2.0 / (9.0 * self.freedom)
+        deviate = ((self.total / self.freedom) ** (1 / 3) - (1.0 - spread)) / math.sqrt(spread)
+        return 0.5 * math.erfc(deviate / math.sqrt(2.0))

@@ -12,7 +12,7 @@ import pytest
 from headrace.errors import HeadraceError
 from headrace.evaluation.contestants import Contestant
 from headrace.evaluation.measures import Measure
-from headrace.evaluation.peer_speculation import SpeculationRounds
+from headrace.evaluation.peer_speculation import SpeculationRounds, fresh_share
 from headrace.evaluation.peers import PeerSettings, compare
 from headrace.evaluation.results import plot_peers, results_page
 from headrace.models.catalog import find_model
@@ -96,3 +96,9 @@ def test_a_server_that_does_not_answer_has_no_rate_and_a_line() -> None:
     assert [measure.what for measure in found.measures] == ["copy", "edit", "code", "extract", "chat"]
     assert all(math.isnan(measure.values["gone"][0]) for measure in found.measures)
     assert len(found.notes) == 5
+
+
+def test_an_answer_that_goes_round_in_circles_is_noticed() -> None:
+    assert fresh_share("Classes " * 40) < 0.1
+    assert fresh_share("1. Oil the gate. 2. Feed the horses. 3. Mend the roof.") == 1.0
+    assert fresh_share("yes") == 1.0

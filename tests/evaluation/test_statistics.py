@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.evaluation.statistics import Promise, keeps, median_ratio, percentile, smoothed, summarize
+from headrace.evaluation.statistics import Fit, Promise, keeps, median_ratio, percentile, smoothed, summarize
 
 FLOATS = st.floats(-1e6, 1e6)
 
@@ -46,3 +46,22 @@ def test_promise_punishes_a_stall_that_an_average_hides() -> None:
 
 def test_median_ratio_pairs_interleaved_runs() -> None:
     assert median_ratio([2, 4, 90], [1, 2, 30]) == 2
+
+
+def test_counts_that_follow_other_chances_are_noticed() -> None:
+    rng = np.random.default_rng(1)
+    chances = rng.dirichlet(np.ones(50), 20)
+    for power, likely in ((1.0, True), (0.8, False)):
+        fit = Fit()
+        for row in chances:
+            other = row**power / (row**power).sum()
+            fit.add(rng.multinomial(2000, row).tolist(), other.tolist())
+        assert fit.freedom > 700
+        assert (fit.p > 0.01) == likely
+    assert Fit().p == 1.0
+
+
+def test_what_cannot_be_is_never_a_fit() -> None:
+    fit = Fit()
+    fit.add([50, 50, 1], [0.5, 0.5, 0.0])
+    assert fit.p == 0.0

@@ -107,7 +107,7 @@ def grid(bench: Bench, conditions: Conditions) -> tuple[list[Claim], list[Series
     to_off: list[float] = []
     to_best: list[float] = []
     for streams in batches:
-        submits = batch(bench, streams, 32 // streams + 8 if conditions.quick else 64 // streams + 12, streams)
+        submits = batch(bench, streams, 64 // streams + 12, streams)
         answers = answers_of(bench, submits)
         for rate in rates:
             conditions.report(f"{streams} streams, {rate:.0%} right", len(to_off), len(batches) * len(rates))

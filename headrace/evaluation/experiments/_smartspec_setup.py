@@ -64,7 +64,8 @@ class FixedTimes(Cost):
 class Forced:
     """Drafts whose tokens are right with a given chance each, whatever the model: acceptance by force, said where it is used.
 
-    ``answers``: what is said behind each prompt without drafts. ``chances``: by prompt, in the order of ``answers``.
+    ``answers``: what is said behind each prompt without drafts. ``chances``: by prompt, in the order of ``answers``. Which tokens
+    of an answer are guessed rightly is drawn once, so that whoever verifies other lengths of the same drafts has the same luck.
     """
 
     name = "forced"
@@ -73,9 +74,12 @@ class Forced:
     depth = MOST_DRAFTED
 
     def __init__(self, answers: Mapping[tuple[int, ...], Sequence[int]], chances: Sequence[float], seed: int) -> None:
-        self._answers = answers
+        rng = random.Random(seed)
         self._chances = dict(zip(answers, chances, strict=True))
-        self._rng = random.Random(seed)
+        self._guesses = {
+            prompt: [token if rng.random() < self._chances[prompt] else token ^ 1 for token in said]
+            for prompt, said in answers.items()
+        }
 
     def serves(self, stream: Stream) -> bool:
         """Any."""
@@ -97,12 +101,11 @@ class Forced:
 
     def _propose(self, stream: Stream, most: int) -> Proposal | None:
         prompt = tuple(stream.tokens[: stream.prompt_length])
-        if prompt not in self._answers:
+        if prompt not in self._guesses:
             return None
-        chance, said = self._chances[prompt], len(stream.tokens) - stream.prompt_length
-        tokens = self._answers[prompt][said : said + most]
-        tokens = [token if self._rng.random() < chance else token ^ 1 for token in tokens]
-        return Proposal(tokens, [int(10 * chance)] * len(tokens)) if tokens else None
+        said = len(stream.tokens) - stream.prompt_length
+        tokens = self._guesses[prompt][said : said + most]
+        return Proposal(tokens, [min(9, int(10 * self._chances[prompt]))] * len(tokens)) if tokens else None
 
 
 class Mark(NamedTuple):

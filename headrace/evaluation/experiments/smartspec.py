@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from headrace.evaluation.experiment import Conditions, Experiment, Findings
+from headrace.evaluation.experiments._smartspec_distribution import distribution
 from headrace.evaluation.experiments._smartspec_drafts import drafts
 from headrace.evaluation.experiments._smartspec_runs import beyond, cost, exact, foreseen, grid, single, swing
 from headrace.evaluation.trials import Bench
@@ -11,7 +12,7 @@ from headrace.evaluation.trials import Bench
 def run(conditions: Conditions) -> Findings:
     """All measurements on one loaded model."""
     with Bench(conditions) as bench:
-        claims = exact(bench, conditions) + single(bench, conditions)
+        claims = exact(bench, conditions) + distribution(bench, conditions) + single(bench, conditions)
         cells, series = grid(bench, conditions)
         claims += cells + foreseen(bench, conditions) + swing(bench, conditions)
         claims += cost(bench, conditions) + beyond(bench, conditions)

@@ -115,10 +115,18 @@ function card(name, part, feed) {
   const entries = Object.entries(part).filter(([field, value]) => typeof value === "number" && field !== "page_bytes");
   if (!entries.some(([, value]) => value > 0)) return null;
   const read = (field) => feed.rates((sum) => (name === "prefix" ? prefix(sum)[field] : sum[name]?.[field]) ?? 0);
-  return panel(title, note, h("dl", { class: "facts" }, entries.map(([field, value]) => {
+  return panel(title, note, name === "speculation" ? helps(part) : null, h("dl", { class: "facts" }, entries.map(([field, value]) => {
     const rate = last(read(field));
     return h("div", null, h("dt", null, plain(field.replace(/_seconds$/, " time"))), h("dd", null, field.endsWith("_seconds") ? seconds(value) : brief(value), rate > 0.05 ? h("small", null, `${brief(rate)}/s`) : null));
   })));
+}
+
+// What guessing brings: a stream's steps yield one token each without it, and those that were right come on top.
+function helps({ drafted, accepted, ...rest }) {
+  const steps = Object.entries(rest).reduce((sum, [field, value]) => (field.startsWith("streams_") ? sum + value : sum), 0);
+  const guessing = steps - rest.streams_0;
+  if (!guessing) return h("p", { class: "hint" }, "Nothing was worth guessing: every step computes one row for a stream, as without speculation.");
+  return h("p", { class: "hint" }, `${brief(1 + accepted / steps)} tokens a step and stream. ${brief((100 * guessing) / steps)} % of the steps checked guesses, of which ${brief((100 * accepted) / drafted)} % were right.`);
 }
 
 function modelTable(models) {
