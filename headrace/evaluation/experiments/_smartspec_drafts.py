@@ -49,7 +49,7 @@ def _build(conditions: Conditions, speculation: str) -> BuiltEngine:
 
 def _claims(pair: _Pair, temperature: float, conditions: Conditions) -> list[Claim]:
     conditions.report("a model in 16 bits, its 4-bit form drafts", 1, 2)
-    tokens, rounds = (48, 3) if conditions.quick else (128, 7)
+    tokens, rounds = (40, 2) if conditions.quick else (96, 5)
     ratios, steps, same = [], 0, 0
     for submit in rendered(pair.plain.model, TALKS, tokens).values():
         asked = msgspec.structs.replace(submit, params=msgspec.structs.replace(submit.params, temperature=temperature, seed=1))
