@@ -32,6 +32,7 @@ def peers(settings: PeerSettings, json_file: Path | None, plot_file: Path | None
     \b
     headrace bench peers --peer llama.cpp=/path/to/llama-server
     headrace bench peers --peer llama.cpp=peers/bin/python --streams 1 --streams 32 --json peers.json
+    headrace bench peers --workload speculation --output 96 --peer "lookup=/path/to/llama-server --spec-type ngram-simple"
     headrace bench peers --peer "fa=/path/to/llama-server -fa on" --peer openvino-genai=ov/bin/python --plot peers.png
     """
     model_file = find_model(settings.model).path
@@ -69,7 +70,8 @@ def _print(settings: PeerSettings, found: Comparison, names: list[str]) -> None:
     for name in names[1:]:
         heads += [name, "times better"]
     heads += ["than the best"] if len(names) > 2 else []
-    title = f"{settings.prompt} tokens in, {settings.output} out, {settings.threads} threads, medians of {settings.rounds}"
+    load = "chats of up to" if settings.workload == "speculation" else f"{settings.prompt} tokens in,"
+    title = f"{load} {settings.output} out, {settings.threads} threads, medians of {settings.rounds}"
     stdout().print(table(title, tuple(heads), rows, left=2))
     for note in found.notes:
         stdout().print(note, style="yellow", markup=False)

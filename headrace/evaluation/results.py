@@ -76,8 +76,15 @@ def _peers(run: Mapping[str, Any]) -> str:
     """Medians of each server, and headrace's median ratio to each other one."""
     settings, measures = run["settings"], [_measure(measure) for measure in run["measures"]]
     others = [name for name in measures[0].values if name != "headrace"]
-    lines = ["## Beside other servers", ""]
-    lines += [f"`headrace bench peers`: {settings['prompt']} tokens in, {settings['output']} out, {settings['threads']} threads, "]
+    if settings.get("workload") == "speculation":
+        lines = ["## Speculation beside other servers", ""]
+        lines += ["`headrace bench peers --workload speculation`: single greedy answers to chat messages, up to "]
+        lines[-1] += f"{settings['output']} tokens, {settings['threads']} threads, "
+    else:
+        lines = ["## Beside other servers", ""]
+        lines += [
+            f"`headrace bench peers`: {settings['prompt']} tokens in, {settings['output']} out, {settings['threads']} threads, "
+        ]
     lines[-1] += f"medians of {settings['rounds']} rounds in turns. Peers as `benchmarks/README.md` says."
     lines[-1] += " Ratios are medians over the rounds: above 1 headrace is so many times better."
     heads = ["", "unit", "headrace", *(head for name in others for head in (name, "times better"))]

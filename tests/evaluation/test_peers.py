@@ -102,3 +102,14 @@ def test_an_answer_that_goes_round_in_circles_is_noticed() -> None:
     assert fresh_share("Classes " * 40) < 0.1
     assert fresh_share("1. Oil the gate. 2. Feed the horses. 3. Mend the roof.") == 1.0
     assert fresh_share("yes") == 1.0
+
+
+def test_recorded_guesses_have_a_table_of_their_own(tmp_path: Path) -> None:
+    measure = {"what": "copy", "unit": "output tok/s", "values": {"headrace": [500.0], "other": [100.0]}}
+    settings = asdict(PeerSettings(workload="speculation", output=96)) | {"peer": ["other"]}
+    run = {"kind": "peers", "machine_line": "a machine", "settings": settings, "measures": [measure]}
+    (tmp_path / "peers_speculation.json").write_text(json.dumps(run))
+    page = results_page(tmp_path)
+    assert "## Speculation beside other servers" in page
+    assert "up to 96 tokens" in page
+    assert "| copy | output tok/s | 500 | 100 | 5.00× |" in page
