@@ -19,6 +19,7 @@ from headrace.scheduling.settings import SchedulingSettings
 _PLAIN = SchedulingSettings(gap_target_ms=60_000)
 _PROMPT = "The capital of France is"
 _TOP, _TOKENS, _CHOICES = 50, 3, 16
+_AT_ONCE = 32  # requests that are submitted together
 
 
 def distribution(bench: Bench, conditions: Conditions) -> list[Claim]:
@@ -33,7 +34,8 @@ def distribution(bench: Bench, conditions: Conditions) -> list[Claim]:
         Submit(number, prompt, SamplingParams(max_tokens=_TOKENS, n=_CHOICES, top_k=_TOP, seed=number, ignore_eos=True))
         for number in range(20 if conditions.quick else 200)
     ]
-    said = [trace.tokens for trace in run_all(engine, submits).values()]
+    parts = (submits[first : first + _AT_ONCE] for first in range(0, len(submits), _AT_ONCE))
+    said = [trace.tokens for part in parts for trace in run_all(engine, part).values()]
     fit, drawn = Fit(), 0
     for place in range(1, _TOKENS):
         counts = Counter(tokens[place] for tokens in said if tokens[:place] == likely[:place])
