@@ -67,4 +67,5 @@ def _logits(bench: Bench, tokens: Sequence[int]) -> Float32:
         output_rows=np.array([count - 1], np.int32),
     )  # fmt: skip
     bench.built.chain.forward(batch, bench.built.arena.rows)
-    return bench.built.chain.logits(0, 1)[0].copy()
+    logits: Float32 = bench.built.chain.logits(0, 1)[0].copy()
+    return logits
