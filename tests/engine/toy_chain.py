@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from knowing import FreeRows
@@ -140,7 +140,7 @@ class Result:
     finish: str | None = None
     stop_token: int | None = None
     embedding: list[float] | None = None
-    cached_tokens: int = 0
+    cached_tokens: int = field(default=0, compare=False)  # depends on when others came, as tokens never do
 
 
 Results = dict[tuple[int, int], Result]
