@@ -14,11 +14,13 @@ from pathlib import Path
 from headrace import __version__
 from headrace.engine.adapters import Adapters
 from headrace.engine.adapting import Adapting
+from headrace.engine.allowance import Allowance
 from headrace.engine.calibration import Calibration, calibrate, load, save, store_path
 from headrace.engine.drafting_model import Draft, Openers, Served, open_draft
 from headrace.engine.grammars import LazyGrammars
 from headrace.engine.identity import kernels_id, page_identity
 from headrace.engine.keeping import DiskKeeping
+from headrace.engine.lending_wire import Lending
 from headrace.engine.loop import Engine, EngineParts
 from headrace.engine.machine import cpu_name, usable_cores
 from headrace.engine.moving import Moving
@@ -75,6 +77,7 @@ class BuiltEngine:
     calibration: Calibration
     load_seconds: float
     draft: Draft | None = None
+    allowance: Allowance | None = None
 
     @property
     def ready(self) -> Ready:
@@ -82,7 +85,7 @@ class BuiltEngine:
         limits, pool = self.engine.limits, self.engine.scheduler.pool
         return Ready(
             model=self.model.name, context_length=limits.context_length, vocab=limits.vocab, hidden=self.chain.config.hidden,
-            pages_total=pool.total, page_tokens=pool.page_tokens, load_seconds=self.load_seconds,
+            pages_total=pool.usable, page_tokens=pool.page_tokens, load_seconds=self.load_seconds,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -98,11 +101,13 @@ class BuildOptions:
     """How to build: ``progress`` is told of files being put together.
 
     ``views``: whether sequences are read as contiguous views; ``None``: where the chain gains by it, which is torch.
+    ``lending``: the pool's memory is shared with other models.
     """
 
     scheduling: SchedulingSettings = field(default_factory=SchedulingSettings)
     progress: Progress | None = None
     views: bool | None = None
+    lending: Lending | None = None
 
 
 def build_engine(settings: EngineSettings, options: BuildOptions | None = None) -> BuiltEngine:
@@ -118,12 +123,15 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
     kv = kv_format(settings.kv, settings.device)
     chain = make_chain(model, settings.device, threads, kv)
     context = context_length(model.config, settings)
-    arena, viewing = make_pool(chain, pool_pages(chain, context, settings), context, options)
+    own = pool_pages(chain, context, settings)
+    most = max(own, options.lending.most // chain.page_layout.page_bytes) if options.lending is not None else own
+    arena, viewing = make_pool(chain, most, context, options)
     identity = {"model": model.name, "device": settings.device, "weights": settings.weights, "threads": threads, "kv": kv}
     calibration = _calibration(chain, arena, identity)
     swap = swap_options(settings, arena)
     keep = keep_options(settings, arena)
     scheduler = make_scheduler(options.scheduling, arena.pages, chain, calibration, swap, keep)
+    allowance = Allowance(scheduler, arena, options.lending, own) if options.lending is not None else None
     arena.touch_ahead(0)
     adapting = make_adapting(scheduler, arena, original)
     training = make_training(scheduler, arena, model, threads, context)
@@ -132,7 +140,7 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
     parts = EngineParts(
         chain=chain, pages=arena.rows, scheduler=scheduler, sampler=make_sampler(chain, threads),
         limits=Limits(
-            model.config.vocab, min(context, arena.pages * chain.page_layout.tokens), model.config.eos_ids, settings.seed,
+            model.config.vocab, min(context, own * chain.page_layout.tokens), model.config.eos_ids, settings.seed,
             model.config.pooling or "mean",
         ),
         grammars=LazyGrammars(lambda: open_tokenizer(model.tokenizer_source), model.config.vocab),
@@ -141,7 +149,7 @@ def build_engine(settings: EngineSettings, options: BuildOptions | None = None) 
         keeping=make_keeping(scheduler, arena, keep_folder(), page_identity(model, settings)) if keep is not None else None,
         adapting=adapting, training=training, speculating=make_speculating(settings.speculation, scheduler, draft),
     )  # fmt: skip
-    return BuiltEngine(Engine(parts), model, chain, arena, threads, calibration, time.perf_counter() - began, draft)
+    return BuiltEngine(Engine(parts), model, chain, arena, threads, calibration, time.perf_counter() - began, draft, allowance)
 
 
 def make_pool(chain: ChainRunner, pages: int, context: int, options: BuildOptions) -> tuple[Arena, Viewing | None]:
@@ -300,7 +308,7 @@ def make_adapting(scheduler: Scheduler, arena: Arena, model: OpenModel) -> Adapt
 def make_training(scheduler: Scheduler, arena: Arena, model: OpenModel, threads: int, context: int) -> Training:
     """Fine-tuning of a model on its weights as they are served, in pages of its pool: half of it at most, one context less."""
     pool, settings = scheduler.pool, scheduler.settings
-    leave = max(pool.total // 2, pool.pages_for(context))
+    leave = max(pool.lasting // 2, pool.pages_for(context))
     target = settings.gap_target_ms / 1000 if settings.gap_target_ms is not None else None
     bound = scheduler.budget.seconds if scheduler.budget.seconds is not None else math.inf
     backbone = partial(Backbone, model.config, model.weights, matrices=partial(packed_again, model))

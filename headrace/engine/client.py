@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
+from headrace.engine.lending_wire import Allow, Lending
 from headrace.engine.relocation_wire import ApiMessage, EngineMessage
 from headrace.engine.request_stream import RequestStream
 from headrace.engine.settings import EngineSettings
@@ -50,7 +51,7 @@ MOST_REPORTS = 2048
 class EngineClient:
     """One engine process, seen from an asyncio program. Not thread-safe: use it from its event loop only.
 
-    ``on_training``, an attribute, hears what happens to fine-tuning jobs.
+    ``on_training``, an attribute, hears what happens to fine-tuning jobs; ``lending``, another one, is told to the engine at start.
     ``on_death`` is called once, with the ``engine_dead`` error, when an engine that had started ends without having been told to.
     ``command`` starts the engine process; it gets the number of its end of the socket as last argument.
     """
@@ -63,6 +64,7 @@ class EngineClient:
         self._command = tuple(command or self.command)
         self._streams: dict[int, RequestStream] = {}
         self._calls: dict[int, asyncio.Future[AdapterAnswer | AdapterList]] = {}
+        self.lending: Lending | None = None
         self._gauges = Gauges()
         self._reports: deque[StepReport] = deque(maxlen=MOST_REPORTS)
         self._ready: Ready | None = None
@@ -109,7 +111,7 @@ class EngineClient:
             theirs.close()
         transport, _ = await loop.create_unix_connection(lambda: _Connection(self), sock=ours)
         self._transport = transport
-        self._send(Start(settings, scheduling or SchedulingSettings(), instance))
+        self._send(Start(settings, scheduling or SchedulingSettings(), instance, self.lending))
 
     @property
     def ready(self) -> Ready | None:
@@ -157,6 +159,11 @@ class EngineClient:
         """Ask for reports of the steps of the next seconds; :meth:`take_reports` gives them. Nothing before it is ready."""
         if self.ready is not None:
             self._send(Watch(seconds))
+
+    def allow(self, size: int) -> None:
+        """Let the pages of an engine with :attr:`lending` take so many bytes; its gauges show when they do."""
+        if self.ready is not None:
+            self._send(Allow(size))
 
     def take_reports(self) -> list[StepReport]:
         """Reports that came since the last call, the newest 2,048 at most."""

@@ -48,7 +48,7 @@ def gather_gauges(scheduler: Scheduler, totals: Totals, compiling: int, parts: P
     counters = scheduler.counters
     return Gauges(
         running=scheduler.running, waiting=scheduler.waiting + compiling,
-        pages_total=scheduler.pool.total, pages_free=scheduler.pool.free, steps=counters.steps,
+        pages_total=scheduler.pool.usable, pages_free=scheduler.pool.free, steps=counters.steps,
         step_seconds=totals.step_seconds, overhead_seconds=totals.overhead_seconds,
         prompt_tokens=counters.prompt_tokens, generated_tokens=counters.generated,
         preemptions=counters.preemptions, recomputed_tokens=counters.recomputed,

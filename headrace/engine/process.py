@@ -14,8 +14,10 @@ import sys
 
 import msgspec
 
+from headrace.engine.allowance import Allowance
 from headrace.engine.build import BuildOptions, BuiltEngine, build_engine, page_checksum
 from headrace.engine.identity import content_identity, page_identity
+from headrace.engine.lending_wire import Allow
 from headrace.engine.loop import Engine
 from headrace.engine.machine import return_memory
 from headrace.engine.page_channel import Channel, PageListener
@@ -59,13 +61,21 @@ GOODBYE_SECONDS = 10.0
 class EngineServer:
     """Serves one connection with one engine until it drains or the peer goes."""
 
-    def __init__(self, engine: Engine, connection: EngineSocket, relocating: Relocating | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        connection: EngineSocket,
+        relocating: Relocating | None = None,
+        allowance: Allowance | None = None,
+    ) -> None:
         self._engine = engine
+        self._allowance = allowance
         self._relocating = relocating
         self._connection = connection
         self._draining = False
         self._checked_steps = -1
-        self._untold = False  # adapters or jobs have changed since the last gauges
+        self._untold = allowance is not None  # adapters, jobs or the pool's size have changed since the last gauges
+        self._blocked: tuple[int, int] | None = None  # (waiting, pages) as last told while no step could run
 
     def run(self) -> None:
         """Messages at the border of steps, steps while there is work, sleep else. Returns when drained; raises PeerGone."""
@@ -84,6 +94,8 @@ class EngineServer:
     def _turn(self) -> None:
         engine = self._engine
         told = self._relocate()
+        if self._allowance is not None and self._allowance.follow():
+            self._untold = True
         outputs = engine.step()
         for refused in engine.take_refused():
             self._connection.send(refused)
@@ -110,8 +122,18 @@ class EngineServer:
             idle = FILE_WAIT if engine.training is not None and engine.training.active else None
             self._connection.wait(0.0 if self._draining else idle)
         else:
+            if self._allowance is not None:
+                self._tell_blocked()
             seconds = COMPILING_WAIT if engine.compiling else BLOCKED_WAIT
             self._connection.wait(0.0 if engine.moving else seconds)  # a step waits for pages by itself
+
+    def _tell_blocked(self) -> None:
+        """Requests wait and no step can run: who lends pages must hear of it, once."""
+        scheduler = self._engine.scheduler
+        state = (scheduler.waiting, scheduler.pool.usable)
+        if state != self._blocked:
+            self._blocked = state
+            self._connection.send(StepOutputs([], self._engine.gauges()))
 
     def _train(self) -> bool:
         """Units of fine-tuning, after what the step gave has been sent; any message ends them."""
@@ -148,6 +170,10 @@ class EngineServer:
                 self._draining = True
             case Watch():
                 self._engine.watch.extend(message.seconds)
+            case Allow():
+                if self._allowance is None:
+                    raise FrameError("this engine shares its pool with nobody")
+                self._allowance.allow(message.bytes)
             case RegisterAdapter() | RemoveAdapter() | PinAdapter() | ListAdapters():
                 self._ask(message)
             case StartTraining() | StopTraining():
@@ -211,8 +237,10 @@ def serve(connection: EngineSocket) -> int:
                 built.engine.taken = 0
                 if is_network(start.instance.address):
                     ready = msgspec.structs.replace(ready, identity=channel.identity)
+            if built.allowance is not None:
+                built.engine.taken = 0  # its load is told with every step
             connection.send(ready)
-            EngineServer(built.engine, connection, relocating).run()
+            EngineServer(built.engine, connection, relocating, built.allowance).run()
         finally:
             if relocating is not None:
                 relocating.close()
@@ -252,7 +280,7 @@ def _build(start: Start, connection: EngineSocket) -> BuiltEngine | None:
     if start.instance is not None and start.instance.cores:
         os.sched_setaffinity(0, start.instance.cores)  # before any thread is made, so that all of them stay there
     try:
-        built = build_engine(start.settings, BuildOptions(start.scheduling))
+        built = build_engine(start.settings, BuildOptions(start.scheduling, lending=start.lending))
     except HeadraceError as error:
         _say_failed(connection, Failed(error.code, error.message))
         return None

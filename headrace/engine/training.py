@@ -293,8 +293,8 @@ class Training:
         """Pages that a job takes. Raises ``invalid_value`` when it could never have them (``at_all``)."""
         page = int(self._parts.rows[:1].size)
         pages = -(-job_bytes(self._parts.config, start.settings, self._parts.threads, keep_both=keep_both) // page) + 1
-        if at_all and pages > self._parts.pool.total - self._parts.leave:
-            room = (self._parts.pool.total - self._parts.leave) * page / 2**20
+        if at_all and pages > self._parts.pool.lasting - self._parts.leave:
+            room = (self._parts.pool.lasting - self._parts.leave) * page / 2**20
             message = (
                 f"a job of max_tokens {start.settings.max_tokens} needs {pages * page / 2**20:,.0f} MiB of the page pool, "
                 f"which leaves {max(room, 0):,.0f} MiB to training: lower max_tokens or raise pool_mib"

@@ -52,7 +52,7 @@ class JobPages:
 
 def take_pages(pool: PagePool, count: int, leave: int) -> list[int] | None:
     """``count`` pages if ``leave`` pages stay free of any job, else ``None``."""
-    if pool.available - count < 0 or pool.total - count < leave:
+    if pool.available - count < 0 or pool.lasting - count < leave:
         return None
     return pool.allocate(count)
 

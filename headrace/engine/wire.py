@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from headrace.engine.lending_wire import Allow, Lending
 from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.settings import EngineSettings
 from headrace.engine.training_wire import (
@@ -42,6 +43,7 @@ class Start(msgspec.Struct, tag="start", frozen=True):
     settings: EngineSettings
     scheduling: SchedulingSettings = msgspec.field(default_factory=SchedulingSettings)
     instance: Instance | None = None
+    lending: Lending | None = None
 
 
 class AdapterUse(msgspec.Struct, frozen=True, array_like=True):
@@ -382,19 +384,7 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
 
 
 AdapterCall = RegisterAdapter | RemoveAdapter | PinAdapter | ListAdapters
-EngineInbound = (
-    Start
-    | Submit
-    | Cancel
-    | Drain
-    | Watch
-    | RegisterAdapter
-    | RemoveAdapter
-    | PinAdapter
-    | ListAdapters
-    | StartTraining
-    | StopTraining
-)
+EngineInbound = Start | Submit | Cancel | Drain | Watch | AdapterCall | StartTraining | StopTraining | Allow
 EngineOutbound = (
     StepOutputs | Refused | Ready | Failed | AdapterAnswer | AdapterList | TrainingProgress | TrainingCheckpoint | TrainingEnded
 )

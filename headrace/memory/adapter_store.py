@@ -68,7 +68,7 @@ class AdapterStore:
 
     def __init__(self, pool: PagePool, ahead_share: float = 0.1) -> None:
         self._pool = pool
-        self._ahead_limit = int(pool.total * ahead_share)
+        self._ahead_limit = int(pool.lasting * ahead_share)
         self._known: dict[int, AdapterRecord] = {}
         self._current: dict[str, AdapterRecord] = {}
         self._next = 1
@@ -100,9 +100,9 @@ class AdapterStore:
 
         Raises ``invalid_value`` for an adapter that the whole pool could not hold.
         """
-        if not 1 <= size <= self._pool.total:
+        if not 1 <= size <= self._pool.lasting:
             raise HeadraceError(
-                "invalid_value", f"adapter {name[:64]!r} takes {size} pages, the pool has {self._pool.total}", param="lora_path"
+                "invalid_value", f"adapter {name[:64]!r} takes {size} pages, the pool has {self._pool.lasting}", param="lora_path"
             )
         if name in self._current:
             self.retire(name)

@@ -17,6 +17,7 @@ from headrace.memory.address_space import LinuxSpace
 
 AHEAD_BYTES = 24 * 2**20  # what is kept touched beyond the pages in use: a few large steps of prompts
 _TOUCH_BYTES = 4 * 2**20  # about 4 ms of zeroing: short enough to stop at, long enough to cost nothing
+_MADV_REMOVE = 9  # free what lies there in the file itself, too
 _MADV_POPULATE_WRITE = 23  # Linux 5.14: fault pages in without changing what they hold
 
 
@@ -53,6 +54,7 @@ class Arena:
             raise HeadraceError("invalid_setting", message, param="pages") from None
         self.bytes: npt.NDArray[np.uint8] = self.rows[:pages]
         self.touched_bytes = 0
+        self.most_ahead = pages  # no page behind these is touched ahead
         self._populate = _madvise()
         self.huge_pages = self._ask_for_huge_pages()
         self._touching = threading.Lock()
@@ -112,13 +114,28 @@ class Arena:
 
         Memory nobody needs is never taken from the system, and no step waits for what it needs.
         """
-        if pages * self.page_bytes + AHEAD_BYTES // 2 <= self._asked * self.page_bytes or self._asked == self.pages:
+        if pages * self.page_bytes + AHEAD_BYTES // 2 <= self._asked * self.page_bytes or self._asked >= self.most_ahead:
             return
-        self._asked = min(self.pages, pages + max(1, AHEAD_BYTES // self.page_bytes))
+        self._asked = min(self.most_ahead, pages + max(1, AHEAD_BYTES // self.page_bytes))
         if self._toucher is None:
             self._toucher = threading.Thread(target=self._keep_ahead, name="headrace-touch", daemon=True)
             self._toucher.start()
         self._wanted.set()
+
+    def give_up(self, page: int, count: int) -> bool:
+        """Give the memory of adjacent pages back to the system; they read as zeros and take memory again when they are written.
+
+        Only whole pages of the system go. One that can't do it leaves all as it is, which costs memory and nothing else: False.
+        """
+        done = True
+        with self._touching:
+            for strip in range(self.strips):
+                first = strip * self._stride + page * self._strip_bytes
+                start = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
+                length = (first + count * self._strip_bytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
+                if length > 0:
+                    done = not self._populate(self._space.memory.ctypes.data + start, length, _MADV_REMOVE) and done
+        return done
 
     def _keep_ahead(self) -> None:
         while not self._closed:

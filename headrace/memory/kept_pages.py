@@ -281,7 +281,7 @@ class KeptPages:
     def _affordable(self, pages: list[int]) -> list[int] | None:
         """As many of the pages as may stay in the pool till they are written; ``None``: not now."""
         pinned = sum(self.pool.references(page) == 0 for page in pages)
-        excess = pinned - self.pool.total // _PINNED_SHARE
+        excess = pinned - self.pool.lasting // _PINNED_SHARE
         if excess > 0:
             pages, pinned = pages[:-excess], pinned - excess
         return pages if pinned <= self.pool.available // _PINNED_SHARE else None

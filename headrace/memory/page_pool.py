@@ -23,11 +23,14 @@ class PagePool:
     (``after``) and how many more it may want (``want``): it gets the pages behind its own, else the shortest free run that
     holds all of that, else the longest. What it may want is kept back behind it, and is nobody's property: when no other
     page is free, the longest such stretch is cut from its end. An operation on a run costs O(log runs).
+
+    Pages may be out of use for a time (:meth:`withhold`, :meth:`give_back`), because their memory is needed elsewhere.
+    ``lasting`` is what the pool has at least once that is over: nobody may need more than that by itself.
     """
 
     __slots__ = (
-        "_cached", "_epochs", "_kept", "_marked", "_open", "_references",
-        "on_forget", "page_tokens", "reach", "reserved", "total",
+        "_cached", "_epochs", "_kept", "_marked", "_open", "_references", "_withheld",
+        "lasting", "on_forget", "page_tokens", "reach", "reserved", "total",
     )  # fmt: skip
 
     def __init__(self, total: int, page_tokens: int) -> None:
@@ -35,7 +38,7 @@ class PagePool:
             raise HeadraceError("invalid_value", f"a page pool needs at least 1 page, not {total}", param="total")
         if page_tokens < 1:
             raise HeadraceError("invalid_value", f"a page holds at least 1 token, not {page_tokens}", param="page_tokens")
-        self.total = total
+        self.total = self.lasting = total
         self.page_tokens = page_tokens
         self.reserved = 0
         self.reach = 0  # pages 0 … reach - 1 are all that was ever taken
@@ -43,6 +46,7 @@ class PagePool:
         self._open = FreeRuns()
         self._open.add(0, total)
         self._kept = FreeRuns()  # blank as well; each of these runs lies behind a held page whose owner may want it next
+        self._withheld = FreeRuns()
         self._cached: OrderedDict[int, None] = OrderedDict()  # the first one is the first to become blank
         self._marked = bytearray(total)  # 1: the content is worth keeping
         self._references = [0] * total
@@ -64,9 +68,14 @@ class PagePool:
         return self._open.count + self._kept.count + len(self._cached) - self.reserved
 
     @property
+    def usable(self) -> int:
+        """Pages that are not withheld."""
+        return self.total - self._withheld.count
+
+    @property
     def held(self) -> int:
         """Pages with at least one owner."""
-        return self.total - self.free
+        return self.usable - self.free
 
     def pages_for(self, tokens: int) -> int:
         """Pages that hold ``tokens`` positions."""
@@ -160,12 +169,37 @@ class PagePool:
             del self._cached[page]
             self._open.add(page, 1)
 
+    def withhold(self, count: int) -> list[tuple[int, int]]:
+        """Take up to ``count`` pages out of use that nobody holds or was promised, cached ones last. Returns the runs."""
+        count = max(0, min(count, self.available))
+        while self._cached and self._open.count + self._kept.count < count:
+            self.on_forget(next(iter(self._cached)))
+        taken: list[tuple[int, int]] = []
+        while count:
+            runs = self._open if self._open.count else self._kept
+            start, length = runs.longest()
+            length = min(length, count)
+            taken.append((runs.take_last(start, length), length))
+            self._withheld.add(*taken[-1])
+            count -= length
+        return taken
+
+    def give_back(self, count: int) -> None:
+        """Let up to ``count`` withheld pages be used again."""
+        count = min(count, self._withheld.count)
+        while count:
+            start, length = self._withheld.longest()
+            length = min(length, count)
+            self._withheld.take(start, length)
+            self._open.add(start, length)
+            count -= length
+
     def cached_pages(self) -> Iterable[int]:
         """Cached pages, the first to become blank first."""
         return self._cached.keys()
 
     def check_integrity(self, holders: Iterable[Sequence[int]] | None = None) -> None:
-        """Prove that each page is blank xor cached xor held and that counts add up.
+        """Prove that each page is blank xor cached xor held xor withheld and that counts add up.
 
         ``holders``, when given, must be the page lists of all owners. Raises ``AssertionError`` naming the first page at fault.
         O(pages).
@@ -175,12 +209,15 @@ class PagePool:
         free = blank | self._cached.keys()
         _require(0 <= self.reserved <= len(free), f"{self.reserved} pages reserved of {len(free)} free")
         _require(len(free) == sum(length for _, length in runs) + len(self._cached) == self.free, "a page is free twice")
+        away = {page for start, length in self._withheld for page in range(start, start + length)}
+        _require(len(away) == self._withheld.count and not away & free, "a page is withheld twice, or free as well")
         for start, _ in self._kept:
             _require(start > 0 and self._references[start - 1] > 0, f"page {start} is kept back for nobody")
         for page, count in enumerate(self._references):
             _require(count >= 0, f"page {page} has {count} owners")
-            _require((count == 0) == (page in free), f"page {page} has {count} owners and free is {page in free}")
-            _require(not (page in blank and self._marked[page]), f"page {page} is blank and marked as kept")
+            unused = page in free or page in away
+            _require((count == 0) == unused, f"page {page} has {count} owners and free is {page in free}")
+            _require(not (self._marked[page] and (page in blank or page in away)), f"page {page} is blank and marked as kept")
             _require(page not in self._cached or self._marked[page] == 1, f"page {page} is cached and not marked as kept")
         _require(free <= set(range(self.total)), "an unknown page is free")
         if holders is not None:

@@ -204,8 +204,8 @@ class AdapterPresence:
         able to run. Raises ``invalid_value`` when they are not, when too much would be kept, or when there is no room now.
         """
         kept = sum(self.store.get(generation).size for generation in self._kept) + size
-        if kept > self._pool.total // _MOST_KEPT:
-            message = f"pinned adapters would take {kept} pages, at most half of the pool's {self._pool.total} may be pinned"
+        if kept > self._pool.lasting // _MOST_KEPT:
+            message = f"pinned adapters would take {kept} pages, at most half of the pool's {self._pool.lasting} may be pinned"
             raise HeadraceError("invalid_value", message, param="pinned")
         for item in items:
             own = {generation for generation, _ in item.adapters}
@@ -250,6 +250,6 @@ class AdapterPresence:
         """The item, the adapters in ``used`` and nothing else must fit the pool. Raises ``invalid_value``."""
         own = self._pool.pages_for(item.prompt_length + max(0, item.max_tokens - 1))
         pages = more + sum(self.store.get(generation).size for generation in used)
-        if own + pages > self._pool.total:
-            message = f"a {who} needs {own} pages and adapters {pages}, the page pool has {self._pool.total}"
+        if own + pages > self._pool.lasting:
+            message = f"a {who} needs {own} pages and adapters {pages}, the page pool has {self._pool.lasting}"
             raise HeadraceError("invalid_value", message, param="max_tokens")

@@ -63,7 +63,7 @@ class Residency:
         self._roster = roster
         self._expected_share = _FIRST_GUESS
         self._finished = 0
-        self._refused: Item | None = None  # projected not to fit; asked again when some item left or gave pages back
+        self._refused: tuple[int, int] | None = None  # (item, pages) projected not to fit; asked again when that changes
 
     def admit(self, item: Item) -> ItemState | None:
         """Give a waiting item what is known of it and reserve what else it needs, all or nothing (``None``: not now).
@@ -71,7 +71,8 @@ class Residency:
         RUNNING: it has all it needs. MOVING: it runs when its pages have come back, and its adapters are loaded.
         """
         pool, running = self.pool, self._roster.running
-        if running and (running + 1 + len(item.forks) > self.max_running or item is self._refused or self._unserved):
+        refused = (item.item_id, pool.usable) == self._refused
+        if running and (running + 1 + len(item.forks) > self.max_running or refused or self._unserved):
             return None  # (unserved: pages on their way out are promised to streams that run)
         pages, held = self._find(item)
         own = self._own_need(item, len(pages))
@@ -79,7 +80,7 @@ class Residency:
         if running and needed > self.adapters.room(item) - (len(pages) - held):  # cached pages that it takes won't be available
             return None
         if running and not self._fits_later(item):
-            self._refused = item
+            self._refused = item.item_id, pool.usable
             return None
         pool.share(pages)
         if running == 0:
@@ -374,8 +375,7 @@ class Residency:
         return self._free_page(item) if taken is None and self.adapters.make_page() else taken
 
     def _free_page(self, item: Item) -> int | None:
-        """A page that is free, or was promised to the item."""
-        if item.reserved:
+        if item.reserved:  # a page that was promised to it, else one that is free
             item.reserved -= 1
             return self.pool.allocate_reserved(1, *self._place(item, 1))[0]
         taken = self.pool.allocate(1, *self._place(item, 1))
@@ -397,4 +397,4 @@ class Residency:
             if other.forks:
                 expected += [(max(0, min(ahead, limit)), 0)] * len(other.forks)
         slack = len(expected) * self.pool.page_tokens // 2  # part-filled last pages
-        return peak_of(expected) + slack <= (self.pool.total - self.adapters.pages_with(item)) * self.pool.page_tokens
+        return peak_of(expected) + slack <= (self.pool.usable - self.adapters.pages_with(item)) * self.pool.page_tokens

@@ -331,7 +331,7 @@ class Scheduler:
             if self.waiting >= self.settings.max_waiting:
                 raise HeadraceError("queue_full", f"{self.waiting} requests are waiting, which is the limit")
             positions = item.prompt_length + max(0, item.max_tokens - 1)
-            room = self.pool.total * self.pool.page_tokens
+            room = self.pool.lasting * self.pool.page_tokens
             if positions > room:
                 message = f"prompt and max_tokens need {positions} positions, the page pool holds {room}"
                 raise HeadraceError("context_length_exceeded", message, param="max_tokens")

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-PROCESS_BYTES = 192 * 2**20
-"""What a loaded model takes besides weights and pages: its process and buffers, its tokenizer here, its template's process."""
+ENGINE_BYTES = 96 * 2**20
+"""An engine process without weights and pages: interpreter, kernels, buffers and up to 32 MiB of logits."""
+TEXT_BYTES = 40 * 2**20
+"""The text side of a model whatever its size: the interpreters of its tokenizer and of its template."""
+WORD_BYTES = 896
+"""What one entry of the vocabulary takes in the tokenizer and in the API process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes that a loaded model takes. ``pages``: its pool when that is full."""
+    """Bytes that a loaded model takes. ``pages``: its pool when that is full; one of them has ``page_bytes``."""
 
     weights: int
     pages: int
-    process: int = PROCESS_BYTES
+    process: int
+    page_bytes: int = 1
 
     @property
     def total(self) -> int:
@@ -32,6 +37,11 @@ class Held:
     pinned: bool
     busy: bool
     last_used: float
+
+
+def process_bytes(vocab: int, instances: int = 1) -> int:
+    """What a model of that vocabulary takes besides weights and pages, with so many engine processes."""
+    return instances * ENGINE_BYTES + TEXT_BYTES + vocab * WORD_BYTES
 
 
 def split_pool(wanted: Mapping[str, int], total: int) -> dict[str, int]:

@@ -14,7 +14,8 @@ from headrace.engine.settings import EngineSettings
 from headrace.errors import ERROR_TABLE, HeadraceError
 from headrace.instances.maker import engine_maker
 from headrace.scheduling.settings import SchedulingSettings
-from headrace.server.fit_plan import PROCESS_BYTES, Held, Need, describe, split_pool, who_leaves
+from headrace.server.fit_plan import Held, Need, describe, process_bytes, split_pool, who_leaves
+from headrace.server.lender import Lender
 from headrace.server.model_names import Entry
 from headrace.server.notices import say
 from headrace.server.served_model import Loaded, ServedModel
@@ -57,6 +58,7 @@ class ModelTable:
                 raise HeadraceError("invalid_setting", f"pin names {name!r}, which is none of {served}", param="pin")
             self._by_name[name].pinned = True
         self.alone = len(self.models) == 1
+        self.lender = Lender(self.models)
         self.opened = False
         self.dead: HeadraceError | None = None
         self.on_arrival: Callable[[ServedModel], None] = lambda model: None  # it has come into memory
@@ -148,6 +150,7 @@ class ModelTable:
     async def close(self) -> None:
         """End everything: loads under way, engines, text sides."""
         self.drain()
+        await self.lender.close()
         for timer in self._timers.values():
             timer.cancel()
         for model in self.models:
@@ -309,7 +312,16 @@ class ModelTable:
             say(f"{model.name} needs {need.total >> 20:,} MiB: {', '.join(leaving)} must leave")
         for name in leaving:
             await self._make_leave(self._by_name[name])
+        model.lending = self.lender.terms(model) if self._may_lend else None
         return dataclasses.replace(settings, pool_mib=max(1, need.pages >> 20))
+
+    @property
+    def _may_lend(self) -> bool:
+        """Pages change hands where one native engine has one pool: not with a draft model's beside it, nor with instances."""
+        from headrace.speculation.proposers import choose_proposers
+
+        drafting = choose_proposers(self._engine.speculation).draft
+        return len(self._options.roles) == 1 and self._engine.device == "cpu" and not drafting
 
     async def _make_leave(self, model: ServedModel) -> None:
         if model.state == "hot":
@@ -341,6 +353,7 @@ class ModelTable:
         for model in self.models:
             if model.name in needs and (model.need is None or not model.in_memory or model.loaded is None):
                 model.need = needs[model.name]
+        self.lender.plan(needs, self._room, sum(parts.values()))
         for line in describe(needs, self._room):
             say(line)
 
@@ -355,11 +368,12 @@ def _look_at(entry: Entry, settings: EngineSettings, instances: int) -> tuple[Ne
     opened = open_model(card)
     context = context_length(opened.config, settings)
     wanted = wanted_pages(context)
-    pages = wanted * page_bytes(opened.config, kv_format(settings.kv, settings.device))
+    size = page_bytes(opened.config, kv_format(settings.kv, settings.device))
+    pages = wanted * size
     weights = card.size_bytes
     if drafted := draft_bytes(settings, wanted):
         weights, pages = weights + drafted[0], pages + drafted[1]
-    return Need(weights, pages, instances * PROCESS_BYTES), context  # instances map the same weights
+    return Need(weights, pages, process_bytes(opened.config.vocab, instances), size), context  # instances map the same weights
 
 
 def printable(text: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from headrace.engine.client import EngineClient
+from headrace.engine.lending_wire import Lending
 from headrace.engine.settings import EngineSettings
 from headrace.engine.watch_wire import StepReport
 from headrace.engine.wire import Gauges, Ready
@@ -75,6 +76,7 @@ class ServedModel:
         self.hot_since = 0.0
         self.crashes_in_a_row = 0
         self.task: asyncio.Task[None] | None = None
+        self.lending: Lending | None = None
         self.loaded: Loaded | None = None
         self.launched = asyncio.Event()
         self._maker = maker
@@ -124,6 +126,7 @@ class ServedModel:
         """Start the engine's process and open the text side beside it. Raises why it can't be; nothing is left then."""
         began = time.monotonic()
         engine = self._engine = self._maker(on_death)
+        engine.lending = self.lending
         opened: Language | None = None
         try:
             try:

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,10 @@ from wandering import Wandering
 
 from headrace.engine.adapters import Adapters
 from headrace.engine.adapting import Adapting
+from headrace.engine.allowance import Allowance
 from headrace.engine.build import make_chain, make_keeping, make_moving, make_scheduler
 from headrace.engine.grammars import LazyGrammars
+from headrace.engine.lending_wire import Lending
 from headrace.engine.loop import Engine, EngineParts
 from headrace.engine.request import Limits
 from headrace.engine.sampling_params import GrammarSpec, SamplingParams
@@ -93,6 +95,7 @@ class Mix:
     drafts: str = ""
     training: bool = False
     moved: str = ""
+    lent: bool = False
 
 
 MECHANISMS: dict[str, dict[str, int | bool | str]] = {
@@ -122,6 +125,7 @@ MECHANISMS: dict[str, dict[str, int | bool | str]] = {
     "training": {"training": True},
     "moves between engines": {"moved": "at any time"},
     "hand-off": {"moved": "behind its first token"},
+    "lent pages": {"lent": True},
 }
 
 ALIKE = ("chunks of 16", "one thread", "arrival order", "weights w4", "weights w8", "q4 with 8-bit activations", "kv4")
@@ -138,6 +142,8 @@ ALSO_ALIKE = (
     "hand-off",
 )
 """Beside them, to a draft model no other than to guesses of any other kind."""
+PAGED = ("forks", "recompute", "swap", "prefix reuse", "pages kept on disk", "views", "adapters", "moves between engines")
+"""What a pool that grows and shrinks could harm: whoever holds, keeps or shows pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,9 +304,13 @@ def training_of(bench: Bench, mix: Mix) -> Training:
 
 
 def run(
-    engine: Engine, submits: list[Submit], arrivals: random.Random | None, wandering: Wandering | None = None
+    engine: Engine,
+    submits: list[Submit],
+    arrivals: random.Random | None,
+    wandering: Wandering | None = None,
+    lend: Callable[[], None] = lambda: None,
 ) -> dict[int, list[Answer]]:
-    """Everything that each request got; with ``arrivals``, requests come in random order between steps."""
+    """Everything that each request got; with ``arrivals``, requests come in random order between steps. ``lend``: before each."""
     answers = {submit.request_id: [Answer([], [], []) for _ in range(submit.params.n)] for submit in submits}
     coming = list(submits)
     if arrivals is not None:
@@ -310,6 +320,7 @@ def run(
             engine.submit(coming.pop(0))
         if wandering is not None:
             wandering.turn()
+        lend()
         outputs = engine.step()
         engine.train(lambda: True)
         engine.check_integrity()
@@ -318,6 +329,20 @@ def run(
         if outputs is None:
             engine.wait_compiled(1.0)
     return answers
+
+
+def lender_of(engine: Engine, bench: Bench, mix: Mix) -> Callable[[], None]:
+    """Another model that takes pages and brings them back as it likes."""
+    arena, rng = bench.arena(bench.chain(mix.weights, mix.kv, mix.threads)), random.Random(5)
+    most = min(mix.pages, 40)
+    allowance = Allowance(engine.scheduler, arena, Lending(most * arena.page_bytes, most * arena.page_bytes), mix.pages)
+
+    def lend() -> None:
+        if rng.random() < 0.25:
+            allowance.allow(rng.choice((most // 2, 3 * most // 4, most)) * arena.page_bytes)
+        allowance.follow()
+
+    return lend
 
 
 def expect_short_answers(engine: Engine, bench: Bench) -> None:
@@ -354,6 +379,7 @@ PAIRS = [  # two values of one switch can't be on together
     if not MECHANISMS[first].keys() & MECHANISMS[second].keys()
     and not ("hand-off" in (first, second) and first in ALIKE)
     and not ("draft model" in (first, second) and {first, second} & {*ALIKE, *ALSO_ALIKE})
+    and not ("lent pages" in (first, second) and not {first, second} & set(PAGED))
 ]
 
 
@@ -371,7 +397,9 @@ def check(mix: Mix, bench: Bench) -> None:
         run(engine, [msgspec.structs.replace(submit, request_id=100 + submit.request_id) for submit in submits], None)
         assert engine.scheduler.pool.cached > 0
     wandering = Wandering(engine, bench.folder, submits, once="first" in mix.moved) if mix.moved else None
-    answers = run(engine, submits, random.Random(mix.shuffle) if mix.shuffle else None, wandering)
+    lend = lender_of(engine, bench, mix) if mix.lent else lambda: None
+    answers = run(engine, submits, random.Random(mix.shuffle) if mix.shuffle else None, wandering, lend)
+    engine.scheduler.pool.give_back(POOL)
     if wandering is not None:
         wandering.close()
         assert wandering.moved > 0 or mix.pages < POOL, "nobody moved"

@@ -89,3 +89,18 @@ def test_impossible_sizes_are_refused(pages: int, page_bytes: int) -> None:
     with pytest.raises(HeadraceError) as caught:
         Arena(pages, page_bytes)
     assert caught.value.param == "pages"
+
+
+def test_memory_given_up_goes_back_and_neighbours_keep_theirs() -> None:
+    size = 10_000  # no multiple of the system's pages
+    with Arena(40, size) as arena:
+        arena.bytes[:] = 7
+        full = _resident(arena)
+        assert arena.give_up(10, 20)
+        assert full - _resident(arena) > 19 * size - 2 * 4096
+        assert (arena.bytes[:10] == 7).all()
+        assert (arena.bytes[30:] == 7).all()
+        assert not arena.bytes[11:29].any()
+        arena.bytes[10:30] = 9
+        assert (arena.bytes[10:30] == 9).all()
+        assert (_resident(arena), arena.bytes[29, -1], arena.bytes[30, 0]) == (full, 9, 7)

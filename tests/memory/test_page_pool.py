@@ -231,3 +231,37 @@ def test_cost_is_constant_per_page() -> None:
         return best
 
     assert seconds_a_page(100_000) < 5 * seconds_a_page(1_000)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.randoms(use_true_random=False))
+def test_withheld_pages_are_nobodys_until_they_are_given_back(total: int, rng: random.Random) -> None:
+    pool = PagePool(total, 4)
+    held: list[list[int]] = []
+    for _ in range(80):
+        before = pool.usable, pool.held
+        match rng.randrange(5):
+            case 0:
+                asked, room = rng.randint(0, total), pool.available
+                runs = pool.withhold(asked)
+                assert sum(length for _, length in runs) == before[0] - pool.usable == min(asked, room)
+                away = {page for start, length in runs for page in range(start, start + length)}
+                assert not away & {page for pages in held for page in pages}
+            case 1:
+                asked = rng.randint(0, total)
+                pool.give_back(asked)
+                assert pool.usable == min(total, before[0] + asked)
+            case 2:
+                pages = pool.allocate(rng.randint(1, 6), held[-1][-1] if held and held[-1] else None, rng.randint(0, 4))
+                if pages is not None:
+                    held.append(pages)
+                    if rng.random() < 0.4:
+                        pool.keep(pages)
+            case 3 if held:
+                pool.release(held.pop(rng.randrange(len(held))))
+            case _:
+                if pool.reserve(1):
+                    pool.withhold(total)
+                    pool.unreserve(1)
+        pool.check_integrity(held)
+    assert pool.held == sum(map(len, held))

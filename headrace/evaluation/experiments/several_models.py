@@ -20,6 +20,7 @@ from typing import Any
 
 from headrace.evaluation.contestants import free_port, running
 from headrace.evaluation.experiment import Claim, Conditions, Experiment, Findings, interleave
+from headrace.evaluation.experiments._several_models_lending import lending
 from headrace.evaluation.statistics import median_ratio
 from headrace.evaluation.streaming_client import Stream, parse_url, stream
 
@@ -82,6 +83,7 @@ def run(conditions: Conditions) -> Findings:
                 _same(conditions, servers, scale),
                 _speed(conditions, servers, scale),
                 _leaving(conditions, servers),
+                *lending(conditions),
             )
         )
 
