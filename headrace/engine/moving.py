@@ -92,8 +92,9 @@ class Moving:
             self._scheduler.carried(one.transfer, well=one.error is None)
 
     def _issue(self, *, beside: bool) -> None:
-        seconds = self._step_seconds
-        self.mover.start(self._moves.issue(self._swapping.pages_a_step(seconds, beside=beside and not self._synchronous)))
+        pages = self._swapping.pages_a_step(self._step_seconds, beside=beside and not self._synchronous)
+        if pages:
+            self.mover.start(self._moves.issue(pages))
 
     def _await_newcomers(self) -> None:
         """FastSwitch's adaptive swap-in: wait for pages that are nearly there, else run on."""

@@ -15,6 +15,7 @@ _FIRST_RATE = 400e6  # bytes a second, before the tier was measured
 _FAILURES = 3  # writes in a row that fail before the tier is left alone
 _PATIENCE = 64  # preemptions for which it is left alone then
 _WORK_BESIDE = 0.01  # of a step: the bytes also take their share of memory's bandwidth, in all under 3 %
+_SELDOMEST = 1 / 8  # of a page a step: something always moves
 _SHORT_WAIT = 0.1  # of a step: waiting so long costs less than joining a step later
 
 
@@ -50,6 +51,7 @@ class Swapping:
     rates: Rates = field(default_factory=Rates)
     _failed: int = 0
     _patience: int = 0
+    _due: float = 0.0  # of a page, saved up by steps that none moved beside
 
     def leave(self, item: Item) -> bool:
         """Let an item leave with its pages; False when it had better, or must, compute them anew."""
@@ -76,16 +78,24 @@ class Swapping:
                 self._failed, self._patience = 0, _PATIENCE
 
     def pages_a_step(self, step_seconds: float, *, beside: bool = True) -> int:
-        """Most pages to have under way, so that whoever wants in urgently finds no longer queue than two steps.
+        """Most pages to have under way now, so that whoever wants in urgently finds no longer queue than two steps.
 
         ``beside``: while a step of ``step_seconds`` runs, which must not become longer by more than 3 %. A third of that is the
         mover's work, were it all taken from the thread that is last to end; the rest is left for what a step loses of
-        memory's bandwidth, which goes with the same bytes.
+        memory's bandwidth, which goes with the same bytes. Where that is less than a page, one moves beside some of the steps
+        and none (0) beside the others: a page is much work beside a short step.
         """
-        most = 2 * step_seconds * min(self.rates.write, self.rates.read)
-        if beside and self.rates.work > 0:
-            most = min(most, _WORK_BESIDE * step_seconds / self.rates.work)
-        return max(1, int(most / self.page_bytes))
+        most = 2 * step_seconds * min(self.rates.write, self.rates.read) / self.page_bytes
+        if not beside or self.rates.work <= 0:
+            return max(1, int(most))
+        share = max(_SELDOMEST, min(most, _WORK_BESIDE * step_seconds / self.rates.work / self.page_bytes))
+        if share >= 1:
+            return int(share)
+        self._due += share
+        if self._due < 1:
+            return 0
+        self._due -= 1
+        return 1
 
     def worth_waiting(self, coming: int, newcomers: int, running: int, step_seconds: float) -> bool:
         """FastSwitch's adaptive swap-in: wait for ``coming`` pages of ``newcomers`` items before the next step?

@@ -142,4 +142,5 @@ def test_what_moves_beside_a_step_is_bounded_by_the_mover_s_work() -> None:
     assert 1 <= bounded < free
     assert bounded * 2**20 * swapping.rates.work <= 0.03 * 0.1
     assert swapping.pages_a_step(0.1, beside=False) == free, "nothing runs that could be disturbed"
-    assert swapping.pages_a_step(1e-6) == 1, "something always moves"
+    short = [swapping.pages_a_step(1e-6) for _ in range(80)]
+    assert (max(short), sum(short)) == (1, 10), "something always moves, beside some of the steps"

@@ -85,7 +85,8 @@ class _Travellers:
                     fresh = moves.pool.allocate(moves.missing(owner))
                     assert fresh is not None, "their pages are free"
                     moves.come(owner, fresh)
-        issued = moves.issue(self._swapping.pages_a_step(step_seconds))
+        pages = self._swapping.pages_a_step(step_seconds)
+        issued = moves.issue(pages) if pages else []
         self.moved += sum(transfer.count for transfer in issued)
         self._mover.start(issued)
 

@@ -25,7 +25,7 @@ from headrace.scheduling.settings import SchedulingSettings
 _RUNS = SwapVariant()
 _AUTO = SwapVariant("auto")
 _EVERY, _QUICK_EVERY = 25, 16  # steps between changes of priority
-_STEP_TOKENS = 64  # else the longest gaps are steps with much of another prompt, however pages move
+_STEP_TOKENS = 32  # else the longest gaps are steps with much of another prompt, however pages move
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,8 @@ def _fair(load: _Load) -> list[Claim]:
     """Virtual token counters, a share for each conversation, and Markov priorities: what is cheaper against computing again."""
     quick = load.conditions.quick
     swaps = (_AUTO, None)
-    variants = [partial(load.run, markov_priorities, swap) for swap in swaps]
+    often = load.every // 4  # one in ten changes each time, so that too seldom is never
+    variants = [partial(load.run, markov_priorities, swap, often) for swap in swaps]
     if not quick:  # in quick runs too little is served for the counters to differ
         variants += [partial(load.run, None, swap, policy="fair") for swap in swaps]
     found = interleave(variants, 1 if quick else 2, partial(load.conditions.report, "fair shares"))
@@ -228,7 +229,7 @@ def _fair(load: _Load) -> list[Claim]:
 def _idle(load: _Load) -> list[Claim]:
     """What swapping costs when nothing is ever preempted: the same steps, each at its quickest."""
     variants = [partial(load.run, None, swap, share=1.5) for swap in (_RUNS, None)]
-    on, off = interleave(variants, 4 if load.conditions.quick else 6, partial(load.conditions.report, "nothing to preempt"))
+    on, off = interleave(variants, 16, partial(load.conditions.report, "nothing to preempt"))
     seconds = [sum(map(min, zip(*(one.step_seconds for one in side), strict=True))) for side in (on, off)]
     assert not any(one.preemptions for one in (*on, *off)), "the pool holds all"
     lost = 100 * (1 - seconds[1] / seconds[0])
