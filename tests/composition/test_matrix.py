@@ -142,7 +142,7 @@ ALSO_ALIKE = (
     "hand-off",
 )
 """Beside them, to a draft model no other than to guesses of any other kind."""
-PAGED = ("forks", "recompute", "swap", "prefix reuse", "pages kept on disk", "views", "adapters", "moves between engines")
+PAGED = ("forks", "swap", "prefix reuse", "pages kept on disk", "views", "adapters", "moves between engines")
 """What a pool that grows and shrinks could harm: whoever holds, keeps or shows pages."""
 
 
