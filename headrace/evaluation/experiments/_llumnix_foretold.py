@@ -24,13 +24,13 @@ from headrace.scheduling.cost import Cost, StepTime
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.scheduling.simulation import Arrival
 
-_POOL_MIB = 48  # of both together: memory is what lacks, so that moves have something to do
+_POOL_MIB = 32  # of both together: memory is what lacks, so that moves have something to do
 _STEP_TOKENS = 64
 _GAP_MS = 120
 _RATES = (1.2, 2.0, 2.8)
 """Parts of what one request after the other would be, of one instance of two."""
 _REHEARSED = 1.5
-_TRAFFIC = Traffic(Lengths("lognormal", 110, 0.9), Lengths("lognormal", 20, 0.7), longest=800)
+_TRAFFIC = Traffic(Lengths("lognormal", 60, 0.9), Lengths("lognormal", 60, 0.9), longest=600)
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ class Foretold:
 
     def rate(self) -> float:
         """Requests a second that one instance would serve one after the other."""
-        calibration, (prompt, output) = self.idle.calibration, (1.5 * _TRAFFIC.prompt.a, 1.3 * _TRAFFIC.output.a)  # means
+        calibration, (prompt, output) = self.idle.calibration, (1.5 * _TRAFFIC.prompt.a, 1.5 * _TRAFFIC.output.a)  # means
         seconds = calibration.cost.predict(_STEP_TOKENS, _STEP_TOKENS * int(prompt) // 2, 1) * prompt / _STEP_TOKENS
         return 1 / (seconds + output * calibration.cost.predict(1, int(prompt), 1))
 
@@ -93,8 +93,9 @@ async def foretold_loads(conditions: Conditions, foretold: Foretold, seconds: fl
         groups = {moves: await _started(conditions, stack, moves=moves) for moves in (True, False)}
         for again in range(times):
             for at, arrivals in enumerate(loads):
-                for moves in (True, False) if (at + again) % 2 else (False, True):
-                    await foretold.rehearse(groups[moves])
+                turn = (True, False) if (at + again) % 2 else (False, True)
+                await foretold.rehearse(groups[turn[0]])
+                for moves in turn:
                     outcome = await drive(groups[moves], arrivals, 1000 * at)
                     real.setdefault((at, moves), []).append(_first_token(outcome))
         moved = groups[True].relocation.counts.done
