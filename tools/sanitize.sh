@@ -29,8 +29,9 @@ sys.meta_path[:] = [finder for finder in sys.meta_path if "ScikitBuild" not in t
 SITE
 # The interpreter is not built with the sanitizer, so its runtime goes in first; and it keeps objects until it exits, which
 # the leak check would report as its own: leaks of the kernels are not looked for.
-export LD_PRELOAD=""
-for runtime in $runtimes; do LD_PRELOAD+=" $(c++ -print-file-name="$runtime")"; done
+preload=""  # not yet LD_PRELOAD: the compiler would run with it, and the leak check would find its leaks
+for runtime in $runtimes; do preload+=" $(c++ -print-file-name="$runtime")"; done
+export LD_PRELOAD=$preload
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS="halt_on_error=1 second_deadlock_stack=1"
 # torch brings an OpenMP runtime whose barriers the thread sanitizer does not see: its own tests report races that are none.
 if [ "$checks" = thread ]; then set -- -m "not torch" "$@"; fi
