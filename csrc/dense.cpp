@@ -6,6 +6,22 @@
 
 namespace headrace {
 
+namespace {
+
+constexpr std::size_t kSpansAhead = 4;
+
+// Asks for the records of inputs k … k + width - 1 of a panel: backwards they are short runs that lie far apart.
+void fetch(const PackedMatrix& matrix, const Panel& panel, int k, int width) {
+    const FormatTraits& traits = kFormatTraits[static_cast<int>(panel.format)];
+    if (traits.integer) return;
+    const auto record = static_cast<std::size_t>(traits.record_bytes);
+    const std::size_t from = static_cast<std::size_t>(k / traits.group) * record;
+    const std::size_t to = static_cast<std::size_t>((k + width - 1) / traits.group + 1) * record;
+    for (std::size_t line = from; line < to; line += 64) __builtin_prefetch(matrix.data() + panel.offset + line);
+}
+
+}  // namespace
+
 DenseMatrix::DenseMatrix(const PackedMatrix& matrix) : matrix_(matrix) {
     const int step = matrix.interleaved() ? 2 : 1;
     for (std::size_t source = 0; source < matrix.source_rows().size(); ++source) {
@@ -74,6 +90,8 @@ void DenseMatrix::backward(const KernelTable& table, const DenseRows& rows, int 
         for (std::size_t begin = span_at(first), stop = begin; begin < last; begin = stop) {
             int depth = 0;
             for (; stop < last && depth + spans_[stop].width <= kDenseDepth; ++stop) {
+                if (stop + kSpansAhead < last)
+                    fetch(matrix_, matrix_.panels()[static_cast<std::size_t>(spans_[stop + kSpansAhead].panel)], k, width);
                 for (int v = 0; v < vectors; ++v) {
                     const int count = std::min(16, width - 16 * v);
                     std::fill_n(block, count < 16 ? 256 : 0, 0.0f);

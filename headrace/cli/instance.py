@@ -6,11 +6,13 @@ import logging
 import os
 import time
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from headrace.errors import HeadraceError
 from headrace.instances.hall_key import KEY_VARIABLE, read_key
+from headrace.placement.roles import Role
 
 LONGEST_DELAY = 30.0
 STEADY_SECONDS = 60.0
@@ -20,8 +22,9 @@ STEADY_SECONDS = 60.0
 @click.option("--join", "address", required=True, metavar="HOST:PORT", help="Where the server takes instances.")
 @click.option("--key-file", type=click.Path(path_type=Path), envvar=KEY_VARIABLE, help=f"The shared key. Or {KEY_VARIABLE}.")
 @click.option("--threads", type=click.IntRange(1, 256), help="Compute threads here. Default: as the server is told.")
+@click.option("--role", type=click.Choice(get_args(Role)), help="What it takes, as --instances of the server. Default: as there.")
 @click.option("--once", is_flag=True, help="Do not join again when the connection ends.")
-def instance(address: str, key_file: Path | None, threads: int | None, once: bool) -> None:
+def instance(address: str, key_file: Path | None, threads: int | None, role: Role | None, once: bool) -> None:
     """Run one engine process on this machine for a server that awaits it, and join again when the connection ends.
 
     Ends when the server refuses what is installed here (another version, model, weights or page format), or nothing loads.
@@ -43,7 +46,7 @@ def instance(address: str, key_file: Path | None, threads: int | None, once: boo
     while True:
         began = time.monotonic()
         try:
-            join(where, key, threads)
+            join(where, key, threads, role)
         except HeadraceError as error:
             if once or is_final(error):
                 raise

@@ -12,8 +12,15 @@ from headrace.engine.pool_size import kv_format
 from headrace.engine.settings import EngineSettings
 from headrace.models.catalog import OpenModel, find_model, open_model
 
-REASONS = {"version": "version", "model": "model", "files": "model", "device": "weights", "weights": "weights", "kv": "pages"}
-"""What may differ, the first of all that follows from it first, and the word under which that is counted."""
+REASONS = {
+    "version": ("version", "version"),
+    "model": ("model", "model's name"),
+    "files": ("model", "model's content"),
+    "device": ("weights", "device"),
+    "weights": ("weights", "weights' format"),
+    "kv": ("pages", "page format"),
+}
+"""What may differ, what others follow from first: the word under which that is counted, and how it is called."""
 
 
 def kernels_id() -> str:
@@ -45,7 +52,7 @@ def content_identity(model: OpenModel, settings: EngineSettings) -> str:
         with open(identity.path, "rb") as file:
             together.update(hashlib.file_digest(file, "sha256").digest())
     facts = {
-        "version": __version__, "model": model.name, "files": together.hexdigest(),
+        "version": __version__, "model": model.name, "files": together.hexdigest()[:32],
         "device": settings.device, "weights": settings.weights, "kv": kv_format(settings.kv, settings.device),
     }  # fmt: skip
     return json.dumps(facts)
@@ -63,6 +70,7 @@ def difference(ours: str, theirs: str) -> tuple[str, str] | None:
     try:
         mine, other = json.loads(ours), json.loads(theirs)
         name = next(name for name in REASONS if mine[name] != other[name])
-        return REASONS[name], f"its {name} is {str(other[name])[:100]}, the server's is {str(mine[name])[:100]}"
+        reason, called = REASONS[name]
+        return reason, f"its {called} is {str(other[name])[:100]}, the server's is {str(mine[name])[:100]}"
     except (ValueError, TypeError, KeyError, StopIteration):
         return "version", "it says what it has in another way than this version does"

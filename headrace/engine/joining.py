@@ -19,7 +19,7 @@ import msgspec
 
 from headrace import __version__
 from headrace.engine.page_socket import keep_alive
-from headrace.engine.relocation_wire import Dismissed
+from headrace.engine.relocation_wire import Dismissed, WorkerRole
 from headrace.engine.sealing import (
     ANSWER_BYTES,
     GREETING_BYTES,
@@ -40,6 +40,7 @@ from headrace.engine.sealing import (
 from headrace.engine.transport import READ_BYTES, FrameError, Inbound, Outbound, encode_frame
 from headrace.engine.wire import Failed, Instance, Start
 from headrace.errors import ERROR_TABLE, HeadraceError
+from headrace.placement.roles import Role
 
 logger = logging.getLogger("headrace.engine.joining")
 
@@ -47,8 +48,8 @@ GREETING_SECONDS = 10.0
 GOODBYE_SECONDS = 5.0
 
 
-def join(address: tuple[str, int], key: bytes, threads: int | None = None) -> None:
-    """Join the server at this address and serve it until either side ends.
+def join(address: tuple[str, int], key: bytes, threads: int | None = None, role: Role | None = None) -> None:
+    """Join the server at this address and serve it until either side ends. ``role``: the instance gets it when it serves.
 
     Raises ``engine_dead`` when it can't be reached or ends the greeting, ``state_conflict`` when it has no place now; another code
     (:func:`is_final`) when it refuses this version or what was loaded, or when nothing could be loaded.
@@ -67,7 +68,7 @@ def join(address: tuple[str, int], key: bytes, threads: int | None = None) -> No
         connection.settimeout(None)
         logger.info("joined %s port %d", *address)
         relay = _Relay(connection, keys, page_key(key), pages, threads)
-        relay.run()
+        relay.run(role)
     if relay.problem is not None:
         raise relay.problem
 
@@ -117,8 +118,10 @@ class _Relay:
         self._threads = threads
         self._engine, self._theirs = socket.socketpair()
 
-    def run(self) -> None:
+    def run(self, role: Role | None = None) -> None:
         """Until either side ends; the engine's process has ended then."""
+        if role is not None:
+            self._connection.sendall(self._seal.close(encode_frame(WorkerRole(role))))
         passed = self._theirs.fileno(), self._pages.fileno()
         command = [sys.executable, "-m", "headrace.engine.process", str(passed[0])]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=passed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from headrace.engine.wire import EngineInbound, EngineOutbound, FinishReason, Gauges, Submit, TokenLogprob
+from headrace.placement.roles import Role
 
 
 class ChoiceState(msgspec.Struct, frozen=True):
@@ -178,6 +179,12 @@ class Pong(msgspec.Struct, tag="pong", frozen=True):
     refused: dict[str, int] = msgspec.field(default_factory=dict)
 
 
+class WorkerRole(msgspec.Struct, tag="worker_role", frozen=True):
+    """From the worker of another machine and not from its engine, before that says anything: which work it is there for."""
+
+    role: Role
+
+
 class Dismissed(msgspec.Struct, tag="dismissed", frozen=True):
     """To the worker of another machine and not to its engine: the server does not take it. ``code``: of the table of errors."""
 
@@ -188,4 +195,4 @@ class Dismissed(msgspec.Struct, tag="dismissed", frozen=True):
 RelocationCall = Leave | Expect | Proceed | Adopt | Release | Return | Ping
 RelocationNews = Leaving | Stays | Expected | Departed | Adopted | Pong
 ApiMessage = EngineInbound | Leave | Expect | Proceed | Adopt | Release | Return | Ping | Dismissed
-EngineMessage = EngineOutbound | Leaving | Stays | Expected | Departed | Adopted | Pong
+EngineMessage = EngineOutbound | Leaving | Stays | Expected | Departed | Adopted | Pong | WorkerRole

@@ -25,6 +25,7 @@ from headrace.training.dataset_file import Dataset, Sample, open_dataset
 from headrace.training.settings import TrainingSettings
 
 POOL_MIB = 640
+PEFT_FOLDER = "peft"  # of its adapter, in the folder of an order
 _PLACES = {
     "attention.norm": "input_layernorm", "attention.q": "self_attn.q_proj", "attention.k": "self_attn.k_proj",
     "attention.v": "self_attn.v_proj", "attention.o": "self_attn.o_proj", "mlp.norm": "post_attention_layernorm",
@@ -102,6 +103,7 @@ def by_peft(order: Order) -> Report:
         report.losses.append(loss.item())
         tokens += sum(len(one.tokens) for one in samples)
         ends.append((time.perf_counter(), tokens))
+    model.save_pretrained(str(Path(order.folder) / PEFT_FOLDER), save_embedding_layers=False)
     report.held = _held(model, open_dataset(Path(order.held), opened.config.vocab), settings.batch)
     report.tokens_per_second = _speed(ends)
     return report

@@ -308,6 +308,10 @@ class InstanceGroup(EngineClient):
         """A request comes or goes."""
         self.relocation.hear(member, message)
 
+    def takes(self, member: Member, role: Role) -> None:
+        """A worker of another machine has its role with it."""
+        self.handoff.takes(member.number, role)
+
     def lost(self, member: Member) -> None:
         """A process has ended: its requests go on elsewhere, and it starts again."""
         slot = self.slots[member.number]

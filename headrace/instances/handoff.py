@@ -53,6 +53,11 @@ class Handoff:
         self.roles = dict(enumerate(check_roles([wanted[each] for each in sorted(self.roles)])))
         self.look()
 
+    def takes(self, number: int, role: Role) -> None:
+        """An instance brings its role with it. Where nobody is left for prompts or for tokens, everybody takes them."""
+        self.roles[number] = role
+        self.look()
+
     def token(self, owned: Owned, member: Member) -> None:
         """A request has got a token from this engine."""
         if self.roles[member.number] == "prefill" and not owned.move and not self._ends(owned):

@@ -25,6 +25,7 @@ from headrace.engine.relocation_wire import (
 from headrace.engine.training_wire import TrainingEvent
 from headrace.engine.wire import AdapterAnswer, AdapterCall, AdapterList, Refused, StepOutputs, Submit
 from headrace.placement.load import Load
+from headrace.placement.roles import Role
 
 
 class MemberEvents(Protocol):
@@ -41,6 +42,9 @@ class MemberEvents(Protocol):
 
     def trained(self, member: Member, message: TrainingEvent) -> None:
         """Something has become of a job."""
+
+    def takes(self, member: Member, role: Role) -> None:
+        """A worker that begins to serve says which work it is there for."""
 
     def lost(self, member: Member) -> None:
         """The process has ended, or its connection."""

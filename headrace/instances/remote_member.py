@@ -7,13 +7,14 @@ import logging
 from contextlib import suppress
 
 from headrace.engine.identity import difference
-from headrace.engine.relocation_wire import Dismissed, EngineMessage
+from headrace.engine.relocation_wire import Dismissed, EngineMessage, WorkerRole
 from headrace.engine.sealing import Opener, Seal
 from headrace.engine.settings import EngineSettings
 from headrace.engine.transport import READ_BYTES, FrameError, Outbound
 from headrace.engine.wire import Failed, Instance, Ready, Start
 from headrace.instances.hall import Hall, Joiner
 from headrace.instances.member import Member, MemberEvents
+from headrace.placement.roles import Role
 from headrace.scheduling.settings import SchedulingSettings
 
 logger = logging.getLogger("headrace.instances.remote_member")
@@ -34,6 +35,7 @@ class RemoteMember(Member):
         super().__init__(number, "", events, ())
         self._hall = hall
         self._identity = identity
+        self._role: Role | None = None
         self._joiner: Joiner | None = None
         self._seal: Seal | None = None
         self._task: asyncio.Task[None] | None = None
@@ -81,6 +83,7 @@ class RemoteMember(Member):
                 self._joiner = await self._hall.next()
                 self.address = self._joiner.pages
                 self._seal = Seal(self._joiner.keys.to_engine)
+                self._role = None
                 logger.info("instance %d has joined from %s", self.number, self.address)
                 self._send(start)
                 reason = await self._listen(self._joiner)
@@ -111,10 +114,14 @@ class RemoteMember(Member):
         if isinstance(message, Failed):
             self._hall.refusals.note("load", f"the engine of {joiner.pages} could not load: {message.message}")
             return False
+        if isinstance(message, WorkerRole):
+            self._role = message.role
         if not isinstance(message, Ready):
             return True
         other = difference(self._identity, message.identity)
         if other is None:
+            if self._role is not None:
+                self._events.takes(self, self._role)
             return True
         reason, text = other
         self._hall.refusals.note(reason, f"the engine of {joiner.pages} does not fit: {text}")

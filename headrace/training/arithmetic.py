@@ -48,7 +48,10 @@ def rotate(x: Floats, cosine: Floats, sine: Floats) -> Floats:
 def activate(kind: Activation, gate: Floats) -> tuple[Floats, Floats]:
     """The activation of ``gate`` and what its derivative needs: see :func:`activate_back`."""
     if kind == "silu":
-        inner = 1.0 / (1.0 + np.exp(-gate))
+        inner = np.negative(gate)
+        np.exp(inner, out=inner)
+        inner += 1.0
+        np.reciprocal(inner, out=inner)
         return gate * inner, inner
     inner = np.tanh(_TANH_SCALE * (gate + _TANH_CUBE * gate * gate * gate))
     return 0.5 * gate * (1.0 + inner), inner
@@ -57,7 +60,11 @@ def activate(kind: Activation, gate: Floats) -> tuple[Floats, Floats]:
 def activate_back(kind: Activation, gate: Floats, inner: Floats) -> Floats:
     """The activation's derivative at ``gate``."""
     if kind == "silu":
-        return np.asarray(inner * (1.0 + gate * (1.0 - inner)))
+        slope = np.subtract(1.0, inner, dtype=inner.dtype)
+        slope *= gate
+        slope += 1.0
+        slope *= inner
+        return slope
     slope = _TANH_SCALE * (1.0 + 3.0 * _TANH_CUBE * gate * gate)
     return np.asarray(0.5 * (1.0 + inner) + 0.5 * gate * (1.0 - inner * inner) * slope)
 

@@ -157,7 +157,8 @@ class AttentionBlock:
         hidden = distance < 0
         if spec.window is not None:
             hidden |= distance >= spec.window
-        scores.reshape(spec.kv_heads, -1, count, keys)[:, :, hidden] = -np.inf
+        seen = scores.reshape(spec.kv_heads, -1, count, keys)
+        seen += np.where(hidden, -np.inf, 0.0).astype(scores.dtype)
         soften(scores)
         return np.asarray(scores)
 

@@ -82,7 +82,7 @@ class PackedProduct:
     """
 
     def __init__(self, matrix: PackedMatrix) -> None:
-        self._matrix, self._dense = matrix, DenseMatrix(matrix)
+        self.matrix, self._dense = matrix, DenseMatrix(matrix)
         starts = zip(matrix.column_starts, matrix.source_rows, strict=True)
         step = 32 if matrix.interleaved else 16
         places = [start + np.arange(rows) // 16 * step + np.arange(rows) % 16 for start, rows in starts]
@@ -96,7 +96,7 @@ class PackedProduct:
     @property
     def nbytes(self) -> int:
         """Bytes of its codes."""
-        return self._matrix.bytes
+        return self.matrix.bytes
 
     def forward(self, x: Floats, first: int = 0, end: int | None = None, out: Floats | None = None) -> Floats:
         """As :meth:`Frozen.forward`."""
@@ -114,8 +114,8 @@ class PackedProduct:
 
     def rows(self, numbers: npt.NDArray[np.int32]) -> Floats:
         """As :meth:`Frozen.rows`."""
-        return self._matrix.dequantize(self._columns[numbers])
+        return self.matrix.dequantize(self._columns[numbers])
 
     def values(self) -> Floats:
         """All of it, dequantised."""
-        return self._matrix.dequantize(self._columns)
+        return self.matrix.dequantize(self._columns)

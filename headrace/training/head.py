@@ -14,7 +14,7 @@ from headrace.training.crew import Crew
 from headrace.training.pack import Pack
 from headrace.training.units import PART_ROWS, Unit
 
-SLICE = 8192  # tokens of the vocabulary that one unit takes
+SLICE = 4096  # tokens of the vocabulary that one unit takes
 
 
 class Head:
@@ -41,7 +41,7 @@ class Head:
         for first in range(0, len(pack.loss_rows), self._rows):
             end = min(first + self._rows, len(pack.loss_rows))
             yield from self._products(stream, pack, first, end)
-            yield Unit("head", 0.1, partial(self._log_probabilities, pack, (first, end), out))
+            yield Unit("loss", self._logit_work(end - first), partial(self._log_probabilities, pack, (first, end), out))
 
     def grade(
         self, stream: Floats, dx: Floats, pack: Pack, factors: npt.NDArray[np.float64], out: npt.NDArray[np.float64]
@@ -51,7 +51,9 @@ class Head:
         for first in range(0, len(pack.loss_rows), self._rows):
             end = min(first + self._rows, len(pack.loss_rows))
             yield from self._products(stream, pack, first, end)
-            yield Unit("head", 0.3, partial(self._log_probabilities, pack, (first, end), out, factors))
+            yield Unit(
+                "loss", 1.5 * self._logit_work(end - first), partial(self._log_probabilities, pack, (first, end), out, factors)
+            )
             for slice_ in self._slices:
                 yield Unit("head", self._work(first, end, slice_), partial(self._take_back, first, end, slice_))
             yield Unit("head", 0.0, partial(self._join, stream, dx, pack, (first, end)))
@@ -64,6 +66,10 @@ class Head:
         yield Unit("head", 0.0, begin)
         for slice_ in self._slices:
             yield Unit("head", self._work(first, end, slice_), partial(self._multiply, first, end, slice_))
+
+    def _logit_work(self, rows: int) -> float:
+        """What looking at all logits of so many rows is like, in products."""
+        return float(rows * self._logits.shape[1]) * 50e-9
 
     def _work(self, first: int, end: int, own: tuple[int, int]) -> float:
         return float((end - first) * (own[1] - own[0]) * self._normed.shape[1]) * 1e-9

@@ -23,11 +23,11 @@ class MlpBlock:
         x = stream[first:end]
         if self.needs.x:
             rows.x[first:end] = x
-        both = self._both(norm(x, self._weights.norm, self._eps))
-        if self.needs.both:
-            rows.both[first:end] = both
+        both = self._both(norm(x, self._weights.norm, self._eps), rows.both[first:end] if self.needs.both else None)
         gate, up = both[:, : self._inner], both[:, self._inner :]
-        out = self._output(activate(self._weights.spec.activation, gate)[0] * up)
+        product = activate(self._weights.spec.activation, gate)[0]
+        product *= up
+        out = self._output(product)
         if self._weights.post_norm is not None:
             out = norm(out, self._weights.post_norm, self._eps)
         stream[first:end] += out
@@ -59,8 +59,8 @@ class MlpBlock:
             dx[first:end] += norm_back(rows.x[first:end], weights.norm, self._eps, dh)
         return gradients
 
-    def _both(self, h: Floats) -> Floats:
-        both = self._weights.gate_up.forward(h)
+    def _both(self, h: Floats, out: Floats | None = None) -> Floats:
+        both = self._weights.gate_up.forward(h, out=out)
         for name, part in (("gate", both[:, : self._inner]), ("up", both[:, self._inner :])):
             if name in self._bypasses:
                 self._bypasses[name].add(h, part)

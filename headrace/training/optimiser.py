@@ -12,7 +12,8 @@ from headrace.training.parameters import Parameters
 from headrace.training.settings import TrainingSettings
 from headrace.training.units import Unit
 
-STRETCH = 1 << 18  # values of one unit
+STRETCH = 1 << 17  # values of one unit
+_SQUARE, _STEP = 1e-7, 5e-7  # work of a value, in 10⁹ multiply-adds
 
 
 class AdamW:
@@ -36,7 +37,7 @@ class AdamW:
         stretches = self._stretches()
         squares: list[float] = []
         for stretch in stretches:
-            yield Unit("update", 0.0, partial(self._square, stretch, squares))
+            yield Unit("update", _SQUARE * (stretch.stop - stretch.start), partial(self._square, stretch, squares))
         self.norm = math.sqrt(math.fsum(squares))
         if not math.isfinite(self.norm):
             return
@@ -44,7 +45,7 @@ class AdamW:
         limit = self._settings.clip
         factor = min(1.0, limit / (self.norm + 1e-6)) if limit else 1.0
         for stretch in stretches:
-            yield Unit("update", 0.0, partial(self._step, stretch, learning_rate, factor))
+            yield Unit("update", _STEP * (stretch.stop - stretch.start), partial(self._step, stretch, learning_rate, factor))
 
     def _stretches(self) -> list[slice]:
         size = len(self._parameters.values)

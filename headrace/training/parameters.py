@@ -27,15 +27,21 @@ class Bypass:
 
     def add(self, x: Floats, y: Floats) -> None:
         """y [T, outputs] += what the bypass makes of x [T, inputs]."""
-        y += (x @ self.a.T) @ (self.b.T * self.b.dtype.type(self.scale))
+        y += self._inner(x) @ self.b.T
 
     def back(self, x: Floats, dy: Floats, dx: Floats | None) -> tuple[Floats, Floats]:
         """The rows' part of the gradient of ``a`` and ``b``; ``dx`` += what goes back to ``x``."""
-        scaled = dy * dy.dtype.type(self.scale)
-        inner = scaled @ self.b
+        back = dy @ self.b
+        back *= back.dtype.type(self.scale)
         if dx is not None:
-            dx += inner @ self.a
-        return inner.T @ x, scaled.T @ (x @ self.a.T)
+            dx += back @ self.a
+        return back.T @ x, dy.T @ self._inner(x)
+
+    def _inner(self, x: Floats) -> Floats:
+        """scale · x·Aᵀ: the scale where it has least to multiply."""
+        inner = x @ self.a.T
+        inner *= inner.dtype.type(self.scale)
+        return inner
 
 
 class Parameters:

@@ -24,7 +24,7 @@ from headrace.training.mlp import MlpBlock
 from headrace.training.pack import Pack
 from headrace.training.parameters import Bypass, Parameters
 from headrace.training.saved import AttentionNeeds, Make, MlpNeeds, Needs, SavedRows, plan_needs
-from headrace.training.units import PART_ROWS, Unit, parts_of
+from headrace.training.units import PART_ROWS, Unit, UnitKind, parts_of
 
 _Parts = Sequence[tuple[int, int]]
 
@@ -62,12 +62,12 @@ class Passes:
 
     def forward(self, pack: Pack, *, adapted: bool = True) -> Iterator[Unit]:
         """All blocks over the pack; without ``adapted`` as if there were no adapter."""
-        yield Unit("forward", 0.0, lambda: self._begin(pack))
+        yield Unit("loss", 0.0, lambda: self._begin(pack))
         blocks = self._blocks if adapted else self._plain
         for index, block in enumerate(blocks):
             for parts in self._groups(pack):
                 run = partial(self._forward, pack, index, block, parts)
-                yield Unit("forward", self._work(index, parts), run)
+                yield Unit("mlp" if isinstance(block, MlpBlock) else "attention", self._work(index, parts), run)
 
     def score(self, pack: Pack, out: npt.NDArray[np.float64]) -> Iterator[Unit]:
         """Log-probability of each loss row's target, after :meth:`forward`."""
@@ -80,11 +80,12 @@ class Passes:
         for index in range(len(self._blocks) - 1, last - 1, -1):
             need = self.needs[index]
             if isinstance(need, AttentionNeeds) and need.upstream:
-                yield Unit("backward", 0.0, partial(self._zero, index, len(pack)))
+                yield Unit("attention back", 0.0, partial(self._zero, index, len(pack)))
             for parts in reversed(self._groups(pack)):
                 tokens = sum(end - first for first, end in parts) if index == last else 0
                 work = 1.1 * self._work(index, parts)
-                yield Unit("backward", work, partial(self._backward, pack, index, parts), tokens)
+                kind: UnitKind = "attention back" if isinstance(need, AttentionNeeds) else "mlp back"
+                yield Unit(kind, work, partial(self._backward, pack, index, parts), tokens)
 
     def _begin(self, pack: Pack) -> None:
         stream = self.saved.stream[: len(pack)]

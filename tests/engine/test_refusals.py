@@ -36,7 +36,7 @@ def test_what_differs_is_named() -> None:
     ours = json.dumps(mine)
     assert difference(ours, ours) is None
     assert difference(ours, json.dumps({**mine, "kv": "fp8", "weights": "q8"})) == (
-        "weights", "its weights is q8, the server's is auto",
+        "weights", "its weights' format is q8, the server's is auto",
     )  # fmt: skip
     for hostile in ("", "[]", "{}", "3", '{"version": "1"}', "{" * 100_000):
         assert difference(ours, hostile) == ("version", "it says what it has in another way than this version does")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -182,6 +183,15 @@ def test_what_can_not_be_trained_is_told_by_name(bench: Bench) -> None:
         engine.training.start(start)
         assert generate(bench, [], train=True) == alone, "requests don't notice"
         finish(bench)
+    gain = engine.training._parts.backbone().final_norm
+    kept, gain[0] = float(gain[0]), np.nan
+    engine.training.start(bench.start("not finite"))
+    assert generate(bench, [], train=True) == alone, "requests don't notice"
+    ended = finish(bench)[-1]
+    gain[0] = kept
+    assert isinstance(ended, TrainingEnded)
+    assert (ended.status, ended.code) == ("failed", "training_failed")
+    assert re.search(r"step 1: the loss of row [12] is not finite", ended.error)
     engine.training.start(bench.start("cancelled"))
     finish(bench, 2)
     engine.training.stop(StopTraining("cancelled", "cancel"))

@@ -18,14 +18,14 @@ import pytest
 from headrace import __version__
 from headrace.engine import joining as worker
 from headrace.engine import page_channel
-from headrace.engine.identity import identity_here
+from headrace.engine.identity import REASONS, identity_here
 from headrace.engine.joining import greet
 from headrace.engine.page_channel import PageListener, PageSender
 from headrace.engine.page_socket import PageSeal
-from headrace.engine.relocation_wire import Dismissed
+from headrace.engine.relocation_wire import Dismissed, WorkerRole
 from headrace.engine.sealing import Opener, Seal
 from headrace.engine.settings import EngineSettings
-from headrace.engine.transport import Inbound, encode_frame
+from headrace.engine.transport import Inbound, Outbound, encode_frame
 from headrace.engine.wire import Failed, Ready, Start
 from headrace.errors import HeadraceError
 from headrace.instances import hall as hall_module
@@ -100,7 +100,7 @@ def test_a_worker_with_something_else_is_told_and_the_next_one_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     mine = identity_here(EngineSettings())
-    changed = {"files": "model", "model": "model", "kv": "pages", "weights": "weights", "version": "version"}
+    changed = ("files", "model", "kv", "weights", "version")
 
     async def work() -> None:
         async with waiting_group(tmp_path, monkeypatch) as (made, hall):
@@ -111,7 +111,7 @@ def test_a_worker_with_something_else_is_told_and_the_next_one_taken(
                 other.says(ready(json.dumps({**json.loads(mine), name: "another"})))
                 told = await asyncio.to_thread(other.hears)
                 assert isinstance(told, Dismissed)
-                assert told.message.startswith(f"its {name} is another, the server's is ")
+                assert told.message.startswith(f"its {REASONS[name][1]} is another, the server's is ")
                 other.socket.close()
             broken = await asyncio.to_thread(Worker, hall.port)
             broken.says(Failed("model_not_found", "no model is called so"))
@@ -168,7 +168,7 @@ def test_records_that_were_not_sealed_so_end_the_connection(tmp_path: Path, monk
 
 
 def test_a_real_worker_ends_with_what_it_was_told() -> None:
-    """The worker's side of a dismissal, with the engine process it started."""
+    """The worker's side of a dismissal, with the engine process it started; what it is there for it says first."""
 
     async def work() -> None:
         hall = Hall(Joining(1, "127.0.0.1", 0), KEY)
@@ -176,8 +176,10 @@ def test_a_real_worker_ends_with_what_it_was_told() -> None:
         try:
             awaited = asyncio.create_task(hall.next())
             await asyncio.sleep(0)
-            joined = asyncio.create_task(asyncio.to_thread(worker.join, ("127.0.0.1", hall.port), KEY))
+            joined = asyncio.create_task(asyncio.to_thread(worker.join, ("127.0.0.1", hall.port), KEY, None, "decode"))
             joiner = await awaited
+            opener, messages = Opener(joiner.keys.to_api), Outbound()
+            assert messages.feed(opener.feed(await joiner.reader.read(1 << 16))) == [WorkerRole("decode")]
             joiner.writer.write(Seal(joiner.keys.to_engine).close(encode_frame(Dismissed("model_file", "its files are others"))))
             with pytest.raises(HeadraceError, match="refuses this instance: its files are others") as told:
                 await joined

@@ -28,7 +28,7 @@ from headrace.placement.joining import Joining
 KEY = b"0123456789abcdef0123456789abcdef"
 
 
-def start_worker(port: int, key: Path) -> subprocess.Popen[bytes]:
+def start_worker(port: int, key: Path, *more: str) -> subprocess.Popen[bytes]:
     command = [
         sys.executable,
         "-m",
@@ -40,6 +40,7 @@ def start_worker(port: int, key: Path) -> subprocess.Popen[bytes]:
         str(key),
         "--threads",
         "1",
+        *more,
     ]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
@@ -125,9 +126,14 @@ async def killed(made: InstanceGroup, workers: list[subprocess.Popen[bytes]], ke
     os.kill(workers[0].pid, signal.SIGKILL)
     assert await asyncio.gather(*tasks) == [alone, alone]
     assert made.replays == 1
-    workers.append(start_worker(made.slots.hall.port if made.slots.hall is not None else 0, key))
+    workers.append(start_worker(made.slots.hall.port if made.slots.hall is not None else 0, key, "--role", "prefill"))
     while len(made.slots.serving) < 2:
         await asyncio.sleep(0.02)
+    comes = next(number for number, role in made.handoff.roles.items() if role == "prefill")
+    made.handoff.change({1 - comes: "decode"})
+    done = made.handoff.done
+    assert await answer(made, params) == alone
+    assert made.handoff.done == done + 1, "prompts there, tokens here"
 
 
 @pytest.mark.parametrize("text", ["join:0@h:1", "join:2", "join:2@h", "join:65@h:1", "join:x@h:1", "join:2@h:70000", "join:²@h:1"])

@@ -228,6 +228,11 @@ def test_pause_resume_and_cancel_in_every_state(launch: Launch) -> None:
     queued = wait(running, slow[2].id, "queued")
     assert jobs.pause(queued.id).status == "paused"
     assert jobs.resume(queued.id).status == "queued"
+    others = [create(running, hyper=SLOW) for _ in range(2)]
+    wait(running, others[0].id, "queued")
+    assert jobs.cancel(others[0].id).status == "cancelled"
+    assert jobs.pause(wait(running, others[1].id, "queued").id).status == "paused"
+    assert jobs.cancel(others[1].id).status == "cancelled"
     running.eventually(lambda: jobs.retrieve(slow[0].id).step >= 2, 60)
     paused = jobs.pause(slow[0].id)
     assert paused.status == "paused"

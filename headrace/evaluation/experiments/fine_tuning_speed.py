@@ -12,17 +12,15 @@ from statistics import fmean, median
 
 import msgspec
 
+from headrace.engine.llm import LLM
 from headrace.engine.machine import usable_cores
+from headrace.engine.settings import EngineSettings
 from headrace.errors import HeadraceError
 from headrace.evaluation.experiment import Claim, Conditions, Experiment, Findings, interleave
+from headrace.evaluation.experiments._fine_tuning_exam import exact_answers, write_lessons
 from headrace.evaluation.signature_task import Exercise, exercises
-from headrace.evaluation.training_child import Order, Report
-from headrace.models.catalog import find_model, open_model
+from headrace.evaluation.training_child import PEFT_FOLDER, Order, Report
 from headrace.models.packages import cache_dir
-from headrace.text.chat_template import ChatTemplate
-from headrace.text.lessons import lesson
-from headrace.text.open_tokenizer import open_tokenizer
-from headrace.training.dataset_file import make_sample, write_dataset
 from headrace.training.settings import TrainingSettings
 
 _LONGEST_SECONDS = 600.0
@@ -35,14 +33,15 @@ def run(conditions: Conditions) -> Findings:
     if missing:
         message = f"the other side of this comparison is not installed: pip install {' '.join(missing)}"
         raise HeadraceError("invalid_setting", message, param="name")
-    seeds, (learn, held) = (1, exercises(8, 4, conditions.seed)) if conditions.quick else (3, exercises(36, 16, conditions.seed))
+    seeds, (learn, held) = (1, exercises(8, 4, conditions.seed)) if conditions.quick else (3, exercises(40, 24, conditions.seed))
     settings = TrainingSettings(
-        rank=8, alpha=16.0, epochs=1, batch=2 if conditions.quick else 4, learning_rate=1e-3, max_tokens=256, seed=conditions.seed
+        rank=8, alpha=16.0, epochs=1 if conditions.quick else 2, batch=2 if conditions.quick else 8, learning_rate=1e-3,
+        max_tokens=256, seed=conditions.seed,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="experiment-", dir=cache_dir()) as name:
         folder, own, theirs = Path(name), list[Report](), list[Report]()
         for part, tasks in (("data", learn), ("held", held)):
-            _write(conditions.model, folder / part, tasks)
+            write_lessons(conditions.model, folder / part, tasks)
         for seed in range(seeds):
             order = Order(
                 conditions.model, conditions.threads or usable_cores(), str(folder / "data"), str(folder / "held"),
@@ -54,7 +53,29 @@ def run(conditions: Conditions) -> Findings:
             found = interleave([lambda path=path: _child("own", path), lambda path=path: _child("peft", path)], 1)  # type: ignore[misc]
             own += found[0]
             theirs += found[1]
-    return Findings(_claims(own, theirs))
+        claims = list(_claims(own, theirs))
+        if not conditions.quick:
+            claims.append(_exam(conditions, folder, seeds, held))
+    return Findings(tuple(claims))
+
+
+def _exam(conditions: Conditions, folder: Path, seeds: int, held: list[Exercise]) -> Claim:
+    """Both sides' adapters, served by one engine, answer the same held-out questions."""
+    with LLM(settings=EngineSettings(model=conditions.model, threads=conditions.threads)) as llm:
+        before = exact_answers(llm, held, None)
+        right: list[tuple[float, float]] = []
+        for seed in range(seeds):
+            conditions.report("asking the adapters", seed, seeds)
+            last = sorted((folder / f"job-{seed}").glob("step-*"))[-1]
+            sides = []
+            for side, made in (("own", last), ("peft", folder / f"job-{seed}" / PEFT_FOLDER)):
+                llm.register_adapter(f"{side}-{seed}", str(made))
+                sides.append(exact_answers(llm, held, f"{side}-{seed}"))
+            right.append((sides[0], sides[1]))
+    behind = fmean(other - one for one, other in right)
+    each = ", ".join(f"{one:.0f} and {other:.0f} %" for one, other in right)
+    what = "held-out answers that are right to the letter, points below PEFT's adapters, both as served here"
+    return Claim("exact", what, "<=", 5.0, behind, "points", f"by seeds: {each}; {before:.0f} % before; {len(held)} questions")
 
 
 def _claims(own: list[Report], theirs: list[Report]) -> tuple[Claim, ...]:
@@ -72,17 +93,6 @@ def _claims(own: list[Report], theirs: list[Report]) -> tuple[Claim, ...]:
         Claim("loss", "held-out loss after the same batches and learning rates, here / there", "<=", 1.1, held[0] / held[1], "x",
               f"by seeds of the start: {each}"),
     )  # fmt: skip
-
-
-def _write(model: str, path: Path, tasks: list[Exercise]) -> None:
-    opened = open_model(find_model(model))
-    tokenizer = open_tokenizer(opened.tokenizer_source)
-    template = ChatTemplate(opened.chat_template, tokenizer)
-    try:
-        lessons = [lesson(template, tokenizer, one.conversation, [2]) for one in tasks]
-    finally:
-        template.close()
-    write_dataset(path, (make_sample(one.tokens, one.weights) for one in lessons), vocab=tokenizer.vocab_size)
 
 
 def _child(which: str, order: Path) -> Report:

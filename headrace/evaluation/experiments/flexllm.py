@@ -18,6 +18,7 @@ def run(conditions: Conditions) -> Findings:
     """Gradients first: everything else is worth nothing without them."""
     try:
         from headrace.evaluation.experiments import _flexllm_gradients as gradients
+        from headrace.evaluation.experiments._flexllm_fusion import fusion
     except ImportError as error:
         message = "the gradients are compared with torch's: pip install 'headrace[torch]'"
         raise HeadraceError("invalid_setting", message, param="name") from error
@@ -29,6 +30,7 @@ def run(conditions: Conditions) -> Findings:
             *gradients.gradients(conditions, model, backbone, ids),
             *gradients.losses(conditions, backbone, ids),
             *gradients.memory(conditions, model, ids),
+            fusion(conditions, backbone, ids),
         ]
         with tempfile.TemporaryDirectory(prefix="headrace-training-") as folder:
             load = Beside(bench, backbone, Path(folder), conditions.seed)
