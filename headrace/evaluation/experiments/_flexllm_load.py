@@ -14,7 +14,7 @@ from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.training_wire import TrainingGauges
 from headrace.engine.wire import Submit
 from headrace.evaluation.experiment import Claim, Conditions
-from headrace.evaluation.experiments._flexllm_serving import Beside
+from headrace.evaluation.experiments._flexllm_serving import ROW_TOKENS, Beside
 from headrace.evaluation.statistics import percentile
 from headrace.scheduling.training_share import ServingLoad
 from headrace.training.settings import TrainingSettings
@@ -23,7 +23,7 @@ _STREAMS = 8  # at a time, when the engine has all that it can bear
 _PROMPT, _OUTPUT = 24, 32
 _STEPS = 4.0  # the target, in steps of one stream
 _STALL = 2.0  # targets: a request with a longer gap was not served as promised
-_FOREVER = TrainingSettings(rank=4, epochs=1000, max_tokens=96)
+_FOREVER = TrainingSettings(rank=4, epochs=1000, max_tokens=96, checkpoint_every=1_000_000)
 
 
 @dataclass(slots=True)
@@ -68,10 +68,11 @@ def _paced(pace: float, began: float, first: int) -> Turn:
 
 
 def _train_pack(engine: Engine) -> None:
+    """A whole pack, which is one row here."""
     training, before = engine.training, _counts(engine).tokens
     assert training is not None
-    while _counts(engine).tokens == before:
-        if not training.run(ServingLoad(0, 0, 0.0), lambda: _counts(engine).tokens > before):
+    while _counts(engine).tokens < before + ROW_TOKENS:
+        if not training.run(ServingLoad(0, 0, 0.0), lambda: _counts(engine).tokens >= before + ROW_TOKENS):
             time.sleep(0.001)
         training.take_events()
 

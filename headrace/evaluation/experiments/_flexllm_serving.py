@@ -27,6 +27,7 @@ from headrace.training.dataset_file import Sample, write_dataset
 from headrace.training.settings import TrainingSettings
 
 _STREAMS = 4
+ROW_TOKENS = 80  # of each sample: a pack takes one
 _SMALL = TrainingSettings(rank=4, batch=2, epochs=1, max_tokens=96, learning_rate=1e-3)
 
 
@@ -48,7 +49,10 @@ class Beside:
         self._jobs = 0
         vocab = bench.built.model.config.vocab
         for name, count in (("data", 4), ("held", 2)):
-            rows = [Sample(np.array(bench.prompt(80, self._rng), np.int32), np.ones(80, np.float32)) for _ in range(count)]
+            rows = [
+                Sample(np.array(bench.prompt(ROW_TOKENS, self._rng), np.int32), np.ones(ROW_TOKENS, np.float32))
+                for _ in range(count)
+            ]
             write_dataset(folder / name, rows, vocab=vocab)
 
     @contextmanager
