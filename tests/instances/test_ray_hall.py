@@ -93,6 +93,29 @@ def test_a_cluster_of_this_machine_runs_instances_and_replaces_them() -> None:
     asyncio.run(asyncio.wait_for(work(), 240))
 
 
+@pytest.mark.model
+@pytest.mark.skipif(not HAS_RAY, reason="no Ray here: pip install 'headrace[cluster]'")
+def test_a_launcher_that_ends_is_replaced_with_its_workers() -> None:
+    async def work() -> None:
+        made = InstanceGroup(GroupOptions(1, round_seconds=0.0, restart_seconds=0.05, joining=Joining(1, "", 0, cluster="")))
+        try:
+            await made.start(EngineSettings(threads=1, pool_mib=128, preempt="recompute"))
+            hall = made.slots.hall
+            assert isinstance(hall, RayHall)
+            alone = await answer(made, KINDS["penalties"])
+            first = hall._launcher
+            assert first is not None
+            first.kill()
+            while made.slots.all[0].crashes == 0 or not made.slots.serving:
+                await asyncio.sleep(0.05)
+            assert hall._launcher is not first
+            assert await answer(made, KINDS["penalties"]) == alone
+        finally:
+            await made.stop()
+
+    asyncio.run(asyncio.wait_for(work(), 240))
+
+
 @pytest.mark.skipif(not HAS_RAY, reason="no Ray here: pip install 'headrace[cluster]'")
 def test_a_cluster_without_room_is_an_error_that_says_what_it_has() -> None:
     async def work() -> None:
