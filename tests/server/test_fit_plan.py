@@ -7,7 +7,7 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.server.fit_plan import Held, Need, describe, split_pool, who_leaves
+from headrace.server.fit_plan import ENGINE_BYTES, Held, Need, describe, process_bytes, split_pool, who_leaves
 
 HELD = st.lists(st.builds(Held, st.just(""), st.integers(0, 50), st.booleans(), st.booleans(), st.floats(0, 10)), max_size=6).map(
     lambda found: [Held(str(n), one.bytes, one.pinned, one.busy, one.last_used) for n, one in enumerate(found)]
@@ -61,3 +61,10 @@ def test_the_plan_names_every_part_and_says_what_never_fits() -> None:
     assert lines[1].endswith("never fits")
     assert "leaves" in lines[2]
     assert "all fit" in describe({"a": Need(1, 1, 1)}, 3)[-1]
+
+
+def test_a_large_vocabulary_counts_and_so_does_each_engine() -> None:
+    small, large = process_bytes(49_152), process_bytes(262_144)
+    assert large > 220 * 2**20, "a tokenizer of Gemma's size takes as much by itself"
+    assert small < 192 * 2**20 < large
+    assert process_bytes(49_152, 3) - small == 2 * ENGINE_BYTES
