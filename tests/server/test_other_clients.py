@@ -106,6 +106,7 @@ def test_guidellm_measures_without_an_error(real: Running, tmp_path: Path) -> No
     assert (counted["successful"], counted["errored"]) == (3, 0)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_cohere_reranks_with_both_its_clients(real: Running) -> None:
     cohere = pytest.importorskip("cohere")
     documents = ["Shoes can be sent back.", "Air scatters short wavelengths of sunlight more than long ones."]
