@@ -110,9 +110,8 @@ def test_guidellm_measures_without_an_error(real: Running, tmp_path: Path) -> No
 def test_cohere_reranks_with_both_its_clients(real: Running) -> None:
     cohere = pytest.importorskip("cohere")
     documents = ["Shoes can be sent back.", "Air scatters short wavelengths of sunlight more than long ones."]
-    for client in (cohere.ClientV2, cohere.Client):
-        answer = client("none", base_url=real.url).rerank(
-            model="smollm2", query="why is the sky blue", documents=documents, top_n=1
-        )
+    for kind in (cohere.ClientV2, cohere.Client):
+        with kind("none", base_url=real.url) as client:
+            answer = client.rerank(model="smollm2", query="why is the sky blue", documents=documents, top_n=1)
         assert [one.index for one in answer.results] == [1]
         assert 0 < answer.results[0].relevance_score < 1
