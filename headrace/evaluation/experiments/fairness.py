@@ -37,7 +37,7 @@ class _Sizes:
     burst_rounds: int
 
 
-_FULL = _Sizes(light=20, rounds=3, burst=60, burst_rounds=4)
+_FULL = _Sizes(light=14, rounds=2, burst=60, burst_rounds=4)
 _QUICK = _Sizes(light=5, rounds=1, burst=20, burst_rounds=3)
 
 
