@@ -62,7 +62,7 @@ class Sequence:
 
     def seen_queries(self, row: int) -> npt.NDArray[np.float64]:
         """Bf16 pages meet queries in bf16 too, in powers of two."""
-        queries = self.queries[row].reshape(self.shape.heads, self.shape.head_dim)
+        queries: npt.NDArray[np.float32] = self.queries[row].reshape(self.shape.heads, self.shape.head_dim)
         if self.shape.kv != "bf16":
             return queries.astype(np.float64)
         powers = np.float32(np.log2(np.e))
