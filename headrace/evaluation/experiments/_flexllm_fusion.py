@@ -8,7 +8,7 @@ import numpy as np
 
 from headrace.engine.machine import usable_cores
 from headrace.evaluation.experiment import Claim, Conditions
-from headrace.evaluation.experiments._flexllm_gradients import text_pack
+from headrace.evaluation.experiments._flexllm_pack import text_pack
 from headrace.kernels._native import ThreadPool, time_reads
 from headrace.training.backbone import Backbone
 from headrace.training.crew import Crew, single_threaded_products

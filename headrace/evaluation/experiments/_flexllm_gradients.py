@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from headrace.evaluation.experiment import Claim, Conditions
+from headrace.evaluation.experiments._flexllm_pack import text_pack
 from headrace.evaluation.training_oracle import TorchOracle
 from headrace.models.catalog import OpenModel
 from headrace.training.backbone import Backbone
 from headrace.training.crew import Crew, single_threaded_products
-from headrace.training.dataset_file import Sample
 from headrace.training.optimiser import AdamW
-from headrace.training.pack import Pack, make_pack
+from headrace.training.pack import Pack
 from headrace.training.parameters import Parameters
 from headrace.training.passes import Passes, Room
 from headrace.training.settings import TrainingSettings
@@ -27,13 +27,6 @@ from headrace.training.units import Unit
 
 _THREADS = 2
 Doubles = npt.NDArray[np.float64]
-
-
-def text_pack(ids: list[int], tokens: int, documents: int = 1) -> Pack:
-    """Running text as a pack of so many documents, every token learnt."""
-    size = tokens // documents
-    parts = [np.array(ids[first : first + size], np.int32) for first in range(0, size * documents, size)]
-    return make_pack([Sample(part, np.ones(len(part), np.float32)) for part in parts], range(documents), tokens)
 
 
 def gradients(conditions: Conditions, model: OpenModel, backbone: Backbone, ids: list[int]) -> list[Claim]:
