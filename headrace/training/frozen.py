@@ -76,7 +76,7 @@ class PlainMatrix:
 class PackedProduct:
     """A packed matrix as it is served, by exactly the values that its codes stand for, in fp32.
 
-    Codes are expanded block by block beside the product, which costs a thirtieth of it and keeps an eighth of the memory of
+    Codes are expanded block by block beside the product, which costs little of it and keeps an eighth of the memory of
     fp32 ("QLoRA: Efficient Finetuning of Quantized LLMs" dequantises likewise). Its sums have one order, whatever the number of
     rows and the instruction set.
     """

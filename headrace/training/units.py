@@ -9,7 +9,7 @@ from typing import Literal
 UnitKind = Literal["attention", "attention back", "mlp", "mlp back", "head", "loss", "update", "file"]
 """Units of one kind take time as their work says; of two kinds they need not."""
 
-PART_ROWS = 32  # rows that one thread takes at once: enough for its products (95 % of their rate), few enough to stop behind
+PART_ROWS = 32  # rows that one thread takes at once: enough for its products (nine tenths of the rate), few enough to stop behind
 
 
 @dataclass(frozen=True, slots=True, eq=False)
