@@ -12,10 +12,8 @@ import click
 
 from headrace.errors import HeadraceError
 from headrace.instances.hall_key import KEY_VARIABLE, read_key
+from headrace.placement.back_off import BackOff
 from headrace.placement.roles import Role
-
-LONGEST_DELAY = 30.0
-STEADY_SECONDS = 60.0
 
 
 @click.command()
@@ -42,7 +40,7 @@ def instance(address: str, key_file: Path | None, threads: int | None, role: Rol
     key = read_key(key_file)
     os.environ.pop(KEY_VARIABLE, None)  # engine processes need not know
     configure_logs("text")
-    delay, said = 0.5, ""
+    back_off, said = BackOff(in_a_row=1), ""
     while True:
         began = time.monotonic()
         try:
@@ -55,5 +53,4 @@ def instance(address: str, key_file: Path | None, threads: int | None, role: Rol
             said = error.message
         if once:
             return
-        delay = 0.5 if time.monotonic() - began > STEADY_SECONDS else min(LONGEST_DELAY, delay * 2)
-        time.sleep(delay)
+        time.sleep(back_off.after(time.monotonic() - began))

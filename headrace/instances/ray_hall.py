@@ -16,12 +16,12 @@ import msgspec
 from headrace.errors import HeadraceError
 from headrace.instances.hall import Hall
 from headrace.instances.ray_wire import MOST_BYTES, Began, Door, Ended, FromLauncher, Node, Unplaced, Wanted
+from headrace.placement.back_off import BackOff
 from headrace.placement.joining import Joining
 
 logger = logging.getLogger("headrace.instances.ray_hall")
 
 GOODBYE_SECONDS = 15.0
-FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -92,18 +92,18 @@ class RayHall(Hall):
 
     async def _keep(self) -> None:
         """Hear the launcher, and start another when it ends: its actors end with it, so that new ones must come."""
-        delay = FIRST_DELAY
+        back_off = BackOff()
         while not self._over:
             self._say(Door(self.port, self._own_key))
             while (message := await self._hear()) is not None:
-                delay = FIRST_DELAY
+                back_off.forget()
                 self._note(message)
             self.placed.clear()
             node: FromLauncher | None = None
             while not self._over and not isinstance(node, Node):
-                logger.error("the launcher of Ray workers has ended; another is started in %.1f s", delay)
-                await asyncio.sleep(delay)
-                delay = min(LONGEST_DELAY, 2 * delay)
+                wait = back_off.after(0.0)
+                logger.error("the launcher of Ray workers has ended; another is started in %.1f s", wait)
+                await asyncio.sleep(wait)
                 node = await self._launch()
                 if not isinstance(node, Node):
                     logger.error("%s", _reason(node))

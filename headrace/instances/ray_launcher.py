@@ -18,12 +18,12 @@ import msgspec
 
 from headrace.instances.ray_wire import MOST_BYTES, Began, Door, Ended, FromLauncher, Node, Unplaced, Wanted
 from headrace.instances.ray_worker import RayWorker
+from headrace.placement.back_off import BackOff
 
 PLACING_SECONDS = 60.0
 """For room in a cluster that may grow."""
 OWN_SECONDS = 5.0
 """For room in one that is this machine."""
-FIRST_DELAY, LONGEST_DELAY, STEADY_SECONDS = 0.5, 30.0, 60.0
 _GLANCE_SECONDS = 0.5
 
 
@@ -34,7 +34,7 @@ class _Place:
     actor: Any = None
     running: Any = None
     began: float = 0.0
-    delay: float = 0.0
+    back_off: BackOff = field(default_factory=BackOff)
     due: float = field(default_factory=time.monotonic)
 
 
@@ -120,11 +120,11 @@ class Launcher:
         except self._ray.exceptions.RayError as error:
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'}"
         self._ray.kill(place.actor)
-        steady = time.monotonic() - place.began > STEADY_SECONDS
-        place.delay = FIRST_DELAY if steady or not place.delay else min(LONGEST_DELAY, 2 * place.delay)
+        now = time.monotonic()
+        wait = place.back_off.after(now - place.began)
         place.actor = place.running = None
-        place.due = time.monotonic() + place.delay
-        self._say(Ended(number, reason[:500], place.delay))
+        place.due = now + wait
+        self._say(Ended(number, reason[:500], wait))
 
     def close(self) -> None:
         """Give everything back."""

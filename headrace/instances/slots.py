@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -28,14 +28,11 @@ from headrace.instances.options import GroupOptions
 from headrace.instances.ray_hall import RayHall
 from headrace.instances.remote_member import RemoteMember
 from headrace.instances.shape import Part, split_machine
+from headrace.placement.back_off import BackOff
 from headrace.placement.joining import Joining
 from headrace.scheduling.settings import SchedulingSettings
 
 logger = logging.getLogger("headrace.instances.slots")
-
-LONGEST_DELAY = 30.0
-STEADY_SECONDS = 60.0
-"""An engine that ran this long had no part in the crashes before it."""
 
 SlotState = Literal["loading", "serving", "leaving", "drained", "waiting", "gone"]
 """``leaving``: it is being emptied. ``drained``: it is empty and takes nothing. ``waiting``: to start again after a crash.
@@ -52,7 +49,7 @@ class Slot:
     state: SlotState = "loading"
     incarnation: int = 1
     crashes: int = 0
-    in_a_row: int = 0
+    back_off: BackOff = field(default_factory=BackOff)
     since: float = 0.0
     task: asyncio.Task[None] | None = None
 
@@ -104,7 +101,10 @@ class Slots:
             self._identity = await asyncio.to_thread(identity_here, settings)
             await (self.hall.bring(settings.threads, settings.pool_mib) if isinstance(self.hall, RayHall) else self.hall.open())
             parts = [Part(settings.threads or 0, ())] * self._instances  # 0: as many as their machines have
-        self.all = [Slot(number, part, self._new_member(number, 1)) for number, part in enumerate(parts)]
+        self.all = [
+            Slot(number, part, self._new_member(number, 1), back_off=BackOff(self._restart_seconds))
+            for number, part in enumerate(parts)
+        ]
         for slot in self.all[self._first_ones :]:
             slot.state = "gone"
         for slot in self.all[: self._first_ones]:
@@ -129,8 +129,7 @@ class Slots:
     def start_again(self, slot: Slot, then: Callable[[Slot], object]) -> None:
         """Start an instance that has ended after a while, longer each time in a row; ``then`` when it serves."""
         slot.crashes += 1
-        slot.in_a_row = 1 if time.monotonic() - slot.since > STEADY_SECONDS else slot.in_a_row + 1
-        delay = min(LONGEST_DELAY, self._restart_seconds * 2 ** (slot.in_a_row - 1))
+        delay = slot.back_off.after(time.monotonic() - slot.since)
         slot.state = "waiting"
         slot.task = asyncio.get_running_loop().create_task(self._restart(slot, delay, then))
 

@@ -13,6 +13,7 @@ from headrace.engine.client import EngineClient
 from headrace.engine.settings import EngineSettings
 from headrace.errors import ERROR_TABLE, HeadraceError
 from headrace.instances.maker import engine_maker
+from headrace.placement.back_off import BackOff
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.server.fit_plan import Held, Need, describe, process_bytes, split_pool, who_leaves
 from headrace.server.lender import Lender
@@ -25,8 +26,6 @@ logger = logging.getLogger("headrace.server")
 
 RETRY_SECONDS = 5.0
 """A model that could not be loaded is tried again by a request after this time, not before."""
-LONGEST_DELAY = 30.0
-STEADY_SECONDS = 60.0
 """An engine that ran this long had no part in the crashes before it."""
 
 
@@ -51,6 +50,7 @@ class ModelTable:
         apart = len(entries) > 1
         self.models = [ServedModel(entry, maker, pinned=False, keep=options.unload_after, apart=apart) for entry in entries]
         for model in self.models:
+            model.back_off = BackOff(options.restart_delay)
             self._by_name |= dict.fromkeys(model.entry.names, model)
         for name in options.pin:
             if name not in self._by_name:
@@ -243,10 +243,8 @@ class ModelTable:
             return
         if model.state != "hot":
             return
-        now = time.monotonic()
         model.counts.crashes += 1
-        model.crashes_in_a_row = 1 if now - model.hot_since > STEADY_SECONDS else model.crashes_in_a_row + 1
-        delay = min(LONGEST_DELAY, self._options.restart_delay * 2 ** (model.crashes_in_a_row - 1))
+        delay = model.back_off.after(time.monotonic() - model.hot_since)
         say(f"the engine of {model.name} has ended ({error.message}); it starts again in {delay:g} s")
         model.forget_engine()
         self._begin_load(model, delay)

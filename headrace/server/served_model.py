@@ -17,6 +17,7 @@ from headrace.engine.wire import Gauges, Ready
 from headrace.errors import HeadraceError
 from headrace.instances.group import InstanceGroup
 from headrace.instances.maker import EngineMaker
+from headrace.placement.back_off import BackOff
 from headrace.scheduling.settings import SchedulingSettings
 from headrace.server.engine_totals import EngineTotals
 from headrace.server.fit_plan import Need
@@ -74,7 +75,7 @@ class ServedModel:
         self.last_used = time.monotonic()
         self.counts = Counts()
         self.hot_since = 0.0
-        self.crashes_in_a_row = 0
+        self.back_off = BackOff()
         self.task: asyncio.Task[None] | None = None
         self.lending: Lending | None = None
         self.loaded: Loaded | None = None
