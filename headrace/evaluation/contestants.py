@@ -90,8 +90,14 @@ def peer_command(name: str, where: str, room: Room, port: int) -> list[str] | No
 
 def headrace_command(room: Room, port: int) -> list[str]:
     """How headrace itself is started."""
-    command = [sys.executable, "-m", "headrace", "serve", "--port", str(port), "--model", room.model]
-    return [*command, "--threads", str(room.threads)]
+    return serve_command(port, [room.model], room.threads)
+
+
+def serve_command(port: int, models: Sequence[str], threads: int | None, *options: str) -> list[str]:
+    """``headrace serve`` of this Python with these models. ``threads`` ``None``: as many as it takes by itself."""
+    command = [sys.executable, "-m", "headrace", "serve", "--port", str(port), *options]
+    command += [part for model in models for part in ("--model", model)]
+    return command + (["--threads", str(threads)] if threads is not None else [])
 
 
 def _host(name: str, python: str) -> str:

@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from headrace.engine.request_stream import RequestStream
 from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.settings import EngineSettings
 from headrace.engine.wire import Submit
+from headrace.evaluation.engine_requests import collect, mixed_params, prompt_of, share_alike
 from headrace.evaluation.two_machines import NEAR, Meddler, Network
 from headrace.instances.group import GroupOptions, InstanceGroup
 from headrace.instances.hall_key import KEY_VARIABLE
@@ -94,12 +95,7 @@ class Cluster:
         made = []
         for _ in range(count):
             i, self._asked = self._asked, self._asked + 1
-            rng = random.Random(self.order.seed + i)
-            prompt = [rng.randrange(100, 40_000) for _ in range(60 + 97 * (i % 5))]
-            made.append((prompt, SamplingParams(
-                max_tokens=output, temperature=(0.0, 0.9)[i % 2], seed=i, ignore_eos=True, n=1 + (i % 4 == 3),
-                top_logprobs=2 if i % 3 == 1 else None, repetition_penalty=1.2 if i % 3 == 2 else 1.0,
-            )))  # fmt: skip
+            made.append((prompt_of(60 + 97 * (i % 5), self.order.seed + i), mixed_params(i, output)))
         return made
 
     def submit(self, prompt: list[int], params: SamplingParams, tenant: str) -> RequestStream:
@@ -108,7 +104,7 @@ class Cluster:
 
     async def alone(self, asked: Sequence[tuple[list[int], SamplingParams]]) -> list[Any]:
         """What each gets without company or moves."""
-        return [await read(self.submit(*one, tenant="alone")) for one in asked]
+        return [await collect(self.submit(*one, tenant="alone")) for one in asked]
 
     async def wander(self, stream: RequestStream) -> int:
         """Move a request to and fro until it ends; how often it moved."""
@@ -126,30 +122,13 @@ class Cluster:
         expected = await self.alone(asked)
         streams = [self.submit(*one, tenant=f"{tenant}{i}") for i, one in enumerate(asked)]
         wanderers = [asyncio.create_task(self.wander(stream)) for stream in streams]
-        got = await asyncio.gather(*(read(stream) for stream in streams))
-        return share(expected, got), sum(await asyncio.gather(*wanderers))
+        got = await asyncio.gather(*(collect(stream) for stream in streams))
+        return share_alike(expected, got), sum(await asyncio.gather(*wanderers))
 
     async def both_serve(self) -> None:
         """Wait until two instances serve."""
         while len(self.group.slots.serving) < 2:
             await asyncio.sleep(0.02)
-
-
-async def read(stream: RequestStream, heard: Callable[[], object] = lambda: None) -> list[tuple[int, list[int], list[object]]]:
-    """All that a stream gives, by choice; ``heard`` at each piece."""
-    got: dict[int, tuple[list[int], list[object]]] = {}
-    async for outputs in stream:
-        heard()
-        for output in outputs:
-            tokens, logprobs = got.setdefault(output.choice, ([], []))
-            tokens += output.tokens
-            logprobs += output.logprobs or []
-    return [(choice, *got[choice]) for choice in sorted(got)]
-
-
-def share(expected: Sequence[object], got: Sequence[object]) -> float:
-    """Per cent that are equal."""
-    return 100.0 * sum(one == other for one, other in zip(expected, got, strict=True)) / len(expected)
 
 
 @asynccontextmanager
@@ -222,7 +201,7 @@ async def talk(made: Cluster, report: Report) -> None:
             owned = made.group.owned(stream.request_id)
             if owned is not None and owned.holder is not None:
                 await made.group.balancing.move(stream.request_id, 1 - owned.holder.number)
-            said = [token for output in first for token in output.tokens] + (await read(stream))[0][1]
+            said = [token for output in first for token in output.tokens] + (await collect(stream))[0].tokens
             prompt = [*prompt, *said, *(rng.randrange(100, 40_000) for _ in range(30))]
         texts.append(prompt)
         report.talk_bytes.append(made.group.relocation.counts.bytes - before)
@@ -237,12 +216,12 @@ async def doors(made: Cluster, report: Report) -> None:
     same = []
     for number, (fault, to_server) in enumerate(FAULTS[: order.faults]):
         streams = [made.submit(*one, tenant=f"doors {number}") for one in asked]
-        reading = [asyncio.create_task(read(stream)) for stream in streams]
+        reading = [asyncio.create_task(collect(stream)) for stream in streams]
         if number == 0:
             await asyncio.to_thread(_strangers, made)
         crashes = _crashes(made)
         made.meddler.meddle(fault, to_server=to_server)
-        same.append(share(expected, await asyncio.gather(*reading)))
+        same.append(share_alike(expected, await asyncio.gather(*reading)))
         while _crashes(made) == crashes:
             await asyncio.sleep(_PAUSE)
         report.broken += made.meddler.done
@@ -286,7 +265,7 @@ async def partition(made: Cluster, report: Report) -> None:
         now = time.monotonic()
         gaps[i], heard[i] = max(gaps[i], now - heard[i]), now
 
-    reading = [asyncio.create_task(read(stream, lambda i=i: hears(i))) for i, stream in enumerate(streams)]  # type: ignore[misc]
+    reading = [asyncio.create_task(collect(stream, lambda i=i: hears(i))) for i, stream in enumerate(streams)]  # type: ignore[misc]
     wanderers = [asyncio.create_task(made.wander(stream)) for stream in streams[:2]]
     far = next(slot.number for slot in made.group.slots.all if NEAR not in slot.member.address)
     while not any(_at(made, stream, far) for stream in streams[2:]):  # one that stays is over there
@@ -297,7 +276,7 @@ async def partition(made: Cluster, report: Report) -> None:
         await asyncio.sleep(_PAUSE)
     replays = made.group.replays
     made.network.cut()
-    report.cut_same = share(expected, await asyncio.gather(*reading))
+    report.cut_same = share_alike(expected, await asyncio.gather(*reading))
     report.cut_lost = made.group.replays - replays
     report.gap_seconds = max(gaps.values())
     await asyncio.gather(*wanderers)

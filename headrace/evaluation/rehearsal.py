@@ -7,7 +7,6 @@ between two of them messages come and go. Who wants to foretell what requests wi
 from __future__ import annotations
 
 import asyncio
-import random
 import statistics
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from itertools import pairwise
 from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.watch_wire import StepReport
 from headrace.engine.wire import Submit
+from headrace.evaluation.engine_requests import prompt_of
 from headrace.instances.group import InstanceGroup
 from headrace.planning.cluster import Outcome, Served
 from headrace.planning.instance import Progress
@@ -25,12 +25,6 @@ from headrace.scheduling.simulation import Arrival
 _WATCHED = 60.0
 _IDLE = 5e-3
 """Between two steps that lie farther apart nobody had work."""
-
-
-def prompt_of(length: int, seed: int) -> list[int]:
-    """Tokens that nobody else has."""
-    generator = random.Random(seed)
-    return [generator.randrange(100, 40_000) for _ in range(length)]
 
 
 async def drive(group: InstanceGroup, arrivals: Sequence[Arrival], seed: int) -> Outcome:

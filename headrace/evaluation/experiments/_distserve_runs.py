@@ -12,8 +12,9 @@ from headrace.engine.request_stream import RequestStream
 from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.settings import EngineSettings
 from headrace.engine.wire import Submit
+from headrace.evaluation.engine_requests import collect, prompt_of, share_alike
 from headrace.evaluation.experiment import Conditions
-from headrace.evaluation.rehearsal import drive, prompt_of
+from headrace.evaluation.rehearsal import drive
 from headrace.instances.group import GroupOptions, InstanceGroup
 from headrace.placement.roles import Role
 from headrace.planning.cluster import Outcome
@@ -69,17 +70,6 @@ def ttft_of(outcome: Outcome, percent: float = 99) -> float:
     return tail([one.ttft for one in outcome.served], percent)
 
 
-async def collect(stream: RequestStream) -> tuple[list[int], list[object]]:
-    """Tokens and what is said of them."""
-    tokens: list[int] = []
-    logprobs: list[object] = []
-    async for outputs in stream:
-        for output in outputs:
-            tokens += output.tokens
-            logprobs += output.logprobs or []
-    return tokens, logprobs
-
-
 @dataclass(frozen=True, slots=True)
 class Exact:
     """``same``: per cent of the requests that gave the same bits; ``beyond``: tokens that nobody asked for, or that lack."""
@@ -102,9 +92,8 @@ async def same_answers(plain: Site, split: Site, lengths: Sequence[int], output:
             for number, length in enumerate(lengths)
         ]
         found.append(await asyncio.gather(*map(collect, streams)))
-    same = sum(one == other for one, other in zip(*found, strict=True))
-    beyond = sum(abs(len(tokens) - output) for tokens, _ in found[1])
-    return Exact(100.0 * same / len(lengths), beyond, split.group.handoff.done - before)
+    beyond = sum(abs(len(said.tokens) - output) for answer in found[1] for said in answer)
+    return Exact(share_alike(*found), beyond, split.group.handoff.done - before)
 
 
 @dataclass(frozen=True, slots=True)

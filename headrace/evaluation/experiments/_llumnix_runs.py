@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import statistics
 import time
 from contextlib import AsyncExitStack
@@ -14,6 +13,7 @@ from headrace.engine.request_stream import RequestStream
 from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.settings import EngineSettings
 from headrace.engine.wire import Submit
+from headrace.evaluation.engine_requests import collect, mixed_params, prompt_of, share_alike
 from headrace.evaluation.experiment import Conditions
 from headrace.instances.group import GroupOptions, InstanceGroup
 from headrace.instances.owners import Owned
@@ -52,28 +52,6 @@ class Fleet:
         return holder is not None and await self.group.balancing.move(stream.request_id, 1 - holder) is None
 
 
-async def _read(stream: RequestStream) -> list[tuple[int, list[int], object]]:
-    got: dict[int, tuple[list[int], list[object]]] = {}
-    async for outputs in stream:
-        for output in outputs:
-            tokens, logprobs = got.setdefault(output.choice, ([], []))
-            tokens += output.tokens
-            logprobs += output.logprobs or []
-    return [(choice, *got[choice]) for choice in sorted(got)]
-
-
-def _prompt(length: int, seed: int) -> list[int]:
-    generator = random.Random(seed)
-    return [generator.randrange(100, 40_000) for _ in range(length)]
-
-
-def _params(i: int, output: int) -> SamplingParams:
-    return SamplingParams(
-        max_tokens=output, temperature=(0.0, 0.9)[i % 2], seed=i, ignore_eos=True, n=1 + (i % 4 == 3),
-        top_logprobs=2 if i % 3 == 1 else None, repetition_penalty=1.2 if i % 3 == 2 else 1.0,
-    )  # fmt: skip
-
-
 @dataclass(frozen=True, slots=True)
 class Exact:
     """``same``: per cent of the requests. ``recomputed``: tokens beyond those of the prompts."""
@@ -85,16 +63,15 @@ class Exact:
 
 async def exact_moves(fleet: Fleet, count: int, output: int, seed: int) -> Exact:
     """Each request alone, and then all together and moved all the time."""
-    asked = [(_prompt(40 + 37 * i, seed + i), _params(i, output)) for i in range(count)]
-    alone = [await _read(fleet.submit(*one)) for one in asked]
+    asked = [(prompt_of(40 + 37 * i, seed + i), mixed_params(i, output)) for i in range(count)]
+    alone = [await collect(fleet.submit(*one)) for one in asked]
     before = fleet.group.gauges.prompt_tokens
     streams = [fleet.submit(*one) for one in asked]
     wanderers = [asyncio.create_task(_wander(fleet, stream)) for stream in streams]
-    together = await asyncio.gather(*(_read(stream) for stream in streams))
+    together = await asyncio.gather(*(collect(stream) for stream in streams))
     moves = sum(await asyncio.gather(*wanderers))
     recomputed = fleet.group.gauges.prompt_tokens - before - sum(len(prompt) for prompt, _ in asked)
-    same = sum(one == other for one, other in zip(alone, together, strict=True))
-    return Exact(100.0 * same / count, moves, recomputed)
+    return Exact(share_alike(alone, together), moves, recomputed)
 
 
 async def _wander(fleet: Fleet, stream: RequestStream) -> int:
@@ -123,7 +100,7 @@ async def still_times(fleet: Fleet, lengths: tuple[int, ...]) -> Still:
     step = recompute = 0.0
     for length in (*lengths, *reversed(lengths)):
         began = time.perf_counter()
-        stream = fleet.submit(_prompt(length, length), SamplingParams(max_tokens=1000, ignore_eos=True))
+        stream = fleet.submit(prompt_of(length, length), SamplingParams(max_tokens=1000, ignore_eos=True))
         await anext(stream)
         if length == max(lengths):
             recompute = time.perf_counter() - began
@@ -148,8 +125,8 @@ async def _step_of(stream: RequestStream) -> float:
 async def times_to_empty(fleet: Fleet, output: int) -> float:
     """How much sooner an instance has no request when they move away than when they end."""
     began = time.perf_counter()
-    streams = [fleet.submit(_prompt(100, i), SamplingParams(max_tokens=4 * output, seed=i, ignore_eos=True)) for i in range(4)]
-    readers = [asyncio.create_task(_read(stream)) for stream in streams]
+    streams = [fleet.submit(prompt_of(100, i), SamplingParams(max_tokens=4 * output, seed=i, ignore_eos=True)) for i in range(4)]
+    readers = [asyncio.create_task(collect(stream)) for stream in streams]
     await asyncio.sleep(0.3)
     started = time.perf_counter()
     moving = [stream for stream in streams if fleet.holder(stream) == 1]
@@ -166,14 +143,14 @@ async def lost_engines(fleet: Fleet, count: int, output: int, seed: int) -> floa
     """Per cent of the requests that gave the same although their engine was killed after some tokens."""
     same = 0
     for i in range(count):
-        prompt, params = _prompt(60, seed + i), SamplingParams(max_tokens=output, temperature=0.9, seed=i, ignore_eos=True)
-        alone = await _read(fleet.submit(prompt, params))
+        prompt, params = prompt_of(60, seed + i), SamplingParams(max_tokens=output, temperature=0.9, seed=i, ignore_eos=True)
+        alone = await collect(fleet.submit(prompt, params))
         stream = fleet.submit(prompt, params)
         first = await anext(stream)
         owned = fleet.group.owned(stream.request_id)
         if owned is not None and owned.holder is not None:
             owned.holder.kill()
-        rest = await _read(stream)
+        rest = await collect(stream)
         tokens = [token for one in first for token in one.tokens] + [token for _, own, _ in rest for token in own]
         same += tokens == alone[0][1]
         while len(fleet.group.slots.serving) < 2:
@@ -200,12 +177,12 @@ async def _wait_for_room(fleet: Fleet) -> float:
     ready = fleet.group.ready
     tokens = ready.pages_total * ready.page_tokens // 2 if ready is not None else 0  # of one instance
     params = SamplingParams(max_tokens=tokens * 11 // 100, ignore_eos=True)
-    short = [fleet.submit(_prompt(tokens * 21 // 100, i), params) for i in range(4)]
+    short = [fleet.submit(prompt_of(tokens * 21 // 100, i), params) for i in range(4)]
     for stream in short:
         await anext(stream)
-    readers = [asyncio.create_task(_read(stream)) for stream in short]
+    readers = [asyncio.create_task(collect(stream)) for stream in short]
     began = time.perf_counter()
-    large = fleet.submit(_prompt(tokens * 61 // 100, 9), SamplingParams(max_tokens=2, ignore_eos=True))
+    large = fleet.submit(prompt_of(tokens * 61 // 100, 9), SamplingParams(max_tokens=2, ignore_eos=True))
     await anext(large)
     seconds = time.perf_counter() - began
     large.cancel()

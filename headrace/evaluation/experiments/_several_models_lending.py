@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import Any
 
-from headrace.evaluation.contestants import free_port, running
 from headrace.evaluation.experiment import Claim, Conditions, interleave
+from headrace.evaluation.own_server import get_text, own_server, post_json
 from headrace.evaluation.statistics import median_ratio
 
 _POOL_MIB = 24  # 34 pages of the model for each of two
@@ -61,29 +57,19 @@ def lending(conditions: Conditions) -> tuple[Claim, ...]:
     )  # fmt: skip
 
 
-@contextmanager
-def _server(conditions: Conditions, pool_mib: int, names: tuple[str, ...]) -> Iterator[str]:
-    port = free_port()
-    command = [sys.executable, "-m", "headrace", "serve", "--port", str(port), "--speculation", "off", "--prefix-reuse", "off"]
-    command += ["--pool-mib", str(pool_mib), "--context-length", "512"]
-    command += [part for name in names for part in ("--model", f"{name}={conditions.model}")]
-    command += ["--threads", str(conditions.threads)] if conditions.threads is not None else []
-    url = f"http://127.0.0.1:{port}"
-    with running("headrace", command, url):
-        yield url
+def _server(conditions: Conditions, pool_mib: int, names: tuple[str, ...]) -> AbstractContextManager[str]:
+    options = ("--speculation", "off", "--prefix-reuse", "off", "--pool-mib", str(pool_mib), "--context-length", "512")
+    return own_server([f"{name}={conditions.model}" for name in names], conditions.threads, *options)
 
 
 def _ask(url: str, model: str, prompt: str, tokens: int, seed: int = 0) -> Any:
     body = {
         "model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0.8, "seed": seed, "logprobs": 1, "ignore_eos": True,
     }  # fmt: skip
-    request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=300) as answer:
-        return json.loads(answer.read())["choices"]
+    return post_json(url, "/v1/completions", body)["choices"]
 
 
 def _pages(url: str) -> dict[str, float]:
     """What each model has, once nothing changes any more."""
     time.sleep(0.5)
-    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
-        return {name: float(count) for name, count in _PAGES.findall(answer.read().decode())}
+    return {name: float(count) for name, count in _PAGES.findall(get_text(url, "/metrics"))}

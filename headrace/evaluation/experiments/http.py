@@ -8,7 +8,6 @@ import re
 import selectors
 import socket
 import statistics
-import sys
 import time
 import urllib.request
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from headrace.evaluation.contestants import free_port, running
+from headrace.evaluation.contestants import free_port, running, serve_command
 from headrace.evaluation.experiment import Claim, Conditions, Experiment, Findings
 from headrace.evaluation.live_runs import LiveRun, Planned
 from headrace.evaluation.statistics import percentile
@@ -55,9 +54,7 @@ def run(conditions: Conditions) -> Findings:
     scale = _QUICK if conditions.quick else _FULL
     rng = random.Random(conditions.seed)
     port = free_port()
-    command = [sys.executable, "-m", "headrace", "serve", "--port", str(port), "--model", conditions.model]
-    command += ["--speculation", "off", "--prefix-reuse", "off"]
-    command += ["--threads", str(conditions.threads)] if conditions.threads is not None else []
+    command = serve_command(port, [conditions.model], conditions.threads, "--speculation", "off", "--prefix-reuse", "off")
     url = f"http://127.0.0.1:{port}"
     inside: list[_Round] = []
     outside: list[_Round] = []

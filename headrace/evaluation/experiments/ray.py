@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
-import random
 import signal
 import statistics
 import time
@@ -14,18 +13,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from headrace.engine.client import EngineClient
-from headrace.engine.request_stream import RequestStream
 from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.settings import EngineSettings
 from headrace.engine.wire import Submit
 from headrace.errors import HeadraceError
+from headrace.evaluation.engine_requests import Said, collect, prompt_of, share_alike
 from headrace.evaluation.experiment import Claim, Conditions, Experiment, Findings
 from headrace.instances.group import GroupOptions, InstanceGroup
 from headrace.instances.ray_hall import RayHall
 from headrace.placement.joining import Joining
 from headrace.scheduling.settings import SchedulingSettings
-
-_Answer = list[tuple[list[int], list[object]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,26 +102,15 @@ async def _rates(clients: Sequence[EngineClient], load: _Load, rounds: int, seed
     return rates
 
 
-async def _all(client: EngineClient, load: _Load, seed: int) -> list[_Answer]:
-    rng = random.Random(seed)
+async def _all(client: EngineClient, load: _Load, seed: int) -> list[list[Said]]:
     streams = []
     for number in range(load.requests):
-        prompt = [rng.randrange(100, 40_000) for _ in range(load.prompt)]
+        prompt = prompt_of(load.prompt, 1000 * seed + number)
         params = SamplingParams(
             max_tokens=load.output, temperature=(0.0, 0.9)[number % 2], seed=number, ignore_eos=True, top_logprobs=1
         )
         streams.append(client.submit(Submit(client.new_request_id(), prompt, params, speculation=0)))
-    return list(await asyncio.gather(*map(_read, streams)))
-
-
-async def _read(stream: RequestStream) -> _Answer:
-    got: dict[int, tuple[list[int], list[object]]] = {}
-    async for outputs in stream:
-        for output in outputs:
-            tokens, logprobs = got.setdefault(output.choice, ([], []))
-            tokens += output.tokens
-            logprobs += output.logprobs or []
-    return [got[choice] for choice in sorted(got)]
+    return list(await asyncio.gather(*map(collect, streams)))
 
 
 async def _killed(own: EngineClient, group: InstanceGroup, conditions: Conditions) -> list[Claim]:
@@ -140,12 +126,11 @@ async def _killed(own: EngineClient, group: InstanceGroup, conditions: Condition
     os.kill(hall.placed[0].pid, signal.SIGKILL)
     began = time.perf_counter()
     found = await running
-    same = sum(one == other for one, other in zip(alone, found, strict=True))
     while len(group.slots.serving) < 2 and time.perf_counter() - began < 120:
         await asyncio.sleep(0.05)
     return [
         Claim("killed", "requests with the same tokens and logprobs when an actor's process is killed", "==", 100,
-              100 * same / load.requests, "% same bits", f"{group.replays} went on elsewhere"),
+              share_alike(alone, found), "% same bits", f"{group.replays} went on elsewhere"),
         Claim("strays", "outputs of an engine that did not have the request", "==", 0, group.strays, "outputs"),
         Claim("again", "until Ray has put another in its place and it serves", "<=", 30, time.perf_counter() - began, "s"),
     ]  # fmt: skip

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
-import urllib.request
 from dataclasses import dataclass
-from typing import Any
 
-from headrace.evaluation.contestants import free_port, running
 from headrace.evaluation.experiment import Claim, Conditions, Experiment, Findings
+from headrace.evaluation.own_server import own_server, post_json
 
 # What people type, and a passage that answers it in other words.
 _PAIRS = (
@@ -91,11 +87,7 @@ class _Answer:
 
 def run(conditions: Conditions) -> Findings:
     """One server; each query against all passages, both ways in turns."""
-    port = free_port()
-    command = [sys.executable, "-m", "headrace", "serve", "--port", str(port), "--model", conditions.model]
-    command += ["--threads", str(conditions.threads)] if conditions.threads is not None else []
-    url = f"http://127.0.0.1:{port}"
-    with running("headrace", command, url):
+    with own_server([conditions.model], conditions.threads) as url:
         return Findings((*_order(conditions, url), *_again(conditions, url)))
 
 
@@ -140,11 +132,8 @@ def _again(conditions: Conditions, url: str) -> list[Claim]:
 
 
 def _ask(url: str, query: str, documents: list[str], method: str) -> _Answer:
-    body = {"text_1": query, "text_2": documents, "method": method}
-    request = urllib.request.Request(f"{url}/v1/score", json.dumps(body).encode(), {"Content-Type": "application/json"})
     began = time.perf_counter()
-    with urllib.request.urlopen(request, timeout=120) as answer:
-        found: dict[str, Any] = json.loads(answer.read())
+    found = post_json(url, "/v1/score", {"text_1": query, "text_2": documents, "method": method})
     return _Answer([one["score"] for one in found["data"]], time.perf_counter() - began)
 
 

@@ -7,10 +7,8 @@ import json
 import random
 import re
 import statistics
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,13 +16,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from headrace.evaluation.contestants import free_port, running
 from headrace.evaluation.experiment import Claim, Conditions, Experiment, Findings, interleave
 from headrace.evaluation.experiments._several_models_lending import lending
+from headrace.evaluation.own_server import get_text, own_server, post_json
 from headrace.evaluation.statistics import median_ratio
 from headrace.evaluation.streaming_client import Stream, parse_url, stream
 
 _OTHER = "gemma-3-270m"
+_PLAIN = ("--speculation", "off", "--prefix-reuse", "off")
 _BLOCKED = re.compile(r"^headrace_event_loop_blocked_seconds (\S+)", re.MULTILINE)
 _TEXTS = ("The water runs down", "A list of rivers:", "def area(width, height):", "Once upon a time", "In the year 1900")
 
@@ -59,23 +58,7 @@ def run(conditions: Conditions) -> Findings:
         urls: list[str] = []
         for wanted in (models, models[:1], models[1:]):
             conditions.report("starting servers", len(urls), 3)
-            port = free_port()
-            command = [
-                sys.executable,
-                "-m",
-                "headrace",
-                "serve",
-                "--port",
-                str(port),
-                "--speculation",
-                "off",
-                "--prefix-reuse",
-                "off",
-            ]
-            command += [part for model in wanted for part in ("--model", model)]
-            command += ["--threads", str(conditions.threads)] if conditions.threads is not None else []
-            urls.append(f"http://127.0.0.1:{port}")
-            stack.enter_context(running("headrace", command, urls[-1]))
+            urls.append(stack.enter_context(own_server(wanted, conditions.threads, *_PLAIN)))
         servers = _Servers(models, urls[0], dict(zip(models, urls[1:], strict=True)))
         return Findings(
             (
@@ -91,18 +74,18 @@ def run(conditions: Conditions) -> Findings:
 def _coming(conditions: Conditions, servers: _Servers) -> list[Claim]:
     """The second model is loaded while streams of the first one run."""
     first, second = servers.models
-    _post(servers.together, "/v1/models/load", {"model": first})
+    post_json(servers.together, "/v1/models/load", {"model": first})
     asyncio.run(_ask(servers.together, first, "Once upon", 8))
     conditions.report("loading beside a stream", 0, 1)
     began = time.monotonic()
     quiet = asyncio.run(_ask(servers.together, first, "Once upon", 256))
     time.sleep(max(0.0, 10.5 - (time.monotonic() - began)))  # what held the loop before is forgotten
     with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(_timed, partial(_post, servers.together, "/v1/models/load", {"model": second}))
+        loading = pool.submit(_timed, partial(post_json, servers.together, "/v1/models/load", {"model": second}))
         gaps: list[float] = []
         while not loading.done():
             gaps += _gaps(asyncio.run(_ask(servers.together, first, "Once upon", 64)))
-        blocked = float(_BLOCKED.findall(_get(servers.together, "/metrics"))[0])
+        blocked = float(_BLOCKED.findall(get_text(servers.together, "/metrics"))[0])
         seconds = loading.result()
     note = f"loaded in {seconds:.1f} s; longest gap of the stream {1e3 * max(gaps):.0f} ms, {1e3 * max(_gaps(quiet)):.0f} before"
     return [Claim("lag", f"longest that the event loop was held while {second} was loaded", "<=", 50.0, 1e3 * blocked, "ms", note)]
@@ -119,10 +102,10 @@ def _same(conditions: Conditions, servers: _Servers, scale: _Scale) -> Claim:
         for number in range(scale.asked) for model in servers.models
     ]  # fmt: skip
     conditions.report("each model alone", 0, 2)
-    alone = [_post(servers.alone[str(body["model"])], "/v1/completions", body)["choices"] for body in bodies]
+    alone = [post_json(servers.alone[str(body["model"])], "/v1/completions", body)["choices"] for body in bodies]
     conditions.report("both at once", 1, 2)
     with ThreadPoolExecutor(8) as pool:
-        both = list(pool.map(lambda body: _post(servers.together, "/v1/completions", body)["choices"], bodies))
+        both = list(pool.map(lambda body: post_json(servers.together, "/v1/completions", body)["choices"], bodies))
     same = 100 * sum(one == other for one, other in zip(alone, both, strict=True)) / len(bodies)
     return Claim(
         "same", "tokens and logprobs of both models at once, as alone", "==", 100, same, "% same bits", f"{len(bodies)} requests"
@@ -154,16 +137,18 @@ def _leaving(conditions: Conditions, servers: _Servers) -> Claim:
     """A model is unloaded while it streams: what runs ends as it should, and the next request brings it back."""
     conditions.report("leaving beside a stream", 0, 1)
     model, tokens = servers.models[1], 200
-    unloading = threading.Thread(target=_post, args=(servers.together, "/v1/models/unload", {"model": model}))
+    unloading = threading.Thread(target=post_json, args=(servers.together, "/v1/models/unload", {"model": model}))
     body = {"model": model, "prompt": "Once upon a time", "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
     with ThreadPoolExecutor(1) as pool:
-        whole = pool.submit(_post, servers.together, "/v1/completions", body)
+        whole = pool.submit(post_json, servers.together, "/v1/completions", body)
         time.sleep(0.2)
         unloading.start()
         got = whole.result()
         unloading.join()
-    gone = next(one for one in json.loads(_get(servers.together, "/v1/models"))["data"] if one["id"] == model)["state"] == "cold"
-    back = _post(servers.together, "/v1/completions", body)
+    gone = (
+        next(one for one in json.loads(get_text(servers.together, "/v1/models"))["data"] if one["id"] == model)["state"] == "cold"
+    )
+    back = post_json(servers.together, "/v1/completions", body)
     well = gone and got["usage"]["completion_tokens"] == tokens and got["choices"] == back["choices"]
     note = "and the same request afterwards brought it back and got the same"
     return Claim(
@@ -184,19 +169,6 @@ def _timed(work: partial[Any]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
-
-
-def _post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=120) as answer:
-        found: dict[str, Any] = json.loads(answer.read())
-    return found
-
-
-def _get(url: str, path: str) -> str:
-    with urllib.request.urlopen(url + path, timeout=30) as answer:
-        text: str = answer.read().decode()
-    return text
 
 
 EXPERIMENT = Experiment(
