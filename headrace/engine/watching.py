@@ -60,9 +60,8 @@ class StepWatch:
                 if kind == "prompt" and len(chunks) < MOST_CHUNKS:
                     chunks.append((choices[piece.item.item_id].request.submit.request_id, count))
         preempted = [choices[item.item_id].request.submit.request_id for item in step.preempted if item.item_id in choices]
-        pairs = sum(piece.count * piece.start + piece.count * (piece.count + 1) // 2 for piece in step.slices)
-        heads = sum(piece.logit_rows for piece in step.slices)
-        return Seen(step.predicted, rows, len(step.slices), waiting, chunks, preempted, pairs, heads)
+        work = step.attention_work, step.logit_rows
+        return Seen(step.predicted, rows, len(step.slices), waiting, chunks, preempted, *work)
 
 
 def rows_of(piece: Slice) -> list[tuple[str, int]]:

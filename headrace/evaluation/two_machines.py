@@ -36,6 +36,11 @@ def namespace_command() -> list[str]:
     return command
 
 
+def worker_command(address: str, key: Path) -> list[str]:
+    """``headrace instance`` with one thread, for the server that takes instances at this HOST:PORT."""
+    return [sys.executable, "-m", "headrace", "instance", "--join", address, "--key-file", str(key), "--threads", "1"]
+
+
 class Network:
     """This process's namespace, which must be its own already, and a far one; a link between both."""
 
@@ -73,18 +78,7 @@ class Network:
         self, port: int, key: Path, *, far: bool, folder: Path, once: bool = False, environment: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
         """Start ``headrace instance`` with one thread; ``folder``: where it looks for the model."""
-        command = [
-            sys.executable,
-            "-m",
-            "headrace",
-            "instance",
-            "--join",
-            f"{NEAR}:{port}",
-            "--key-file",
-            str(key),
-            "--threads",
-            "1",
-        ]
+        command = worker_command(f"{NEAR}:{port}", key)
         log = (self._folder / f"worker-{len(self._workers)}.log").open("w+b")
         self._logs.append(log)
         process = subprocess.Popen(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 
-import msgspec
 import numpy as np
 from starlette.responses import Response
 
@@ -31,8 +30,9 @@ async def embed(service: Service, call: Call[EmbeddingRequest]) -> Response:
         Embedding(index=index, embedding=_encode(_shortened(one.vector or [], body.dimensions), body.encoding_format == "base64"))
         for index, one in enumerate(found)
     ]
-    tier = standing.tier if standing.tier is not None else msgspec.UNSET
-    return json_response(EmbeddingList(data=data, model=service.model_name, usage=EmbeddingUsage(count, count), service_tier=tier))
+    return json_response(
+        EmbeddingList(data=data, model=service.model_name, usage=EmbeddingUsage(count, count), service_tier=standing.told_tier)
+    )
 
 
 def _shortened(vector: list[float], dimensions: int | None) -> np.ndarray:

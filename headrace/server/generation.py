@@ -148,7 +148,7 @@ class Generation:
     @property
     def tier(self) -> str | msgspec.UnsetType:
         """The service tier that the answer names, when the call asked for one."""
-        return self._standing.tier if self._standing.tier is not None else msgspec.UNSET
+        return self._standing.told_tier
 
     @property
     def done(self) -> bool:

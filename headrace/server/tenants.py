@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from headrace.errors import HeadraceError
 from headrace.scheduling.item import MOST_PRIORITY
 from headrace.server.auth import OTHERS, KeyRules
@@ -40,6 +42,11 @@ class Standing:
     priority: int = 0
     tier: str | None = None
     label: str = ""
+
+    @property
+    def told_tier(self) -> str | msgspec.UnsetType:
+        """``tier`` as a field of an answer, left out when the call did not ask."""
+        return self.tier if self.tier is not None else msgspec.UNSET
 
 
 class Tenants:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 
 import headrace
 from headrace import LLM, SamplingParams
@@ -131,17 +132,21 @@ def test_a_context_beyond_the_models_is_refused() -> None:
         LLM(settings=EngineSettings(context_length=9000))
 
 
+def tiny_tokenizer(*specials: str) -> tokenizers.Tokenizer:
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=list(specials), show_progress=False)
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.train_from_iterator(["the water turns the wheel and the wheel turns the stone"] * 4, trainer)
+    return made
+
+
 @pytest.mark.torch
 def test_a_folder_with_safetensors_and_its_own_tokenizer_generates(tmp_path: Path) -> None:
-    import tokenizers
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>"], show_progress=False)
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.train_from_iterator(["the water turns the wheel and the wheel turns the stone"] * 4, trainer)
+    tokenizer = tiny_tokenizer("<s>", "</s>")
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
     torch.manual_seed(0)
@@ -162,15 +167,10 @@ def test_a_folder_with_safetensors_and_its_own_tokenizer_generates(tmp_path: Pat
 
 @pytest.mark.torch
 def test_a_folder_made_for_vectors_pools_its_last_row(tmp_path: Path) -> None:
-    import tokenizers
     import torch
     from transformers import Qwen3Config, Qwen3Model
 
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=["<end>"], show_progress=False)
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.train_from_iterator(["the water turns the wheel and the wheel turns the stone"] * 4, trainer)
+    tokenizer = tiny_tokenizer("<end>")
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 0)])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "1_Pooling").mkdir()

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from headrace.engine.sampling_params import SamplingParams
 from headrace.engine.settings import EngineSettings
 from headrace.engine.wire import Submit
 from headrace.errors import HeadraceError
+from headrace.evaluation.two_machines import worker_command
 from headrace.instances.group import GroupOptions, InstanceGroup
 from headrace.instances.hall_key import KEY_VARIABLE
 from headrace.placement.joining import Joining
@@ -29,20 +29,7 @@ KEY = b"0123456789abcdef0123456789abcdef"
 
 
 def start_worker(port: int, key: Path, *more: str) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable,
-        "-m",
-        "headrace",
-        "instance",
-        "--join",
-        f"127.0.0.1:{port}",
-        "--key-file",
-        str(key),
-        "--threads",
-        "1",
-        *more,
-    ]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    return subprocess.Popen([*worker_command(f"127.0.0.1:{port}", key), *more], stdin=subprocess.DEVNULL)
 
 
 @asynccontextmanager
