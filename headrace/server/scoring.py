@@ -61,11 +61,18 @@ class _Side:
         return [self.param] if isinstance(self.given, str) else [f"{self.param}[{index}]" for index in range(len(self.given))]
 
     async def ids(self, language: Language, *, whole: bool = False) -> list[list[int]]:
-        """The tokens of each, no more than ``most``."""
-        given = self.given
-        if self.most is not None:
-            given = [language.beginning(text, self.most) for text in self.texts]
-        return [prompt.ids[: self.most] for prompt in await language.prompts(given, self.param, limits.MAX_SCORED, whole=whole)]
+        """The tokens of each, no more than ``most``; one that ends a whole text stays the last."""
+        given = self.given if self.most is None else [language.beginning(text, self.most) for text in self.texts]
+        prompts = await language.prompts(given, self.param, limits.MAX_SCORED, whole=whole)
+        ended = whole and language.tokenizer.parts.end_id is not None
+        return [_cut(prompt.ids, self.most, ended=ended) for prompt in prompts]
+
+
+def _cut(ids: list[int], most: int | None, *, ended: bool) -> list[int]:
+    """At most so many; ``ended``: the last of them is not the text's, and stays."""
+    if most is None or len(ids) <= most:
+        return ids
+    return [*ids[: most - 1], ids[-1]] if ended else ids[:most]
 
 
 async def score(service: Service, call: Call[ScoreRequest]) -> Response:
@@ -84,7 +91,7 @@ async def score(service: Service, call: Call[ScoreRequest]) -> Response:
             model=service.model_name,
             data=[Score(index, value) for index, value in enumerate(scores)],
             usage=usage,
-            service_tier=_tier(standing),
+            service_tier=standing.told_tier,
         )
     )
 
@@ -100,7 +107,7 @@ async def rerank(service: Service, call: Call[RerankRequest]) -> Response:
     shown = body.return_documents is not False
     results = [Ranked(index, scores[index], Shown(texts[index]) if shown else msgspec.UNSET) for index in order[: body.top_n]]
     return json_response(
-        Ranking(id=new_id("rerank"), model=service.model_name, results=results, usage=usage, service_tier=_tier(standing))
+        Ranking(id=new_id("rerank"), model=service.model_name, results=results, usage=usage, service_tier=standing.told_tier)
     )
 
 
@@ -147,7 +154,3 @@ async def _by_embedding(reader: Reader, queries: _Side, documents: _Side, body: 
 def _usage(read: Sequence[Text], cached: int) -> ScoringUsage:
     count = sum(len(text.ids) for text in read)
     return ScoringUsage(count, count, cached)
-
-
-def _tier(standing: Standing) -> str | msgspec.UnsetType:
-    return standing.tier if standing.tier is not None else msgspec.UNSET

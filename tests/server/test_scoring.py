@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from conftest import Running
+
+from headrace.models.catalog import find_model, open_model
+from headrace.server.language import Language
+from headrace.server.scoring import _Side
+from headrace.text.chat_template import ChatTemplate
+from headrace.text.open_tokenizer import open_tokenizer
+from headrace.text.tokenizer import Tokenizer
 
 pytestmark = [pytest.mark.server, pytest.mark.model]
 QUERY = "why is the sky blue"
@@ -107,3 +116,18 @@ def test_what_is_wrong_is_named(real: Running, fields: dict[str, Any], param: st
 def test_long_documents_can_be_cut(real: Running) -> None:
     long = ranked(real, documents=[DOCUMENTS[2] + " water" * 9000], max_tokens_per_doc=12)
     assert long["usage"]["prompt_tokens"] < 40
+
+
+def test_the_token_that_ends_a_text_is_not_cut_off() -> None:
+    parts = open_tokenizer(open_model(find_model("smollm2")).tokenizer_source).parts
+    tokenizer = Tokenizer(replace(parts, end_id=2))
+    language = Language(tokenizer, ChatTemplate(None, tokenizer), 1)
+    language.context_length = 64
+    try:
+        documents = _Side(["The mill stands by the river.", "Water"], "documents", 4)
+        long, short = asyncio.run(documents.ids(language, whole=True))
+        assert long == [*tokenizer.encode("The mill stands by the river.")[:3], 2]
+        assert short == [*tokenizer.encode("Water"), 2]
+        assert asyncio.run(documents.ids(language))[0] == tokenizer.encode("The mill stands by the river.")[:4]
+    finally:
+        language.close()
